@@ -15,6 +15,7 @@ const FILES: [&str; 10] = [
     "sandmesh/template/v1/template_service.proto",
 ];
 
+#[expect(clippy::disallowed_methods, reason = "how cargo tells a build script where to write")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=sandmesh");
     let descriptors = protox::compile(FILES, ["."])?;

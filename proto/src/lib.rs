@@ -3,7 +3,8 @@
 //! The source of truth, with a comment on every message, field and rpc, are the `.proto` files in
 //! this directory; this crate only gives them Rust names. It holds no logic.
 
-#![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![allow(clippy::all, clippy::too_many_lines, clippy::restriction, clippy::pedantic)]
 
 /// The encoded `FileDescriptorSet` of every file here, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sandmesh.bin"));

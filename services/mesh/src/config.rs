@@ -1,0 +1,162 @@
+//! Configuration: defaults, then a file, then the environment, then flags; typed, checked, printable.
+
+use std::{collections::BTreeMap, path::Path, path::PathBuf};
+
+use figment::{
+    Figment,
+    providers::{Env, Format, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{HumanDuration, RoleName, Secret};
+
+/// The prefix of environment variables; `__` separates the levels, as in `SANDMESH_MESH__DATA_DIR`.
+pub const ENV_PREFIX: &str = "SANDMESH_";
+
+/// A setting that cannot be used, with its name and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The sources could not be read or do not fit.
+    #[error("configuration: {0}")]
+    Unreadable(#[from] Box<figment::Error>),
+    /// A value is of the right type and still cannot be used.
+    #[error("setting `{setting}`: {problem}")]
+    Invalid {
+        /// The path of the setting, for example `agent.max_sandboxes`.
+        setting: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The configuration cannot be printed.
+    #[error("configuration cannot be printed: {0}")]
+    Unprintable(#[from] toml::ser::Error),
+}
+
+impl ConfigError {
+    /// Names a setting and what is wrong with it.
+    pub fn invalid(setting: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { setting: setting.into(), problem: problem.into() }
+    }
+}
+
+/// Reads a configuration: defaults < `file` < environment < `flags`. Unknown names are errors where `T`
+/// denies them.
+///
+/// # Errors
+/// When a source cannot be read, or a value does not fit.
+pub fn load<T>(file: Option<&Path>, flags: impl Serialize) -> Result<T, ConfigError>
+where
+    T: Default + Serialize + DeserializeOwned,
+{
+    let mut sources = Figment::from(Serialized::defaults(T::default()));
+    if let Some(file) = file {
+        sources = sources.merge(Toml::file_exact(file));
+    }
+    // One level is not a setting: SANDMESH_URL and the like belong to the command line.
+    let nested = |key: &figment::value::UncasedStr| key.as_str().contains("__");
+    let sources = sources.merge(Env::prefixed(ENV_PREFIX).filter(nested).split("__"));
+    sources.merge(Serialized::defaults(flags)).extract().map_err(|error| Box::new(error).into())
+}
+
+/// The configuration as TOML, with secrets hidden.
+///
+/// # Errors
+/// When a value has no form in TOML.
+pub fn dump(config: &impl Serialize) -> Result<String, ConfigError> {
+    Ok(toml::to_string_pretty(config)?)
+}
+
+/// What a node needs to know, whatever its roles.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshConfig {
+    /// Where databases, objects and sandboxes are kept.
+    pub data_dir: PathBuf,
+    /// The roles that run in this process.
+    pub roles: Vec<RoleName>,
+    /// Where this process serves its roles to other processes of the mesh: `HOST:PORT` or `unix:PATH`.
+    /// Empty: nowhere, which is right when every role runs here.
+    pub listen: String,
+    /// Where roles run that do not run here, as `http://HOST:PORT` or `unix:PATH`.
+    pub links: BTreeMap<RoleName, String>,
+    /// The credential that processes of the mesh show each other. Required to listen on TCP.
+    pub token: Option<Secret>,
+    /// How long a shutdown may take before it is cut short.
+    pub shutdown_grace: HumanDuration,
+    /// How logs look.
+    pub log_format: LogFormat,
+    /// What is logged, as `tracing` directives, for example `info,sandmesh_session=debug`.
+    pub log_filter: String,
+    /// Where traces are sent by OTLP over gRPC; empty: nowhere.
+    pub otlp_endpoint: String,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::new(),
+            roles: RoleName::ALL.to_vec(),
+            listen: String::new(),
+            links: BTreeMap::new(),
+            token: None,
+            shutdown_grace: HumanDuration(std::time::Duration::from_secs(10)),
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
+            otlp_endpoint: String::new(),
+        }
+    }
+}
+
+impl MeshConfig {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.roles.is_empty() {
+            return Err(ConfigError::invalid("mesh.roles", "name at least one role"));
+        }
+        if self.data_dir.as_os_str().is_empty() || !self.data_dir.is_absolute() {
+            return Err(ConfigError::invalid("mesh.data_dir", "give an absolute path"));
+        }
+        if !self.listen.is_empty() && !self.listen.starts_with("unix:") && self.token.is_none() {
+            let problem = "is required to serve roles over TCP: whoever can connect could run code";
+            return Err(ConfigError::invalid("mesh.token", problem));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_setting_is_refused() {
+        let error = load::<MeshConfig>(None, BTreeMap::from([("data_dri", "/x")])).unwrap_err();
+        assert!(error.to_string().contains("data_dri"), "{error}");
+    }
+
+    #[test]
+    fn tcp_without_a_credential_is_refused() {
+        let config =
+            MeshConfig { data_dir: "/x".into(), listen: "127.0.0.1:1".into(), ..MeshConfig::default() };
+        assert!(config.validate().unwrap_err().to_string().contains("mesh.token"));
+    }
+
+    #[test]
+    fn a_dump_hides_secrets() {
+        let config = MeshConfig { token: Some(Secret::new("hunter2")), ..MeshConfig::default() };
+        assert!(!dump(&config).unwrap().contains("hunter2"));
+    }
+}

@@ -1,0 +1,203 @@
+//! How one role calls another, wherever it runs.
+//!
+//! A [`Link`] is a tower service that any generated client accepts. Behind it is this process's own
+//! router, or a channel over TCP or a unix socket that connects when first used and reconnects.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use opentelemetry::propagation::Injector;
+use tokio::net::UnixStream;
+use tonic::{
+    Status, TimeoutExpired,
+    body::Body,
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::{Service, ServiceExt, service_fn};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::{RoleName, Secret};
+
+/// The metadata key that carries the mesh's own credential.
+pub const TOKEN_HEADER: &str = "x-sandmesh-token";
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Request = http::Request<Body>;
+type Response = http::Response<Body>;
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A link that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The role does not run here, and the configuration does not say where it runs.
+    #[error("role `{0}` does not run in this process and setting `mesh.links.{0}` does not say where it does")]
+    NotConfigured(RoleName),
+    /// The address is neither `http://HOST:PORT` nor `unix:PATH`.
+    #[error("`{0}` is not an address such as `http://127.0.0.1:8001` or `unix:/run/sandmesh/session.sock`")]
+    InvalidEndpoint(String),
+}
+
+/// Calls a role, an executor or any other gRPC server. Cheap to clone.
+#[derive(Clone)]
+pub struct Link {
+    target: Arc<str>,
+    to: To,
+}
+
+#[derive(Clone)]
+enum To {
+    Local(Slot),
+    Remote(Channel, Option<Secret>),
+}
+
+/// This process's own router. It is filled when the node starts and emptied when it stops, because the
+/// roles behind it hold links to it: a cycle that nothing else would break.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Slot(Arc<Mutex<Option<Router>>>);
+
+impl Slot {
+    pub(crate) fn set(&self, router: Option<Router>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = router;
+    }
+
+    fn get(&self) -> Option<Router> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Link {
+    /// A link to a router in this process.
+    #[must_use]
+    pub fn local(router: Router) -> Self {
+        let slot = Slot::default();
+        slot.set(Some(router));
+        Self::to_slot("local", slot)
+    }
+
+    pub(crate) fn to_slot(target: &str, slot: Slot) -> Self {
+        Self { target: target.into(), to: To::Local(slot) }
+    }
+
+    /// A link to `http://HOST:PORT` or `unix:PATH`. Nothing is connected before the first call; a call
+    /// while the other side is not there fails with UNAVAILABLE at once.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub fn dial(endpoint: &str) -> Result<Self, LinkError> {
+        Self::dial_with(endpoint, None)
+    }
+
+    /// As [`Link::dial`], sending the mesh's credential with each call.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub fn dial_with(endpoint: &str, token: Option<Secret>) -> Result<Self, LinkError> {
+        let invalid = || LinkError::InvalidEndpoint(endpoint.to_owned());
+        let channel = match endpoint.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => unix_channel(path.to_owned()),
+            _ if endpoint.starts_with("http://") => {
+                tuned(Endpoint::from_shared(endpoint.to_owned()).map_err(|_| invalid())?).connect_lazy()
+            }
+            _ => return Err(invalid()),
+        };
+        Ok(Self { target: endpoint.into(), to: To::Remote(channel, token) })
+    }
+}
+
+fn tuned(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+}
+
+fn unix_channel(path: String) -> Channel {
+    // The address is not used: the connector knows the path. It becomes the `:authority`.
+    let connector = service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    tuned(Endpoint::from_static("http://localhost")).connect_with_connector_lazy(connector)
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link").field(&self.target).finish()
+    }
+}
+
+impl Service<Request> for Link {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        inject_trace(&mut request);
+        let link = self.clone();
+        Box::pin(async move {
+            match link.to {
+                To::Local(slot) => match slot.get() {
+                    Some(router) => Ok(router.oneshot(request).await?.map(Body::new)),
+                    None => Ok(Status::unavailable(format!("role `{}` is not running", link.target)).into_http()),
+                },
+                To::Remote(channel, token) => call_remote(channel, token, request).await,
+            }
+        })
+    }
+}
+
+async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Request) -> Result<Response, BoxError> {
+    if let Some(value) = token.and_then(|token| token.expose().parse().ok()) {
+        request.headers_mut().insert(TOKEN_HEADER, value);
+    }
+    match channel.oneshot(request).await {
+        Ok(response) => Ok(response),
+        // tonic would report its own timer as CANCELLED; the caller's deadline passed, so say that.
+        Err(error) if timed_out(&error) => Ok(Status::deadline_exceeded("deadline exceeded").into_http()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn timed_out(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<TimeoutExpired>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+struct Headers<'a>(&'a mut http::HeaderMap);
+
+impl Injector for Headers<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), value.parse()) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+fn inject_trace(request: &mut Request) {
+    let context = tracing::Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&context, &mut Headers(request.headers_mut()));
+    });
+}

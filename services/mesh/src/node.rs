@@ -1,0 +1,347 @@
+//! One process of the mesh: its roles, their server, and their orderly end.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    future::Future,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use axum::{Router, serve::ListenerExt};
+use chrono::{DateTime, Utc};
+use sandmesh_proto::health::{
+    CheckRoleRequest, CheckRoleResponse,
+    role_health_service_server::{RoleHealthService, RoleHealthServiceServer},
+};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+use crate::{
+    Clock, Link, LinkError, MeshConfig, Role, RoleName, ServerBuilder, SystemClock, Tasks, VERSION,
+    link::Slot, server,
+};
+
+/// What a role gets to work with. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    data_dir: Arc<Path>,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    links: Arc<BTreeMap<RoleName, Link>>,
+    started_at: DateTime<Utc>,
+}
+
+impl Mesh {
+    /// Parts of a mesh, for tests and for embedding.
+    #[must_use]
+    pub fn builder(data_dir: impl Into<PathBuf>) -> MeshBuilder {
+        MeshBuilder { data_dir: data_dir.into(), clock: Arc::new(SystemClock), links: BTreeMap::new() }
+    }
+
+    /// The link to a role.
+    ///
+    /// # Errors
+    /// When the role does not run here and the configuration does not say where it runs.
+    pub fn link(&self, role: RoleName) -> Result<Link, LinkError> {
+        self.links.get(&role).cloned().ok_or(LinkError::NotConfigured(role))
+    }
+
+    /// Where the time comes from.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+
+    /// Where background tasks are spawned.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Where files are kept.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The version of the program.
+    #[must_use]
+    pub fn version(&self) -> &'static str {
+        VERSION
+    }
+
+    /// When this process started.
+    #[must_use]
+    pub fn started_at(&self) -> DateTime<Utc> {
+        self.started_at
+    }
+}
+
+/// Makes a [`Mesh`] of chosen parts.
+#[derive(Debug)]
+pub struct MeshBuilder {
+    data_dir: PathBuf,
+    clock: Arc<dyn Clock>,
+    links: BTreeMap<RoleName, Link>,
+}
+
+impl MeshBuilder {
+    /// Takes the time from `clock`.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Reaches `role` by `link`.
+    #[must_use]
+    pub fn link(mut self, role: RoleName, link: Link) -> Self {
+        self.links.insert(role, link);
+        self
+    }
+
+    /// The mesh.
+    #[must_use]
+    pub fn build(self) -> Mesh {
+        Mesh {
+            data_dir: self.data_dir.into(),
+            started_at: self.clock.now(),
+            clock: self.clock,
+            tasks: Tasks::new(),
+            links: Arc::new(self.links),
+        }
+    }
+}
+
+/// One process of the mesh.
+#[derive(Debug)]
+pub struct Node {
+    mesh: Mesh,
+    slot: Slot,
+    config: MeshConfig,
+    roles: Vec<Arc<dyn Role>>,
+    internal: Option<Listener>,
+    _locks: Vec<File>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Node {
+    /// Binds the address for other processes and takes the data directory, before anything is built.
+    ///
+    /// # Errors
+    /// When the address is taken, the directory cannot be used, or another process runs one of the roles
+    /// on it.
+    pub async fn bind(config: &MeshConfig) -> anyhow::Result<Self> {
+        config.validate()?;
+        fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("setting `mesh.data_dir`: cannot make `{}`", config.data_dir.display()))?;
+        fs::set_permissions(&config.data_dir, fs::Permissions::from_mode(0o700))?;
+        let locks = config.roles.iter().map(|role| lock(&config.data_dir, *role)).collect::<Result<_, _>>()?;
+        let internal = match config.listen.as_str() {
+            "" => None,
+            address => Some(bind(address).await?),
+        };
+        let slot = Slot::default();
+        let mut mesh = Mesh::builder(&config.data_dir);
+        for (role, endpoint) in &config.links {
+            mesh = mesh.link(*role, Link::dial_with(endpoint, config.token.clone())?);
+        }
+        for role in &config.roles {
+            mesh = mesh.link(*role, Link::to_slot(role.as_str(), slot.clone()));
+        }
+        let mesh = mesh.build();
+        Ok(Self { mesh, slot, config: config.clone(), roles: Vec::new(), internal, _locks: locks })
+    }
+
+    /// What roles are built from.
+    #[must_use]
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// Adds a role that was built.
+    pub fn add(&mut self, role: Arc<dyn Role>) {
+        self.roles.push(role);
+    }
+
+    /// Serves until `stop` resolves, then stops in order: not ready, no new calls, calls in flight,
+    /// background tasks; all within the grace period.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let mut server = ServerBuilder::default();
+        for role in &self.roles {
+            Arc::clone(role).register(&mut server);
+        }
+        server.add(RoleHealthServiceServer::new(RoleHealth(self.roles.clone())));
+        let readiness = Readiness::new(server.names()).await;
+        server.add(readiness.service());
+        let public = match server.take_public() {
+            Some((address, router)) => Some((bind_tcp(&address.to_string()).await?, router)),
+            None => None,
+        };
+        let router = server.router()?;
+        self.slot.set(Some(router.clone()));
+        let serving = Tasks::new();
+        if let Some(listener) = self.internal.take() {
+            tracing::info!(address = self.config.listen, "serving the mesh");
+            serving.spawn("mesh server", serve(listener, self.guarded(router), serving.token()));
+        }
+        for role in &self.roles {
+            Arc::clone(role).start(&self.mesh.tasks);
+        }
+        if let Some((listener, router)) = public {
+            tracing::info!(address = %listener.address(), "serving clients");
+            serving.spawn("public server", serve(listener, router, serving.token()));
+        }
+        stop.await;
+        tracing::info!("shutting down");
+        readiness.withdraw().await;
+        self.shut_down(&serving).await;
+        Ok(())
+    }
+
+    /// On TCP only processes that show the credential are served; a unix socket is guarded by its mode.
+    fn guarded(&self, router: Router) -> Router {
+        match &self.config.token {
+            Some(token) if !self.config.listen.starts_with("unix:") => {
+                server::require_token(router, token.clone())
+            }
+            _ => router,
+        }
+    }
+
+    async fn shut_down(&self, serving: &Tasks) {
+        let deadline = tokio::time::Instant::now() + self.config.shutdown_grace.0;
+        // Calls get most of the time, tasks the rest: a client that follows a run for an hour must not
+        // keep the tasks from ending in order.
+        let cut = serving.shut_down(self.config.shutdown_grace.0.mul_f64(0.6)).await;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let late = self.mesh.tasks.shut_down(left.max(Duration::from_millis(100))).await;
+        self.slot.set(None);
+        if cut + late > 0 {
+            tracing::warn!(servers = cut, tasks = late, "the grace period ended before these did");
+        }
+    }
+}
+
+/// One holder of each role on a data directory: two would drive the same executions.
+fn lock(data_dir: &Path, role: RoleName) -> anyhow::Result<File> {
+    let path = data_dir.join(format!("{role}.lock"));
+    let file = File::create(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another process runs role `{role}` on `{}`; stop it, or give another --data-dir",
+            data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the data directory"),
+    }
+}
+
+async fn bind(address: &str) -> anyhow::Result<Listener> {
+    let Some(path) = address.strip_prefix("unix:") else { return bind_tcp(address).await };
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("cannot listen on `{address}`: another process serves it");
+    }
+    // What is left there is of a process that was killed.
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on `{address}`"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(Listener::Unix(listener))
+}
+
+async fn bind_tcp(address: &str) -> anyhow::Result<Listener> {
+    let listener = TcpListener::bind(address).await;
+    Ok(Listener::Tcp(listener.with_context(|| format!("cannot listen on `{address}`"))?))
+}
+
+async fn serve(listener: Listener, router: Router, done: CancellationToken) {
+    let done = done.cancelled_owned();
+    let served = match listener {
+        Listener::Tcp(listener) => {
+            let listener = listener.tap_io(|stream| {
+                // Small frames go out at once: a stream of output is no bulk transfer.
+                let _ = stream.set_nodelay(true);
+            });
+            axum::serve(listener, router).with_graceful_shutdown(done).await
+        }
+        Listener::Unix(listener) => axum::serve(listener, router).with_graceful_shutdown(done).await,
+    };
+    if let Err(error) = served {
+        tracing::error!(%error, "the server ended");
+    }
+}
+
+/// `grpc.health.v1` of this process.
+struct Readiness {
+    reporter: HealthReporter,
+    service: HealthServer<HealthService>,
+    names: Vec<&'static str>,
+}
+
+impl Readiness {
+    async fn new(names: &[&'static str]) -> Self {
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let this = Self { reporter, service, names: names.to_vec() };
+        this.set(ServingStatus::Serving).await;
+        this
+    }
+
+    fn service(&self) -> HealthServer<HealthService> {
+        self.service.clone()
+    }
+
+    async fn withdraw(&self) {
+        self.set(ServingStatus::NotServing).await;
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        for name in self.names.iter().chain(&[""]) {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
+
+/// Lets the health-probe role ask the roles of this process about their dependencies.
+#[derive(Debug)]
+struct RoleHealth(Vec<Arc<dyn Role>>);
+
+#[tonic::async_trait]
+impl RoleHealthService for RoleHealth {
+    async fn check_role(
+        &self,
+        request: Request<CheckRoleRequest>,
+    ) -> Result<Response<CheckRoleResponse>, Status> {
+        let name = request.into_inner().role;
+        let role = self.0.iter().find(|role| role.name().as_str() == name);
+        let role = role.ok_or_else(|| Status::not_found(format!("role `{name}` does not run here")))?;
+        Ok(Response::new(CheckRoleResponse { probes: role.probe().await }))
+    }
+}
+
+impl Listener {
+    fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(|a| a.to_string()).unwrap_or_default(),
+            Self::Unix(_) => "unix".into(),
+        }
+    }
+}

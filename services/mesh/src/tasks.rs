@@ -1,0 +1,51 @@
+//! Background tasks: named, tracked, and told when to stop.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+/// The tasks of one node. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    token: CancellationToken,
+}
+
+impl Tasks {
+    /// No tasks yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Spawns a task. It must end soon after [`Tasks::token`] is cancelled; one that panics is logged and
+    /// does not take the others along.
+    #[expect(clippy::disallowed_methods, reason = "the one place that may")]
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(task.instrument(tracing::info_span!("task", name)));
+        self.tracker.spawn(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(task = name, "task panicked");
+            }
+        });
+    }
+
+    /// Cancelled when the node shuts down.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
+    /// Cancels the token and waits for the tasks, for `grace` at most. Returns how many had not ended.
+    pub async fn shut_down(&self, grace: Duration) -> usize {
+        self.token.cancel();
+        self.tracker.close();
+        match tokio::time::timeout(grace, self.tracker.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.tracker.len(),
+        }
+    }
+}

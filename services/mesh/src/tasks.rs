@@ -1,7 +1,8 @@
 //! Background tasks: named, tracked, and told when to stop.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 
+use futures::FutureExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -21,13 +22,10 @@ impl Tasks {
 
     /// Spawns a task. It must end soon after [`Tasks::token`] is cancelled; one that panics is logged and
     /// does not take the others along.
-    #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task.instrument(tracing::info_span!("task", name)));
+        let task = AssertUnwindSafe(task.instrument(tracing::info_span!("task", name)));
         self.tracker.spawn(async move {
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
+            if task.catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked");
             }
         });

@@ -1,1 +1,45 @@
-//! (being laid)
+//! The `sandmesh` program: [`serve`] runs the roles of the mesh in one process, [`cli`] is what people
+//! type. This is the only crate that knows every role.
+
+pub mod cli;
+pub mod serve;
+pub mod settings;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs untrusted code in sandboxes: serves the platform, and uses it.
+#[derive(Debug, Parser)]
+#[command(name = "sandmesh", version, propagate_version = true)]
+pub struct Program {
+    #[command(flatten)]
+    globals: cli::Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the platform: every role in this process, or those named by --roles
+    Serve(serve::ServeArgs),
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let program = Program::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match program.command {
+        Command::Serve(args) => runtime.block_on(serve::run(&args)),
+        Command::Client(command) => runtime.block_on(cli::run(command, &program.globals)),
+    }
+}

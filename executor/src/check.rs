@@ -1,0 +1,259 @@
+//! `sandmesh-executor check`: whether this host can isolate executions as asked, found out by doing
+//! it, and what is missing otherwise. Prints one JSON object.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::Context as _;
+use nix::unistd::Uid;
+use sandmesh_proto::executor as pb;
+use serde::Serialize;
+
+use crate::isolation::{
+    BUBBLEWRAP, IsolationOptions, Need,
+    cgroup::{Group, Limits},
+    interpreters::Interpreters,
+    jail, seccomp,
+};
+
+/// The first release of bubblewrap that follows no link while it sets up mounts. An older one is
+/// safe here too, because no mount point lies in a tenant's directory; it is still told.
+const HARDENED_BUBBLEWRAP: (u32, u32) = (0, 12);
+/// The first that can forbid further user namespaces.
+const OLDEST_BUBBLEWRAP: (u32, u32) = (0, 8);
+/// The first kernel with every system call the executor needs.
+const OLDEST_KERNEL: (u32, u32) = (5, 9);
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    ok: bool,
+    problems: Vec<Problem>,
+    /// What works and could be better.
+    warnings: Vec<Problem>,
+    isolation: Isolation,
+    languages: Vec<Language>,
+}
+
+/// Something that is missing.
+#[derive(Debug, Serialize)]
+struct Problem {
+    what: &'static str,
+    missing: String,
+    fix: String,
+}
+
+/// The isolation that executions would get; the words of the API.
+#[derive(Debug, Default, Serialize)]
+struct Isolation {
+    sandbox: &'static str,
+    jail: &'static str,
+    seccomp: &'static str,
+    network: &'static str,
+    user: &'static str,
+    limits: &'static str,
+}
+
+/// An interpreter.
+#[derive(Debug, Serialize)]
+struct Language {
+    language: &'static str,
+    path: String,
+    version: String,
+}
+
+/// Checks and prints; the exit code is 0 if nothing is missing.
+pub(crate) fn run(options: &IsolationOptions) -> anyhow::Result<ExitCode> {
+    let mut findings = Findings::default();
+    findings.isolation.sandbox = "process";
+    findings.kernel();
+    findings.jail(options);
+    findings.seccomp(options);
+    findings.limits(options);
+    findings.user(options);
+    findings.languages(options)?;
+    findings.ok = findings.problems.is_empty();
+    println!("{}", serde_json::to_string(&findings)?);
+    Ok(if findings.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Findings {
+    fn problem(&mut self, what: &'static str, missing: impl Into<String>, fix: impl Into<String>) {
+        self.problems.push(Problem { what, missing: missing.into(), fix: fix.into() });
+    }
+
+    fn kernel(&mut self) {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
+            let (major, minor) = OLDEST_KERNEL;
+            self.problem("kernel", format!("Linux {major}.{minor}, this is {}", release.trim()), "use a newer kernel");
+        }
+    }
+
+    fn jail(&mut self, options: &IsolationOptions) {
+        if !options.jail.is_on() {
+            (self.isolation.jail, self.isolation.network) = ("none", "host");
+            return;
+        }
+        let Some(program) = BUBBLEWRAP.iter().find(|path| fs::exists(path).unwrap_or(false)) else {
+            self.problem(
+                "bubblewrap",
+                "the program bwrap",
+                "apt-get install bubblewrap (dnf, apk, pacman: package bubblewrap)",
+            );
+            return;
+        };
+        let output = Command::new(program).arg("--version").output();
+        let release = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let found = release.trim().trim_start_matches("bubblewrap ");
+        if version(found).is_some_and(|version| version < OLDEST_BUBBLEWRAP) {
+            let missing = format!("bubblewrap 0.8, this is {found}");
+            self.problem("bubblewrap", missing, "install a newer bubblewrap");
+        } else if version(found).is_some_and(|version| version < HARDENED_BUBBLEWRAP) {
+            self.warnings.push(Problem {
+                what: "bubblewrap",
+                missing: format!("the hardening of bubblewrap 0.12, this is {found}"),
+                fix: "nothing has to be done: no mount point lies where a tenant can write".to_owned(),
+            });
+        }
+        match try_jail(program, options) {
+            Ok(()) => (self.isolation.jail, self.isolation.network) = ("bubblewrap", "none"),
+            Err(complaint) => self.problem("user namespaces", complaint, namespace_fix()),
+        }
+    }
+
+    fn seccomp(&mut self, options: &IsolationOptions) {
+        self.isolation.seccomp = "none";
+        if !options.seccomp.is_on() {
+            return;
+        }
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        match seccomp::compile() {
+            Ok(_) if status.contains("\nSeccomp:") => self.isolation.seccomp = "strict",
+            Ok(_) => self.problem("seccomp", "a kernel with CONFIG_SECCOMP_FILTER", "use another kernel"),
+            Err(err) => self.problem("seccomp", format!("{err:#}"), "use x86-64 or arm64"),
+        }
+    }
+
+    fn limits(&mut self, options: &IsolationOptions) {
+        self.isolation.limits = "rlimits";
+        if options.cgroups == Need::Off {
+            return;
+        }
+        let fix = "run as root, or give the service a delegated cgroup v2 subtree (systemd: Delegate=yes), or allow weaker limits";
+        match try_group(options) {
+            Ok(name) => self.isolation.limits = name,
+            Err(err) => {
+                let problem = Problem { what: "control groups", missing: format!("{err:#}"), fix: fix.to_owned() };
+                let list = if options.cgroups == Need::Required { &mut self.problems } else { &mut self.warnings };
+                list.push(problem);
+            }
+        }
+    }
+
+    fn user(&mut self, options: &IsolationOptions) {
+        let dedicated = options.uid.is_some() && Uid::effective().is_root();
+        self.isolation.user = if dedicated { "dedicated" } else { "service" };
+    }
+
+    fn languages(&mut self, options: &IsolationOptions) -> anyhow::Result<()> {
+        let interpreters = match Interpreters::find(options) {
+            Ok(interpreters) => interpreters,
+            Err(err) => {
+                self.problem("interpreter", format!("{err:#}"), "install it or correct the path");
+                return Ok(());
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let found = runtime.context("cannot start the runtime")?.block_on(interpreters.describe());
+        self.languages = found.into_iter().map(Language::from).collect();
+        if self.languages.is_empty() {
+            self.problem("interpreter", "any of python3, node and sh", "apt-get install python3 nodejs bash");
+        }
+        Ok(())
+    }
+}
+
+impl From<pb::LanguageRuntime> for Language {
+    fn from(runtime: pb::LanguageRuntime) -> Self {
+        let language = match runtime.language() {
+            pb::Language::Python => "python",
+            pb::Language::Javascript => "javascript",
+            pb::Language::Shell => "shell",
+            pb::Language::Unspecified => "unspecified",
+        };
+        Self { language, path: runtime.path, version: runtime.version }
+    }
+}
+
+/// Runs a program in a jail like that of an execution, as the user it would have.
+fn try_jail(program: &str, options: &IsolationOptions) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(jail::Arguments::probe().as_slice()).env_clear().current_dir("/").stdin(Stdio::null());
+    if let (Some(uid), true) = (options.uid, Uid::effective().is_root()) {
+        command.uid(uid).gid(options.gid.unwrap_or(uid));
+    }
+    let output = command.output().map_err(|err| format!("cannot run {program}: {err}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(format!("a jail cannot be built: {}", complaint.trim().trim_start_matches("bwrap: ")))
+}
+
+/// The advice that fits what this host forbids.
+fn namespace_fix() -> String {
+    let is = |file: &str, value: &str| fs::read_to_string(file).is_ok_and(|text| text.trim() == value);
+    if is("/proc/sys/user/max_user_namespaces", "0") {
+        return "sysctl -w user.max_user_namespaces=16384".to_owned();
+    }
+    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+        return "sysctl -w kernel.unprivileged_userns_clone=1".to_owned();
+    }
+    if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return "give bwrap an AppArmor profile with `userns,`, or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+            .to_owned();
+    }
+    "allow unprivileged user namespaces; inside a container its seccomp and AppArmor profiles must let bubblewrap in"
+        .to_owned()
+}
+
+/// Makes a group with limits, as a sandbox would get, and removes it.
+fn try_group(options: &IsolationOptions) -> anyhow::Result<&'static str> {
+    let root = Group::root()?;
+    let parent = root.child(&options.cgroup_parent);
+    let group = parent.child(&format!("check-{}", std::process::id()));
+    parent.create()?;
+    let tried = root
+        .hand_down()
+        .and_then(|()| parent.hand_down())
+        .and_then(|()| group.create())
+        .and_then(|()| group.limit(Limits { memory_bytes: 64 << 20, cpu_millis: 1000, max_processes: 16 }));
+    group.remove();
+    // Only if it is empty, that is, if it was made for this.
+    parent.remove_if_unused();
+    tried?;
+    Ok(root.name())
+}
+
+/// The first two numbers of a version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().split(['.', '-']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(version("0.8.0\n"), Some((0, 8)));
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert!(version("0.11.0") < Some(HARDENED_BUBBLEWRAP) && version("0.12.1") >= Some(HARDENED_BUBBLEWRAP));
+        assert_eq!(version("unknown"), None);
+    }
+}

@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{check, destroy, init, isolation::IsolationOptions, serve};
+
+/// The daemon inside one sandbox.
+#[derive(Debug, Parser)]
+#[command(name = "sandmesh-executor", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve one sandbox on DIR/executor.sock.
+    Serve(Box<ServeOptions>),
+    /// Tell whether this host can isolate executions as asked, and what is missing.
+    Check(IsolationOptions),
+    /// Kill everything in a sandbox and remove its control groups and its directory.
+    Destroy(DestroyOptions),
+    /// Be the first process in a jail; not for people.
+    #[command(hide = true)]
+    Init,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// The sandbox's directory.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The sandbox's id; the name of its control group too.
+    #[arg(long)]
+    pub(crate) sandbox_id: String,
+    /// Memory of all executions together, without swap; 0 for no limit.
+    #[arg(long)]
+    pub(crate) memory_bytes: u64,
+    /// CPU of all executions together in thousandths of a core; 0 for no limit.
+    #[arg(long)]
+    pub(crate) cpu_millis: u32,
+    /// Processes and threads of all executions together, the jail's own two per execution included;
+    /// 0 for no limit.
+    #[arg(long)]
+    pub(crate) max_processes: u32,
+    /// Size of the workspace; 0 for no limit.
+    #[arg(long)]
+    pub(crate) disk_bytes: u64,
+    /// Executions that run at a time.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) max_executions: u32,
+    /// Executions that wait for their turn.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub(crate) max_queued: u32,
+    /// Bytes kept of each output stream of an execution.
+    #[arg(long)]
+    pub(crate) max_output_bytes: u64,
+    /// When to end by itself, in seconds since 1970.
+    #[arg(long)]
+    pub(crate) expires_at: Option<u64>,
+    #[command(flatten)]
+    pub(crate) isolation: IsolationOptions,
+}
+
+/// Flags of `destroy`.
+#[derive(Debug, Args)]
+pub(crate) struct DestroyOptions {
+    /// The sandbox's directory.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The sandbox's id.
+    #[arg(long)]
+    pub(crate) sandbox_id: String,
+    /// As given to `serve`.
+    #[arg(long, default_value = "sandmesh")]
+    pub(crate) cgroup_parent: String,
+}
+
+/// The program: reads the command line, does it, and tells errors on the standard error.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Init => return init::run(),
+        Command::Check(options) => check::run(&options),
+        Command::Serve(options) => serve::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|err| {
+        eprintln!("sandmesh-executor: {err:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,216 @@
+//! One execution as its callers see it: its output, its input, its outcome, and how to stop it.
+//!
+//! It outlives every stream and the run itself, until it is acknowledged. What happens inside the
+//! run is in `run.rs`.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_stream::try_stream;
+use futures::Stream;
+use sandmesh_proto::executor::{self as pb, execute_response::Frame};
+use tokio::{io::AsyncWriteExt as _, net::unix::pipe, sync::watch};
+
+use crate::{
+    replay::{Bell, Keep, Read, ReplayLog},
+    status::Error,
+    stdin::{Opening, Stdin},
+};
+
+/// The largest piece of output in one frame.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// Why a run was stopped from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Timeout,
+    Cancelled,
+    SessionEnded,
+    DiskLimit,
+}
+
+/// Where a reader of an execution is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cursor {
+    pub(crate) stdout: u64,
+    pub(crate) stderr: u64,
+}
+
+/// One execution.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    pub(crate) id: String,
+    /// Its place in the order of arrival.
+    pub(crate) number: u64,
+    pub(crate) stdout: ReplayLog,
+    pub(crate) stderr: ReplayLog,
+    pub(crate) stdin: Stdin,
+    bell: Bell,
+    stop: watch::Sender<Option<Stop>>,
+    started: OnceLock<pb::ExecutionStarted>,
+    outcome: OnceLock<Frame>,
+    /// Where bytes to the jail's init go while it runs.
+    control: Mutex<Option<Arc<tokio::sync::Mutex<pipe::Sender>>>>,
+}
+
+impl Execution {
+    /// A new one that waits to be run, and the right to open its input.
+    pub(crate) async fn new(id: String, number: u64, keep: Keep, spool: &std::path::Path) -> (Self, Opening) {
+        let bell = Bell::default();
+        let (stdin, opening) = Stdin::new().await;
+        let execution = Self {
+            id,
+            number,
+            stdout: ReplayLog::new(keep, spool, bell.clone()),
+            stderr: ReplayLog::new(keep, spool, bell.clone()),
+            stdin,
+            bell,
+            stop: watch::Sender::default(),
+            started: OnceLock::new(),
+            outcome: OnceLock::new(),
+            control: Mutex::default(),
+        };
+        (execution, opening)
+    }
+
+    /// Asks the run to stop; the first reason counts. False if it has ended already.
+    pub(crate) fn stop(&self, reason: Stop) -> bool {
+        if self.has_ended() {
+            return false;
+        }
+        self.stop.send_if_modified(|stop| {
+            let first = stop.is_none();
+            stop.get_or_insert(reason);
+            first
+        });
+        true
+    }
+
+    /// Waits until it is asked to stop.
+    pub(crate) async fn stop_requested(&self) -> Stop {
+        let mut stop = self.stop.subscribe();
+        loop {
+            if let Some(reason) = *stop.borrow_and_update() {
+                return reason;
+            }
+            if stop.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether its outcome is known.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.outcome.get().is_some()
+    }
+
+    /// Waits until its outcome is known.
+    pub(crate) async fn ended(&self) {
+        self.until(|execution| execution.has_ended().then_some(())).await;
+    }
+
+    /// The user's process exists.
+    pub(crate) fn set_started(&self, started: pb::ExecutionStarted, control: pipe::Sender) {
+        *self.control() = Some(Arc::new(tokio::sync::Mutex::new(control)));
+        let _ = self.started.set(started);
+        self.bell.send_replace(());
+    }
+
+    /// The outcome is known; the first one counts.
+    pub(crate) fn set_outcome(&self, outcome: Frame) {
+        *self.control() = None;
+        let _ = self.outcome.set(outcome);
+        self.bell.send_replace(());
+    }
+
+    /// Whether the user's process was started.
+    pub(crate) fn was_started(&self) -> bool {
+        self.started.get().is_some()
+    }
+
+    /// Sends a byte to the jail's init, as soon as there is one; nothing once the run has ended.
+    pub(crate) async fn control_byte(&self, byte: u8) {
+        let control = self.until(|execution| {
+            let control = execution.control().clone();
+            (control.is_some() || execution.has_ended()).then_some(control)
+        });
+        if let Some(control) = control.await {
+            // An init that is gone needs no more orders.
+            let _ = control.lock().await.write_all(&[byte]).await;
+        }
+    }
+
+    /// Refuses a cursor that cannot be continued from.
+    pub(crate) async fn check(&self, from: Cursor) -> Result<(), Error> {
+        for (log, stream, offset) in [(&self.stdout, "stdout", from.stdout), (&self.stderr, "stderr", from.stderr)] {
+            if log.read(offset, 1).await.is_ok_and(|read| read == Read::Beyond) {
+                return Err(Error::CursorExpired { stream, offset });
+            }
+        }
+        Ok(())
+    }
+
+    /// The frames from a cursor on: what is kept, then what comes, up to the outcome.
+    pub(crate) fn frames(self: Arc<Self>, from: Cursor) -> impl Stream<Item = Result<Frame, Error>> + Send {
+        try_stream! {
+            let mut bell = self.bell.subscribe();
+            let mut cursor = from;
+            let mut announced = false;
+            loop {
+                bell.mark_unchanged();
+                // Before the logs: all that was written precedes the outcome.
+                let outcome = self.outcome.get();
+                if let (false, Some(started)) = (announced, self.started.get()) {
+                    announced = true;
+                    yield Frame::Started(*started);
+                }
+                loop {
+                    let stdout = next_chunk(&self.stdout, &mut cursor.stdout).await?;
+                    let stderr = next_chunk(&self.stderr, &mut cursor.stderr).await?;
+                    if stdout.is_none() && stderr.is_none() {
+                        break;
+                    }
+                    if let Some(chunk) = stdout {
+                        yield Frame::Stdout(chunk);
+                    }
+                    if let Some(chunk) = stderr {
+                        yield Frame::Stderr(chunk);
+                    }
+                }
+                if let Some(outcome) = outcome {
+                    yield outcome.clone();
+                    break;
+                }
+                // The bell hangs in `self`: it cannot be taken down meanwhile.
+                let _ = bell.changed().await;
+            }
+        }
+    }
+
+    /// Waits until `look` finds what it wants.
+    async fn until<T>(&self, look: impl Fn(&Self) -> Option<T>) -> T {
+        let mut bell = self.bell.subscribe();
+        loop {
+            bell.mark_unchanged();
+            if let Some(found) = look(self) {
+                return found;
+            }
+            let _ = bell.changed().await;
+        }
+    }
+
+    fn control(&self) -> std::sync::MutexGuard<'_, Option<Arc<tokio::sync::Mutex<pipe::Sender>>>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn next_chunk(log: &ReplayLog, offset: &mut u64) -> Result<Option<pb::OutputChunk>, Error> {
+    let read = log.read(*offset, FRAME_BYTES).await;
+    match read.map_err(|err| Error::Internal(format!("cannot replay output: {err}")))? {
+        Read::Data(data) => {
+            let chunk = pb::OutputChunk { offset: *offset, data };
+            *offset += chunk.data.len() as u64;
+            Ok(Some(chunk))
+        }
+        Read::AtEnd | Read::Beyond => Ok(None),
+    }
+}

@@ -1,0 +1,148 @@
+//! `ExecutorService` on the wire: frames in, frames out.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+};
+
+use async_stream::try_stream;
+use futures::{Stream, StreamExt as _};
+use sandmesh_proto::executor::{
+    self as pb, execute_request::Frame as Input, executor_service_server::ExecutorService,
+};
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    clock,
+    execution::{Cursor, Execution},
+    service::Service,
+    status::Error,
+};
+
+/// The largest piece of standard input in one frame.
+const MAX_STDIN_CHUNK: usize = 1 << 20;
+
+/// The gRPC face of [`Service`].
+#[derive(Debug, Clone)]
+pub(crate) struct Grpc(pub(crate) Arc<Service>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl ExecutorService for Grpc {
+    type ExecuteStream = Pin<Box<dyn Stream<Item = Result<pb::ExecuteResponse, Status>> + Send>>;
+
+    async fn execute(&self, request: Request<Streaming<pb::ExecuteRequest>>) -> Answer<Self::ExecuteStream> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|request| request.frame);
+        let (execution, from) = match first {
+            Some(Input::Start(start)) => (self.0.start(start.try_into()?).await?, Cursor::default()),
+            Some(Input::Attach(attach)) => {
+                let from = Cursor { stdout: attach.stdout_offset, stderr: attach.stderr_offset };
+                (self.0.attach(&attach.execution_id, from).await?, from)
+            }
+            _ => return Err(Error::invalid("frame", "the first frame must be start or attach").into()),
+        };
+        let (refuse, refused) = oneshot::channel();
+        clock::spawn(feed(Arc::clone(&execution), input, refuse));
+        Ok(Response::new(Box::pin(answer(execution, from, refused))))
+    }
+
+    async fn cancel_execution(&self, request: Request<pb::CancelExecutionRequest>) -> Answer<pb::CancelExecutionResponse> {
+        let was_running = self.0.cancel(&request.into_inner().execution_id)?;
+        Ok(Response::new(pb::CancelExecutionResponse { was_running }))
+    }
+
+    async fn acknowledge_execution(
+        &self,
+        request: Request<pb::AcknowledgeExecutionRequest>,
+    ) -> Answer<pb::AcknowledgeExecutionResponse> {
+        self.0.acknowledge(&request.into_inner().execution_id)?;
+        Ok(Response::new(pb::AcknowledgeExecutionResponse {}))
+    }
+
+    async fn list_executions(&self, _: Request<pb::ListExecutionsRequest>) -> Answer<pb::ListExecutionsResponse> {
+        let summary = |execution: &Arc<Execution>| pb::ExecutionSummary {
+            execution_id: execution.id.clone(),
+            ended: execution.has_ended(),
+        };
+        Ok(Response::new(pb::ListExecutionsResponse { executions: self.0.list().iter().map(summary).collect() }))
+    }
+
+    async fn get_executor(&self, _: Request<pb::GetExecutorRequest>) -> Answer<pb::GetExecutorResponse> {
+        Ok(Response::new(self.0.describe().await))
+    }
+}
+
+/// The execution's frames, until its outcome or until one of the caller's frames is refused.
+fn answer(
+    execution: Arc<Execution>,
+    from: Cursor,
+    mut refused: oneshot::Receiver<Error>,
+) -> impl Stream<Item = Result<pb::ExecuteResponse, Status>> + Send {
+    try_stream! {
+        let mut frames = pin!(execution.frames(from));
+        let mut listening = true;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                error = &mut refused, if listening => {
+                    listening = false;
+                    // A feed that ended in good order refuses nothing.
+                    error.map_or(Ok(None), Err)
+                }
+                frame = frames.next() => match frame {
+                    Some(frame) => frame.map(Some),
+                    None => break,
+                },
+            };
+            if let Some(frame) = frame? {
+                yield pb::ExecuteResponse { frame: Some(frame) };
+            }
+        }
+    }
+}
+
+/// Takes the caller's further frames until it sends no more or the execution has ended.
+async fn feed(execution: Arc<Execution>, mut input: Streaming<pb::ExecuteRequest>, refuse: oneshot::Sender<Error>) {
+    let take_all = async {
+        // An error of the stream means that the caller is gone; the run is none of its business.
+        while let Ok(Some(request)) = input.message().await {
+            take(&execution, request.frame).await?;
+        }
+        Ok(())
+    };
+    let taken = tokio::select! {
+        taken = take_all => taken,
+        () = execution.ended() => Ok(()),
+    };
+    if let Err(error) = taken {
+        let _ = refuse.send(error);
+    }
+}
+
+async fn take(execution: &Execution, frame: Option<Input>) -> Result<(), Error> {
+    match frame {
+        Some(Input::Stdin(chunk)) if chunk.data.len() > MAX_STDIN_CHUNK => {
+            Err(Error::invalid("stdin.data", format!("{} is more than {MAX_STDIN_CHUNK}", chunk.data.len())))
+        }
+        Some(Input::Stdin(chunk)) => execution.stdin.write(chunk.offset, chunk.data).await,
+        Some(Input::CloseStdin(_)) => {
+            execution.stdin.close().await;
+            Ok(())
+        }
+        Some(Input::Signal(signal)) => match u8::try_from(signal.signal) {
+            Ok(number @ 1..=31) => {
+                execution.control_byte(number).await;
+                Ok(())
+            }
+            _ => Err(Error::invalid("signal.signal", "must be 1 to 31")),
+        },
+        Some(Input::Start(_) | Input::Attach(_)) => {
+            Err(Error::invalid("frame", "start and attach are only legal as the first frame"))
+        }
+        None => Err(Error::invalid("frame", "must be set")),
+    }
+}
+

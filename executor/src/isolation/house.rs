@@ -1,0 +1,292 @@
+//! The house around a sandbox: what is built once, as root where there is root, before the first
+//! thread and the first request.
+//!
+//! Started as root, the executor makes its control groups, takes a mount namespace of its own with a
+//! small tmpfs in it, through which it reaches its workspace and itself even if the way there is
+//! closed to others (a data directory below a 0700 home), binds its socket, and then gives its
+//! privileges up for good. Started as a user, it uses the paths as they are.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
+            net::UnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid},
+};
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
+
+use super::{
+    IsolationOptions, Need, Sandbox,
+    cgroup::{Group, Limits},
+    interpreters::Interpreters,
+    jail, seccomp,
+};
+use crate::process_id::ProcessId;
+
+/// Where the house's tmpfs is mounted: in a namespace of our own, so every sandbox has its own here.
+const HOUSE: &str = "/run/sandmesh";
+
+/// The longest path of a unix socket on Linux, without the final NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// How long a former sandbox of the same name may take to die.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a sandbox is to be.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) sandbox_id: &'a str,
+    pub(crate) limits: Limits,
+    pub(crate) disk_bytes: u64,
+    pub(crate) isolation: &'a IsolationOptions,
+}
+
+/// Builds the house, binds the socket and drops every privilege. Must be called before any thread
+/// is started. Errors say what is missing.
+pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> {
+    // A session of our own, so that we survive whoever started us. It fails only if we lead one.
+    let _ = setsid();
+    let owner = owner(plan.isolation);
+    let interpreters = Interpreters::find(plan.isolation)?;
+    let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile).transpose()?;
+    make_directories(plan.dir, owner)?;
+    let listener = bind(&plan.dir.join("executor.sock"))?;
+    let cgroup = control_group(plan, owner)?;
+    let rooms = if Uid::effective().is_root() {
+        own_mounts(plan.dir, &interpreters)?
+    } else {
+        Rooms::in_place(plan.dir)?
+    };
+    furnish(&rooms)?;
+    if let Some((uid, gid)) = owner {
+        drop_privileges(uid, gid)?;
+    }
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
+    let jail = plan.isolation.jail.is_on().then(|| {
+        jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes)
+    });
+    let sandbox = Sandbox {
+        rooms,
+        cgroup,
+        limits: plan.limits,
+        disk_bytes: plan.disk_bytes,
+        jail,
+        seccomp,
+        dedicated_user: owner.is_some(),
+        interpreters,
+    };
+    Ok((sandbox, listener))
+}
+
+/// The identity to take: as asked, and only root can take one.
+fn owner(options: &IsolationOptions) -> Option<(Uid, Gid)> {
+    let uid = options.uid?;
+    Uid::effective().is_root().then(|| (Uid::from_raw(uid), Gid::from_raw(options.gid.unwrap_or(uid))))
+}
+
+/// The places of the sandbox outside the jail.
+#[derive(Debug, Clone)]
+pub(crate) struct Rooms {
+    /// The workspace.
+    pub(crate) workspace: PathBuf,
+    /// Where output that is not kept in memory goes.
+    pub(crate) spool: PathBuf,
+    /// The runners' sources.
+    pub(crate) tools: PathBuf,
+    /// The jail's `/etc`.
+    pub(crate) etc: PathBuf,
+    /// This program.
+    pub(crate) executor: PathBuf,
+    /// Prefixes of configured interpreters: where they are, and where they must appear.
+    pub(crate) prefixes: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Rooms {
+    fn at(base: &Path) -> Self {
+        Self {
+            workspace: base.join("workspace"),
+            spool: base.join("spool"),
+            tools: base.join("tools"),
+            etc: base.join("etc"),
+            executor: base.join("executor"),
+            prefixes: Vec::new(),
+        }
+    }
+
+    fn in_place(dir: &Path) -> anyhow::Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))?;
+        let executor = own_program()?;
+        let house = dir.join("house");
+        Ok(Self { workspace: dir.join("workspace"), spool: dir.join("spool"), executor, ..Self::at(&house) })
+    }
+}
+
+fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find the executor's own program")
+}
+
+fn make_directories(dir: &Path, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
+    for (path, theirs) in [(dir.to_owned(), false), (dir.join("workspace"), true), (dir.join("spool"), true)] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
+        if let (true, Some((uid, gid))) = (theirs, owner) {
+            chown(&path, Some(uid.as_raw()), Some(gid.as_raw()))
+                .with_context(|| format!("cannot give {} to uid {uid}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let length = path.as_os_str().len();
+    if length > LONGEST_SOCKET_PATH {
+        bail!(
+            "the socket path {} has {length} bytes and a unix socket's may have {LONGEST_SOCKET_PATH}: use a shorter data directory",
+            path.display()
+        );
+    }
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            return Err(err).with_context(|| format!("cannot remove the stale socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    ProcessId::own()?.store(&path.with_file_name("executor.pid"))?;
+    Ok(listener)
+}
+
+/// Makes `<parent>/<sandbox>/{executor,runs}` with the limits on `runs`, and moves into `executor`.
+fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<Option<Group>> {
+    let options = plan.isolation;
+    if options.cgroups == Need::Off {
+        return Ok(None);
+    }
+    let made = Group::root().and_then(|root| {
+        let parent = root.child(&options.cgroup_parent);
+        let sandbox = parent.child(plan.sandbox_id);
+        let (executor, runs) = (sandbox.child("executor"), sandbox.child("runs"));
+        // Left by a former executor of this sandbox that was killed.
+        if !runs.destroy(PATIENCE) {
+            bail!("processes of a former executor of sandbox {} do not die", plan.sandbox_id);
+        }
+        parent.create()?;
+        sandbox.create()?;
+        executor.create()?;
+        runs.create()?;
+        executor.attach(std::process::id())?;
+        for group in [&root, &parent, &sandbox] {
+            group.hand_down()?;
+        }
+        runs.limit(plan.limits)?;
+        runs.hand_down()?;
+        if let Some((uid, gid)) = owner {
+            // v2 asks for write access to the common ancestor too when a process moves.
+            sandbox.delegate(uid.as_raw(), gid.as_raw())?;
+            runs.delegate(uid.as_raw(), gid.as_raw())?;
+        }
+        Ok(runs)
+    });
+    match made {
+        Ok(runs) => Ok(Some(runs)),
+        Err(err) if options.cgroups == Need::Optional => {
+            tracing::warn!(error = format!("{err:#}"), "no control groups: limits hold per process only");
+            Ok(None)
+        }
+        Err(err) => Err(err.context(
+            "control groups are required and cannot be used; run as root or in a delegated v2 subtree, or allow weaker limits with --cgroups optional",
+        )),
+    }
+}
+
+/// A mount namespace of our own with everything the sandbox needs at fixed places.
+fn own_mounts(dir: &Path, interpreters: &Interpreters) -> anyhow::Result<Rooms> {
+    let context = "cannot make the sandbox's own mounts";
+    unshare(CloneFlags::CLONE_NEWNS).context(context)?;
+    // Slave, not private: what the host unmounts is not kept busy by us.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).context(context)?;
+    let house = Path::new(HOUSE);
+    let mut rooms = Rooms::at(house);
+    // By its path: the link itself still leads into the mount namespace that was left.
+    let program = own_program()?;
+    let mut trees = vec![
+        (clone_mount(&dir.join("workspace"))?, rooms.workspace.clone(), true),
+        (clone_mount(&dir.join("spool"))?, rooms.spool.clone(), true),
+        (clone_mount(&program)?, rooms.executor.clone(), false),
+    ];
+    for (index, prefix) in interpreters.prefixes.iter().enumerate() {
+        let here = house.join(format!("prefix{index}"));
+        trees.push((clone_mount(prefix)?, here.clone(), prefix.is_dir()));
+        rooms.prefixes.push((here, prefix.clone()));
+    }
+    fs::create_dir_all(house).with_context(|| format!("cannot create {HOUSE}"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), house, Some("tmpfs"), flags, Some("mode=755,size=4m")).context(context)?;
+    for (tree, place, is_dir) in trees {
+        let made = if is_dir { fs::create_dir(&place) } else { fs::write(&place, "") };
+        made.with_context(|| format!("cannot create {}", place.display()))?;
+        move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .with_context(|| format!("cannot mount {}", place.display()))?;
+    }
+    Ok(rooms)
+}
+
+/// A detached copy of the mount at `path`, which stays valid when the path is covered.
+fn clone_mount(path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags).with_context(|| format!("cannot open {} for the sandbox", path.display()))
+}
+
+/// Writes the runners' sources and the jail's `/etc`. Nothing in them is secret or writable to users.
+fn furnish(rooms: &Rooms) -> anyhow::Result<()> {
+    let context = || format!("cannot furnish {}", rooms.tools.display());
+    let make = |dir: &Path| fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    make(&rooms.tools).with_context(context)?;
+    for (name, source) in crate::runner::SOURCES {
+        put(&rooms.tools.join(name), source.as_bytes()).with_context(context)?;
+    }
+    // The mount point of the jail's init.
+    put(&rooms.tools.join(jail::INIT), b"").with_context(context)?;
+    jail::write_etc(&rooms.etc).context("cannot write the jail's /etc")
+}
+
+/// Writes a world-readable file whatever the umask is.
+pub(crate) fn put(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.write_all(content)
+}
+
+/// Becomes another user for good: no groups, no way back, and with the uid go all capabilities.
+fn drop_privileges(uid: Uid, gid: Gid) -> anyhow::Result<()> {
+    setgroups(&[]).context("cannot drop the supplementary groups")?;
+    setresgid(gid, gid, gid).with_context(|| format!("cannot become gid {gid}"))?;
+    setresuid(uid, uid, uid).with_context(|| format!("cannot become uid {uid}"))?;
+    if Uid::current().is_root() {
+        bail!("--uid must not be 0: leave it out to stay root knowingly");
+    }
+    Ok(())
+}

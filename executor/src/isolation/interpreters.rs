@@ -1,0 +1,129 @@
+//! The interpreters of the host: where they are, what they report, what the jail needs for them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use sandmesh_proto::executor as pb;
+
+use super::IsolationOptions;
+
+/// How long an interpreter may take to tell its version.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The interpreters found, and the directories outside the system's own that they need.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Interpreters {
+    pub(crate) python: Option<PathBuf>,
+    pub(crate) node: Option<PathBuf>,
+    pub(crate) shell: Option<PathBuf>,
+    /// Mounted read-only into the jail at the same path. Only for interpreters that the operator
+    /// named: a search never widens what user code can see.
+    pub(crate) prefixes: Vec<PathBuf>,
+}
+
+impl Interpreters {
+    /// Takes the configured ones, which must exist, and looks for the others where distributions
+    /// put them. `PATH` is not searched: it may lead to wrappers that do not work in the jail.
+    pub(crate) fn find(options: &IsolationOptions) -> anyhow::Result<Self> {
+        let mut found = Self {
+            python: choose(options.python.as_deref(), &["python3"])?,
+            node: choose(options.node.as_deref(), &["node", "nodejs"])?,
+            shell: choose(options.shell.as_deref(), &["bash", "sh"])?,
+            prefixes: Vec::new(),
+        };
+        if let Some(path) = foreign(found.python.as_deref()) {
+            found.prefixes.extend(python_prefixes(path)?);
+        }
+        if let Some(path) = foreign(found.node.as_deref()) {
+            let program = path.canonicalize()?;
+            // <prefix>/bin/node
+            found.prefixes.push(program.ancestors().nth(2).unwrap_or(&program).to_owned());
+            found.node = Some(program);
+        }
+        if let Some(path) = foreign(found.shell.as_deref()) {
+            found.prefixes.push(path.to_owned());
+        }
+        if let Some(root) = found.prefixes.iter().find(|prefix| prefix.parent().is_none()) {
+            bail!("an interpreter's prefix must not be {}", root.display());
+        }
+        found.prefixes.dedup();
+        Ok(found)
+    }
+
+    /// The interpreter of a language, if there is one.
+    pub(crate) fn of(&self, language: pb::Language) -> Option<&Path> {
+        match language {
+            pb::Language::Unspecified => None,
+            pb::Language::Python => self.python.as_deref(),
+            pb::Language::Javascript => self.node.as_deref(),
+            pb::Language::Shell => self.shell.as_deref(),
+        }
+    }
+
+    /// Asks every interpreter for its version; takes tens of milliseconds.
+    pub(crate) async fn describe(&self) -> Vec<pb::LanguageRuntime> {
+        let languages = [pb::Language::Python, pb::Language::Javascript, pb::Language::Shell];
+        let found = languages.iter().filter_map(|language| {
+            let path = self.of(*language)?;
+            Some(async move {
+                pb::LanguageRuntime {
+                    language: (*language).into(),
+                    path: path.display().to_string(),
+                    version: version(path, *language).await.unwrap_or_default(),
+                }
+            })
+        });
+        futures::future::join_all(found).await
+    }
+}
+
+fn choose(configured: Option<&Path>, names: &[&str]) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(path) = configured {
+        if !path.is_file() {
+            bail!("the configured interpreter {} does not exist", path.display());
+        }
+        return std::path::absolute(path).map(Some).context("cannot resolve the interpreter's path");
+    }
+    let places = names.iter().flat_map(|name| ["/usr/bin", "/usr/local/bin", "/bin"].map(|dir| Path::new(dir).join(name)));
+    Ok(places.into_iter().find(|path| path.is_file()))
+}
+
+/// The path, if it is not below a directory that the jail shows anyway.
+fn foreign(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !["/usr", "/bin", "/sbin", "/lib"].iter().any(|system| path.starts_with(system)))
+}
+
+/// The prefix of the interpreter and, in a virtual environment, that of the one it is based on.
+fn python_prefixes(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = std::process::Command::new(path)
+        .args(["-I", "-S", "-c", "import sys; print(sys.prefix); print(sys.base_prefix)"])
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run the configured interpreter {}", path.display()))?;
+    let text = String::from_utf8(output.stdout).context("an interpreter's prefix is not UTF-8")?;
+    let mut prefixes: Vec<PathBuf> = text.lines().map(PathBuf::from).filter(|p| foreign(Some(p)).is_some()).collect();
+    if prefixes.is_empty() {
+        bail!("the configured interpreter {} does not tell its prefix", path.display());
+    }
+    prefixes.dedup();
+    Ok(prefixes)
+}
+
+async fn version(path: &Path, language: pb::Language) -> Option<String> {
+    let mut command = tokio::process::Command::new(path);
+    match language {
+        // The one shell that says so; a plain sh has no version to report.
+        pb::Language::Shell => command.args(["-c", "echo \"${BASH_VERSION%%(*}\""]),
+        _ => command.arg("--version"),
+    };
+    let run = command.env_clear().stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, run).await.ok()?.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.trim().trim_start_matches("Python ").trim_start_matches('v');
+    Some(version.to_owned())
+}

@@ -1,0 +1,176 @@
+//! The jail around one execution: the command line of bubblewrap and the files it shows.
+//!
+//! Every namespace is new, the system is read-only, `/workspace` is the only writable place that
+//! lasts and no mount point lies in it. All of it is the same for every execution of a sandbox, so
+//! the arguments are made once; what differs reaches the jail's init through a descriptor.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    house::{Rooms, put},
+    interpreters::Interpreters,
+};
+
+/// Name of the jail's init in its tools directory.
+pub(crate) const INIT: &str = "init";
+
+/// Where the jail shows the tools; a dot, since it is not the user's business.
+const TOOLS: &str = "/.sandmesh";
+
+/// The identity of user code inside the jail.
+const JAIL_USER: &str = "1000";
+
+/// Where user code finds things: paths inside the jail, or real ones without a jail.
+#[derive(Debug, Clone)]
+pub(crate) struct Scene {
+    pub(crate) workspace: PathBuf,
+    pub(crate) tmp: PathBuf,
+    pub(crate) tools: PathBuf,
+}
+
+impl Scene {
+    pub(crate) fn inside() -> Self {
+        Self { workspace: "/workspace".into(), tmp: "/tmp".into(), tools: TOOLS.into() }
+    }
+
+    pub(crate) fn outside(rooms: &Rooms) -> Self {
+        Self { workspace: rooms.workspace.clone(), tmp: "/tmp".into(), tools: rooms.tools.clone() }
+    }
+}
+
+/// The arguments of `bwrap`, up to and including the command.
+#[derive(Debug, Clone)]
+pub(crate) struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    pub(crate) fn new(rooms: &Rooms, interpreters: &Interpreters, memory_bytes: u64, disk_bytes: u64) -> Self {
+        let mut args = Self::walls();
+        args.bind("--ro-bind", &rooms.etc, "/etc");
+        for (here, there) in &rooms.prefixes {
+            args.bind("--ro-bind", here, there);
+        }
+        if rooms.prefixes.is_empty() {
+            // Without a mount namespace of our own the configured prefixes are where they are.
+            interpreters.prefixes.iter().for_each(|prefix| args.bind("--ro-bind", prefix, prefix));
+        }
+        args.bind("--ro-bind", &rooms.tools, TOOLS);
+        args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(INIT));
+        args.add(&["--proc", "/proc", "--dev", "/dev"]);
+        // What is in these counts as memory of the sandbox too; the size turns most of the kills into
+        // an honest "no space left".
+        let size = temporary_bytes(memory_bytes, disk_bytes).to_string();
+        for dir in ["/dev/shm", "/tmp"] {
+            args.add(&["--perms", "1777", "--size", &size, "--tmpfs", dir]);
+        }
+        args.add(&["--remount-ro", "/dev"]);
+        args.bind("--bind", &rooms.workspace, "/workspace");
+        args.add(&["--chdir", "/workspace", "--remount-ro", "/", "--"]);
+        args.0.push(Path::new(TOOLS).join(INIT).into());
+        args.add(&["init"]);
+        args
+    }
+
+    /// A jail like that of an execution, without a sandbox, in which a program does nothing.
+    pub(crate) fn probe() -> Self {
+        let mut args = Self::walls();
+        args.add(&["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/", "--", "/usr/bin/true"]);
+        args
+    }
+
+    /// Every namespace, no capability, a fixed identity, and the read-only system.
+    fn walls() -> Self {
+        let mut args = Self(Vec::with_capacity(96));
+        args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
+        args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
+        args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);
+        args.add(&["--uid", JAIL_USER, "--gid", JAIL_USER, "--as-pid-1"]);
+        args.system();
+        args
+    }
+
+    pub(crate) fn as_slice(&self) -> &[OsString] {
+        &self.0
+    }
+
+    fn add(&mut self, words: &[&str]) {
+        self.0.extend(words.iter().map(OsString::from));
+    }
+
+    fn bind(&mut self, how: &str, here: &Path, there: impl AsRef<Path>) {
+        self.0.extend([how.into(), here.into(), there.as_ref().into()]);
+    }
+
+    /// `/usr` and the directories beside it, which are links into it on a merged system.
+    fn system(&mut self) {
+        self.bind("--ro-bind", Path::new("/usr"), "/usr");
+        for name in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"] {
+            let path = Path::new(name);
+            if let Ok(target) = fs::read_link(path) {
+                self.bind("--symlink", &target, path);
+            } else if path.is_dir() {
+                self.bind("--ro-bind", path, path);
+            }
+        }
+    }
+}
+
+/// The size of each temporary file system: half of the memory, and never more than the disk limit.
+fn temporary_bytes(memory_bytes: u64, disk_bytes: u64) -> u64 {
+    const UNLIMITED: u64 = 256 << 20;
+    let sizes = [memory_bytes / 2, disk_bytes].into_iter().filter(|bytes| *bytes > 0);
+    sizes.min().unwrap_or(UNLIMITED)
+}
+
+/// Writes the jail's `/etc`: its own users and hosts, and the few of the host's files that programs
+/// need, none of which is secret.
+pub(crate) fn write_etc(etc: &Path) -> io::Result<()> {
+    let passwd = format!(
+        "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n\
+         sandbox:x:{JAIL_USER}:{JAIL_USER}:sandbox:/workspace:/bin/sh\n\
+         nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    );
+    let group = format!("root:x:0:\nsandbox:x:{JAIL_USER}:\nnogroup:x:65534:\n");
+    let own = [
+        ("passwd", passwd.as_str()),
+        ("group", group.as_str()),
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+        ("hostname", "sandbox\n"),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        ("resolv.conf", ""),
+    ];
+    for dir in ["", "ssl/certs", "alternatives"] {
+        make_dir(&etc.join(dir))?;
+    }
+    for (name, content) in own {
+        put(&etc.join(name), content.as_bytes())?;
+    }
+    for name in ["ld.so.cache", "localtime", "ssl/openssl.cnf", "ssl/certs/ca-certificates.crt"] {
+        match fs::read(Path::new("/etc").join(name)) {
+            Ok(content) => put(&etc.join(name), &content)?,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(err),
+        }
+    }
+    copy_links(Path::new("/etc/alternatives"), &etc.join("alternatives"))
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
+}
+
+fn copy_links(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        match std::os::unix::fs::symlink(target, to.join(entry.file_name())) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+            _ => {}
+        }
+    }
+    Ok(())
+}

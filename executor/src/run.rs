@@ -1,0 +1,200 @@
+//! The run of one execution: wait for a slot, prepare, start, pump, stop in time, take apart, tell.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::FutureExt as _;
+use sandmesh_proto::executor::{self as pb, execute_response::Frame};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::unix::pipe,
+    select,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    clock,
+    execution::{Execution, Stop},
+    isolation::{Process, Sandbox},
+    outcome::{Ended, Measured},
+    replay::ReplayLog,
+    request::Start,
+    runner::{MAX_RESULT_BYTES, Runner},
+    status::Failure,
+    stdin::Opening,
+    supervise::supervise,
+};
+
+/// How long output may still come after the jail is gone; it only can if the user's code handed its
+/// streams to another execution.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// How long a control group may take to become empty.
+const DISMANTLE: Duration = Duration::from_secs(10);
+
+/// The pieces in which output is read.
+const READ_BYTES: usize = 64 << 10;
+
+/// An execution that was admitted.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) execution: Arc<Execution>,
+    pub(crate) start: Start,
+    pub(crate) stdin: Opening,
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// One permit per execution that may run at a time.
+    pub(crate) slots: Arc<Semaphore>,
+    /// The place in the queue; given back when the run is over.
+    pub(crate) place: OwnedSemaphorePermit,
+}
+
+impl Run {
+    /// Runs it. Whatever happens, the execution has an outcome afterwards, and its slot is free
+    /// before anybody can know.
+    pub(crate) async fn run(self) {
+        let execution = Arc::clone(&self.execution);
+        let outcome = AssertUnwindSafe(self.attempt()).catch_unwind().await;
+        execution.set_outcome(outcome.unwrap_or_else(|_| panicked(&execution)));
+    }
+
+    async fn attempt(self) -> Frame {
+        let Self { execution, start, stdin, sandbox, slots, place } = self;
+        let arrived = Instant::now();
+        let slot = select! {
+            slot = slots.acquire_owned() => slot,
+            stop = execution.stop_requested() => return cancelled(stop),
+        };
+        let queued = arrived.elapsed();
+        let began = Instant::now();
+        let (mut process, runner) = match launch(&start, &sandbox) {
+            Ok(launched) => launched,
+            Err(failure) => return Frame::Failed(failure.into()),
+        };
+        let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
+        if let Some(pipe) = process.stdin.take() {
+            clock::spawn(stdin.open(pipe, start.stdin, start.keep_stdin_open));
+        }
+        let pumps = async {
+            tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr), collect(result)).2
+        };
+        let announce = Announce { execution: &execution, queued, began };
+        let life = supervise(&mut process, &announce, start.timeout);
+        let (life, raw_result) = both(life, pumps).await;
+        let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued };
+        if !process.dismantle(DISMANTLE).await {
+            tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
+        }
+        drop((slot, place));
+        let returned = runner.read_result(raw_result);
+        Ended { life, measured, returned, execution: &execution }.into_frame()
+    }
+}
+
+/// Tells the execution that its process exists.
+#[derive(Debug)]
+pub(crate) struct Announce<'a> {
+    pub(crate) execution: &'a Execution,
+    queued: Duration,
+    began: Instant,
+}
+
+/// When the user's process was started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StartedAt {
+    pub(crate) instant: Instant,
+    pub(crate) startup: Duration,
+}
+
+impl Announce<'_> {
+    /// The user's process runs from now on.
+    pub(crate) fn started(&self, control: pipe::Sender) -> StartedAt {
+        let instant = Instant::now();
+        let startup = instant - self.began;
+        let started = pb::ExecutionStarted {
+            started_at: Some(clock::now().into()),
+            queued: duration(self.queued),
+            startup: duration(startup),
+        };
+        self.execution.set_started(started, control);
+        StartedAt { instant, startup }
+    }
+}
+
+/// As the wire has it.
+pub(crate) fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}
+
+fn launch(start: &Start, sandbox: &Sandbox) -> Result<(Process, Runner), Failure> {
+    let runner = Runner::of(&start.program, sandbox).map_err(|language| {
+        let message = format!("there is no {language} interpreter in the sandbox");
+        Failure::new(pb::FailureKind::NotFound, "find_interpreter", message)
+    })?;
+    let plan = runner.prepare(start, sandbox);
+    let process = runner.run(&start.id, plan, sandbox).map_err(|err| {
+        let errno = err.source.raw_os_error().unwrap_or_default();
+        let mut failure = Failure::from_errno(errno, err.stage, "cannot make the jail");
+        failure.message = format!("cannot make the jail: {}", err.source);
+        failure
+    })?;
+    Ok((process, runner))
+}
+
+/// Waits for the life of the process, and then a little for the rest of its output.
+async fn both<L>(life: impl Future<Output = L>, pumps: impl Future<Output = Vec<u8>>) -> (L, Vec<u8>) {
+    tokio::pin!(life, pumps);
+    select! {
+        result = &mut pumps => (life.await, result),
+        ended = &mut life => (ended, timeout(DRAIN, pumps).await.unwrap_or_default()),
+    }
+}
+
+async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog) {
+    let Some(mut pipe) = pipe else { return };
+    let mut buffer = vec![0; READ_BYTES];
+    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+        log.append(&buffer[..count]).await;
+    }
+}
+
+/// Reads all of the result, and keeps one byte more than it may have, so that too much shows.
+async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
+    let mut result = Vec::new();
+    if let Some(mut pipe) = pipe {
+        let _ = (&mut pipe).take(MAX_RESULT_BYTES + 2).read_to_end(&mut result).await;
+        // Whoever writes more must not block on it.
+        let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+    }
+    result
+}
+
+fn cancelled(stop: Stop) -> Frame {
+    let why = match stop {
+        Stop::SessionEnded => "the session ended before it was started",
+        Stop::Cancelled | Stop::Timeout | Stop::DiskLimit => "it was cancelled before it was started",
+    };
+    Frame::Failed(Failure::new(pb::FailureKind::Cancelled, "wait_for_slot", why).into())
+}
+
+/// The outcome of a run that ran into an error of ours. Its jail died with it.
+fn panicked(execution: &Execution) -> Frame {
+    tracing::error!(execution.id = execution.id, "the run of an execution panicked");
+    if !execution.was_started() {
+        return Frame::Failed(Failure::new(pb::FailureKind::Internal, "run", "the executor failed").into());
+    }
+    Frame::Exited(pb::ExecutionExited {
+        status: Some(pb::execution_exited::Status::Signal(libc::SIGKILL)),
+        cause: pb::Cause::ExecutorLost.into(),
+        cause_detail: "the executor failed".to_owned(),
+        stdout_bytes: execution.stdout.total(),
+        stderr_bytes: execution.stderr.total(),
+        stdout_truncated: execution.stdout.is_truncated(),
+        stderr_truncated: execution.stderr.is_truncated(),
+        ended_at: Some(SystemTime::into(clock::now())),
+        ..Default::default()
+    })
+}

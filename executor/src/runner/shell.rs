@@ -1,0 +1,65 @@
+//! Shell: a script, which needs no runner of ours.
+//!
+//! It finds the event in the file `$EVENT_FILE`, and in `$EVENT_JSON` unless it is too large for an
+//! environment variable; it returns JSON over descriptor 3 or in the file `$RESULT_FILE`.
+
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::{MAX_RESULT_BYTES, Plan, Returned};
+use crate::{
+    init::{RESULT_FILE_MARK, Spec},
+    isolation::jail::Scene,
+};
+
+/// The largest event that is in `$EVENT_JSON`; the kernel takes 128 KiB per string.
+const MAX_EVENT_IN_ENV: usize = 96 << 10;
+
+pub(super) fn plan(interpreter: &Path, scene: &Scene, code: &Bytes, event: &Bytes) -> Plan {
+    let place = |name: &str| scene.tmp.join(".sandmesh").join(name).display().to_string();
+    let (script, event_file, result_file) = (place("script.sh"), place("event.json"), place("result.json"));
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    let mut env = vec![
+        ("EVENT_FILE".to_owned(), event_file.clone()),
+        ("RESULT_FILE".to_owned(), result_file.clone()),
+    ];
+    if event.len() <= MAX_EVENT_IN_ENV {
+        env.push(("EVENT_JSON".to_owned(), text(event)));
+    }
+    let spec = Spec {
+        argv: vec![interpreter.display().to_string(), script.clone()],
+        env,
+        files: vec![(script, text(code)), (event_file, text(event))],
+        has_result: true,
+        result_file: Some((result_file, MAX_RESULT_BYTES)),
+        ..Spec::default()
+    };
+    Plan { spec, request: Vec::new() }
+}
+
+/// The descriptor's bytes, or else those of the file, which follow a mark. Nothing but white space
+/// is nothing.
+pub(super) fn read_result(raw: &[u8]) -> Returned {
+    let mut sources = raw.splitn(2, |byte| *byte == RESULT_FILE_MARK).map(<[u8]>::trim_ascii);
+    match sources.find(|source| !source.is_empty()) {
+        Some(json) => Returned::value(Bytes::copy_from_slice(json)),
+        None => Returned::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptor_comes_before_file_and_blank_is_nothing() {
+        let value = |raw: &[u8]| read_result(raw).value;
+        assert_eq!(value(b""), None);
+        assert_eq!(value(b" \n\0\n"), None);
+        assert_eq!(value(b"{\"a\":1}\n").as_deref(), Some(&b"{\"a\":1}"[..]));
+        assert_eq!(value(b"\0[2]\n").as_deref(), Some(&b"[2]"[..]));
+        assert_eq!(value(b"1\0[2]").as_deref(), Some(&b"1"[..]));
+        assert_eq!(read_result(b"hello").error.unwrap().r#type, "ReturnValueNotJson");
+    }
+}

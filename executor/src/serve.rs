@@ -1,0 +1,123 @@
+//! `sandmesh-executor serve`: builds the sandbox, serves it, ends it.
+
+use std::{
+    future::pending,
+    os::unix::net::UnixListener,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use sandmesh_proto::executor::executor_service_server::ExecutorServiceServer;
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    cli::ServeOptions,
+    clock,
+    grpc::Grpc,
+    isolation::{
+        cgroup::Limits,
+        house::{self, Plan},
+    },
+    replay::Keep,
+    request::check_id,
+    service::{Capacity, Service},
+};
+
+/// The largest message, as everywhere in the mesh.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Output kept in memory per stream; more goes to the spool.
+const MEMORY_BYTES: u64 = 128 << 10;
+
+/// How long streams may take to hand out the last outcomes when the executor ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Threads that serve; they also start the jails, which live no longer than they do.
+const WORKERS: usize = 2;
+
+/// Serves until it is told to end or expires.
+pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
+    tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
+    check_id("--sandbox-id", &options.sandbox_id).map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
+    let plan = Plan {
+        dir: &options.dir,
+        sandbox_id: &options.sandbox_id,
+        limits: Limits {
+            memory_bytes: options.memory_bytes,
+            cpu_millis: options.cpu_millis,
+            max_processes: options.max_processes,
+        },
+        disk_bytes: options.disk_bytes,
+        isolation: &options.isolation,
+    };
+    let (sandbox, listener) = house::build(&plan)?;
+    let capacity = Capacity {
+        max_executions: options.max_executions as usize,
+        max_queued: options.max_queued as usize,
+        keep: Keep { memory_bytes: MEMORY_BYTES, total_bytes: options.max_output_bytes },
+    };
+    let service = Arc::new(Service::new(options.sandbox_id.clone(), sandbox, capacity));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(service, listener, options.expires_at))
+}
+
+async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option<u64>) -> anyhow::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let grpc = ExecutorServiceServer::new(Grpc(Arc::clone(&service)))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (begin_farewell, farewell) = tokio::sync::oneshot::channel::<()>();
+    let server = Server::builder()
+        .add_service(grpc)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(farewell.await) });
+    tokio::pin!(server);
+    tracing::info!(isolation = ?service.sandbox().isolation(), "serving");
+    let reason = select! {
+        served = &mut server => return served.context("cannot serve"),
+        reason = end(expires_at) => reason?,
+    };
+    tracing::info!(reason, "ending");
+    select! {
+        served = &mut server => return served.context("cannot serve"),
+        () = service.drain() => {}
+    }
+    let _ = begin_farewell.send(());
+    // Streams that are not read to their end must not keep the sandbox alive.
+    let _ = timeout(FAREWELL, server).await;
+    Ok(())
+}
+
+/// Waits for a reason to end, and tells it.
+async fn end(expires_at: Option<u64>) -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    Ok(select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = expiry(expires_at) => "expired",
+    })
+}
+
+/// Waits for a time of day, whatever the machine's clock does meanwhile.
+async fn expiry(expires_at: Option<u64>) {
+    const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+    let Some(at) = expires_at else { return pending().await };
+    let at = UNIX_EPOCH + Duration::from_secs(at);
+    while let Ok(left) = at.duration_since(clock::now()) {
+        sleep(left.min(LONGEST_SLEEP)).await;
+        if left.is_zero() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The executions of a sandbox: who gets in, who is known, who is forgotten.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use sandmesh_proto::executor as pb;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::{
+    clock,
+    execution::{Cursor, Execution, Stop},
+    isolation::Sandbox,
+    replay::Keep,
+    request::Start,
+    run::Run,
+    status::Error,
+};
+
+/// Executions that are kept until they are acknowledged.
+const MAX_KEPT: usize = 1024;
+
+/// How much is run and kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capacity {
+    pub(crate) max_executions: usize,
+    pub(crate) max_queued: usize,
+    pub(crate) keep: Keep,
+}
+
+/// The service behind the gRPC methods.
+#[derive(Debug)]
+pub(crate) struct Service {
+    sandbox_id: String,
+    sandbox: Arc<Sandbox>,
+    capacity: Capacity,
+    started: Instant,
+    /// One permit per execution that may run or wait.
+    places: Arc<Semaphore>,
+    /// One permit per execution that may run.
+    slots: Arc<Semaphore>,
+    registry: Mutex<Registry>,
+    languages: OnceCell<Vec<pb::LanguageRuntime>>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    executions: HashMap<String, Arc<Execution>>,
+    arrivals: u64,
+    draining: bool,
+}
+
+impl Service {
+    /// A service with nothing to do yet.
+    pub(crate) fn new(sandbox_id: String, sandbox: Sandbox, capacity: Capacity) -> Self {
+        Self {
+            sandbox_id,
+            sandbox: Arc::new(sandbox),
+            capacity,
+            started: Instant::now(),
+            places: Arc::new(Semaphore::new(capacity.max_executions + capacity.max_queued)),
+            slots: Arc::new(Semaphore::new(capacity.max_executions)),
+            registry: Mutex::default(),
+            languages: OnceCell::new(),
+        }
+    }
+
+    /// The sandbox.
+    pub(crate) fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// Starts an execution; one that is known already is not started again.
+    pub(crate) async fn start(&self, start: Start) -> Result<Arc<Execution>, Error> {
+        let number = self.registry().arrivals;
+        let (execution, stdin) =
+            Execution::new(start.id.clone(), number, self.capacity.keep, self.sandbox.spool()).await;
+        let execution = Arc::new(execution);
+        let place = {
+            let mut registry = self.registry();
+            if let Some(known) = registry.executions.get(&start.id) {
+                return Ok(Arc::clone(known));
+            }
+            let place = self.admit(&registry)?;
+            registry.arrivals += 1;
+            registry.executions.insert(start.id.clone(), Arc::clone(&execution));
+            place
+        };
+        let run = Run {
+            execution: Arc::clone(&execution),
+            start,
+            stdin,
+            sandbox: Arc::clone(&self.sandbox),
+            slots: Arc::clone(&self.slots),
+            place,
+        };
+        clock::spawn(run.run());
+        Ok(execution)
+    }
+
+    fn admit(&self, registry: &Registry) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        if registry.draining {
+            return Err(Error::Draining);
+        }
+        if registry.executions.len() >= MAX_KEPT {
+            return Err(Error::Full(format!("{MAX_KEPT} executions are kept and none was acknowledged")));
+        }
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let Capacity { max_executions, max_queued, .. } = self.capacity;
+            Error::Full(format!("{max_executions} executions run and {max_queued} wait already"))
+        })
+    }
+
+    /// The execution of this id, if it can be continued from there.
+    pub(crate) async fn attach(&self, id: &str, from: Cursor) -> Result<Arc<Execution>, Error> {
+        let execution = self.find(id)?;
+        execution.check(from).await?;
+        Ok(execution)
+    }
+
+    /// Kills an execution; false if it had ended already.
+    pub(crate) fn cancel(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.find(id)?.stop(Stop::Cancelled))
+    }
+
+    /// Forgets an ended execution; one that is not known is forgotten already.
+    pub(crate) fn acknowledge(&self, id: &str) -> Result<(), Error> {
+        let mut registry = self.registry();
+        match registry.executions.get(id) {
+            Some(execution) if !execution.has_ended() => Err(Error::StillRunning(id.to_owned())),
+            _ => {
+                registry.executions.remove(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// The executions that are kept, in order of arrival.
+    pub(crate) fn list(&self) -> Vec<Arc<Execution>> {
+        let mut executions: Vec<_> = self.registry().executions.values().cloned().collect();
+        executions.sort_by_key(|execution| execution.number);
+        executions
+    }
+
+    /// Who this executor is.
+    pub(crate) async fn describe(&self) -> pb::GetExecutorResponse {
+        let languages = self.languages.get_or_init(|| self.sandbox.interpreters().describe()).await;
+        let Capacity { max_executions, max_queued, .. } = self.capacity;
+        let running = max_executions - self.slots.available_permits();
+        let inside = max_executions + max_queued - self.places.available_permits();
+        pb::GetExecutorResponse {
+            sandbox_id: self.sandbox_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            languages: languages.clone(),
+            isolation: Some(self.sandbox.isolation()),
+            running: count(running),
+            queued: count(inside.saturating_sub(running)),
+            usage: Some(self.sandbox.usage()),
+        }
+    }
+
+    /// Stops every execution that has not ended.
+    pub(crate) fn stop_all(&self, reason: Stop) {
+        for execution in self.list() {
+            execution.stop(reason);
+        }
+    }
+
+    /// Takes no more executions, ends those that are there, and waits for their outcomes.
+    pub(crate) async fn drain(&self) {
+        self.registry().draining = true;
+        self.stop_all(Stop::SessionEnded);
+        for execution in self.list() {
+            execution.ended().await;
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Execution>, Error> {
+        self.registry().executions.get(id).cloned().ok_or_else(|| Error::NotFound(id.to_owned()))
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        // No change in here is left half done by a panic.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,325 @@
+//! A real executor in a temporary directory, and a client that collects what an execution says.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use hyper_util::rt::TokioIo;
+use sandmesh_proto::executor::{
+    self as pb, execute_request::Frame as Input, execute_response::Frame,
+    executor_service_client::ExecutorServiceClient,
+};
+use tokio::{net::UnixStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+pub type Client = ExecutorServiceClient<Channel>;
+
+pub const EXECUTOR: &str = env!("CARGO_BIN_EXE_sandmesh-executor");
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Settings of a daemon; the rest is fixed.
+pub struct Settings {
+    pub memory_bytes: u64,
+    pub max_processes: u32,
+    pub max_executions: u32,
+    pub max_queued: u32,
+    pub max_output_bytes: u64,
+    pub disk_bytes: u64,
+    pub more: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 512 << 20,
+            max_processes: 128,
+            max_executions: 4,
+            max_queued: 16,
+            max_output_bytes: 1 << 20,
+            disk_bytes: 256 << 20,
+            more: Vec::new(),
+        }
+    }
+}
+
+/// A running executor; dropped, everything of it is destroyed.
+pub struct Daemon {
+    pub dir: PathBuf,
+    pub sandbox_id: String,
+    pub cgroup_parent: String,
+    pub child: Child,
+    _temp: tempfile::TempDir,
+}
+
+impl Daemon {
+    pub async fn start(settings: Settings) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // A name of its own even after a crash of an earlier run.
+        let name = format!("sandmesh-test-{}-{number}", std::process::id());
+        let dir = temp.path().join("box");
+        let child = Command::new(EXECUTOR)
+            .arg("serve")
+            .args(["--dir".as_ref(), dir.as_os_str()])
+            .args(["--sandbox-id", &name, "--uid", &uid().to_string(), "--cgroup-parent", &name])
+            .args(["--memory-bytes", &settings.memory_bytes.to_string(), "--cpu-millis", "2000"])
+            .args(["--max-processes", &settings.max_processes.to_string()])
+            .args(["--disk-bytes", &settings.disk_bytes.to_string()])
+            .args(["--max-executions", &settings.max_executions.to_string()])
+            .args(["--max-queued", &settings.max_queued.to_string()])
+            .args(["--max-output-bytes", &settings.max_output_bytes.to_string()])
+            .args(&settings.more)
+            .env("SECRET_OF_THE_HOST", "leaked")
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(temp.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let daemon = Self { dir, sandbox_id: name.clone(), cgroup_parent: name, child, _temp: temp };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(daemon.dir.join("executor.sock")).await.is_err() {
+            assert!(Instant::now() < deadline, "no executor: {}", daemon.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        daemon
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.with_file_name("log")).unwrap_or_default()
+    }
+
+    pub async fn client(&self) -> Client {
+        let socket = self.dir.join("executor.sock");
+        let connect = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://executor");
+        let channel = endpoint.connect_with_connector(connect).await.unwrap();
+        ExecutorServiceClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    /// The directories of the sandbox's group, one per hierarchy.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+        points.map(|point| Path::new(point).join(&self.cgroup_parent)).filter(|path| path.exists()).collect()
+    }
+
+    /// The processes of executions.
+    pub fn running(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        for group in self.cgroups() {
+            for entry in std::fs::read_dir(group.join(&self.sandbox_id).join("runs")).into_iter().flatten().flatten() {
+                let procs = std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+                pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+            }
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    pub fn destroy(&self) -> Output {
+        Command::new(EXECUTOR)
+            .arg("destroy")
+            .args(["--dir".as_ref(), self.dir.as_os_str()])
+            .args(["--sandbox-id", &self.sandbox_id, "--cgroup-parent", &self.cgroup_parent])
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of the executor:\n{}", self.log());
+        }
+        let output = self.destroy();
+        let _ = self.child.wait();
+        if !output.status.success() {
+            eprintln!("destroy: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        for group in self.cgroups() {
+            let _ = std::fs::remove_dir(group);
+        }
+    }
+}
+
+/// A uid that nobody has.
+pub fn uid() -> u32 {
+    300_000 + std::process::id() % 100_000
+}
+
+/// What an execution said, put together.
+#[derive(Debug, Default)]
+pub struct Said {
+    pub started: Option<pb::ExecutionStarted>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exited: Option<pb::ExecutionExited>,
+    pub failed: Option<pb::ExecutionFailed>,
+}
+
+impl Said {
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    #[track_caller]
+    pub fn exited(&self) -> &pb::ExecutionExited {
+        self.exited.as_ref().unwrap_or_else(|| panic!("did not exit: {self:?}"))
+    }
+
+    #[track_caller]
+    pub fn code(&self) -> Option<i32> {
+        match self.exited().status {
+            Some(pb::execution_exited::Status::ExitCode(code)) => Some(code),
+            _ => None,
+        }
+    }
+
+    #[track_caller]
+    pub fn signal(&self) -> Option<i32> {
+        match self.exited().status {
+            Some(pb::execution_exited::Status::Signal(signal)) => Some(signal),
+            _ => None,
+        }
+    }
+
+    #[track_caller]
+    pub fn cause(&self) -> pb::Cause {
+        self.exited().cause()
+    }
+
+    #[track_caller]
+    pub fn value(&self) -> serde_json::Value {
+        let json = self.exited().return_value_json.as_ref();
+        serde_json::from_slice(json.unwrap_or_else(|| panic!("no return value: {self:?}"))).unwrap()
+    }
+
+    #[track_caller]
+    pub fn error(&self) -> &pb::UserError {
+        self.exited().error.as_ref().unwrap_or_else(|| panic!("no error: {self:?}"))
+    }
+
+    /// Takes a frame, checking that offsets are exact; true if it is the last.
+    pub fn take(&mut self, frame: Frame, base: (u64, u64)) -> bool {
+        match frame {
+            Frame::Started(started) => assert!(self.started.replace(started).is_none(), "started twice"),
+            Frame::Stdout(chunk) => {
+                assert_eq!(chunk.offset, base.0 + self.stdout.len() as u64);
+                self.stdout.extend_from_slice(&chunk.data);
+            }
+            Frame::Stderr(chunk) => {
+                assert_eq!(chunk.offset, base.1 + self.stderr.len() as u64);
+                self.stderr.extend_from_slice(&chunk.data);
+            }
+            Frame::Exited(exited) => self.exited = Some(exited),
+            Frame::Failed(failed) => self.failed = Some(failed),
+        }
+        self.exited.is_some() || self.failed.is_some()
+    }
+}
+
+/// A stream that is still open: frames go in and come out.
+pub struct Talk {
+    pub send: mpsc::Sender<pb::ExecuteRequest>,
+    pub receive: Streaming<pb::ExecuteResponse>,
+}
+
+impl Talk {
+    pub async fn open(client: &mut Client, first: Input) -> Result<Self, Status> {
+        let (send, frames) = mpsc::channel(16);
+        send.send(pb::ExecuteRequest { frame: Some(first) }).await.unwrap();
+        let receive = client.execute(ReceiverStream::new(frames)).await?.into_inner();
+        Ok(Self { send, receive })
+    }
+
+    pub async fn send(&self, frame: Input) {
+        let _ = self.send.send(pb::ExecuteRequest { frame: Some(frame) }).await;
+    }
+
+    pub async fn next(&mut self) -> Option<Result<Frame, Status>> {
+        Some(self.receive.next().await?.map(|response| response.frame.unwrap()))
+    }
+
+    /// Reads until the standard output holds this.
+    pub async fn until_stdout(&mut self, said: &mut Said, text: &str) {
+        while !said.out().contains(text) {
+            let frame = self.next().await.unwrap_or_else(|| panic!("no `{text}` in {said:?}")).unwrap();
+            assert!(!said.take(frame, (0, 0)), "no `{text}` in {said:?}");
+        }
+    }
+
+    pub async fn rest(mut self, mut said: Said, base: (u64, u64)) -> Result<Said, Status> {
+        let mut ended = false;
+        while let Some(frame) = self.next().await {
+            assert!(!ended, "a frame after the last");
+            ended = said.take(frame?, base);
+        }
+        assert!(ended, "the stream ended early: {said:?}");
+        Ok(said)
+    }
+}
+
+pub fn id() -> String {
+    format!("exec_{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub fn seconds(seconds: f64) -> Option<prost_types::Duration> {
+    Duration::from_secs_f64(seconds).try_into().ok()
+}
+
+pub fn code(language: pb::Language, code: &str) -> pb::ExecutionStart {
+    pb::ExecutionStart {
+        execution_id: id(),
+        session_id: "sess_1".into(),
+        language: language.into(),
+        code: code.to_owned().into(),
+        timeout: seconds(20.0),
+        ..Default::default()
+    }
+}
+
+pub fn python(text: &str) -> pb::ExecutionStart {
+    code(pb::Language::Python, text)
+}
+
+pub fn script(text: &str) -> pb::ExecutionStart {
+    pb::ExecutionStart { mode: pb::Mode::Script.into(), ..python(text) }
+}
+
+pub fn javascript(text: &str) -> pb::ExecutionStart {
+    code(pb::Language::Javascript, text)
+}
+
+pub fn shell(text: &str) -> pb::ExecutionStart {
+    code(pb::Language::Shell, text)
+}
+
+pub fn env(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+pub fn attach(id: &str, stdout: u64, stderr: u64) -> Input {
+    Input::Attach(pb::ExecutionAttach { execution_id: id.to_owned(), stdout_offset: stdout, stderr_offset: stderr })
+}
+
+/// Runs to the end.
+pub async fn run(client: &mut Client, start: pb::ExecutionStart) -> Said {
+    let talk = Talk::open(client, Input::Start(start)).await.unwrap();
+    talk.rest(Said::default(), (0, 0)).await.unwrap()
+}

@@ -1,0 +1,385 @@
+//! The role through its own gRPC, over a database in a temporary directory.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use axum::{Router, extract::Request as HttpRequest, routing::post};
+use chrono::DateTime;
+use prost_types::FieldMask;
+use sandmesh_mesh::{Link, ManualClock, grpc_router, reason_of, timestamp};
+use sandmesh_proto::{
+    executor::Resources,
+    session::{ListSessionsRequest, ListSessionsResponse, session::State},
+    template::{
+        CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ListTemplatesRequest,
+        ListTemplatesResponse, PoolSettings, Template, UpdateTemplateRequest,
+        template_service_client::TemplateServiceClient,
+    },
+};
+use tempfile::TempDir;
+use tonic::{Code, Request, Response, Status, service::Routes};
+use tonic_types::StatusExt;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// The sessions that run from template `used`; `u64::MAX` when the session role is down.
+type Running = Arc<AtomicU64>;
+
+/// A session role that answers `ListSessions` and nothing else.
+fn sessions(running: Running) -> Link {
+    let list = tower::service_fn(move |request: Request<ListSessionsRequest>| {
+        let request = request.into_inner();
+        let counted = request.template_id == "used" && request.state == i32::from(State::Running);
+        let running = running.load(Ordering::SeqCst);
+        async move {
+            let total = if counted { running } else { 0 };
+            match running {
+                u64::MAX => Err(Status::unavailable("the session role is down")),
+                _ => Ok(Response::new(ListSessionsResponse { total, ..Default::default() })),
+            }
+        }
+    });
+    let handler = move |request: HttpRequest| {
+        let list = list.clone();
+        async move { tonic::server::Grpc::new(tonic_prost::ProstCodec::default()).unary(list, request).await }
+    };
+    Link::local(Router::new().route("/sandmesh.session.v1.SessionService/ListSessions", post(handler)))
+}
+
+struct Bench {
+    client: TemplateServiceClient<Link>,
+    clock: ManualClock,
+    running: Running,
+    _dir: Option<TempDir>,
+}
+
+async fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench_in(dir.path()).await;
+    Bench { _dir: Some(dir), ..bench }
+}
+
+async fn bench_in(dir: &Path) -> Bench {
+    let clock = ManualClock::new(DateTime::from_timestamp(1_800_000_000, 123_456_789).unwrap());
+    let running = Running::default();
+    let store = Store::open(&Config::default().target(dir)).await.unwrap();
+    plant(&store, &clock).await.unwrap();
+    let templates = Templates::new(store, Arc::new(clock.clone()), sessions(Arc::clone(&running)));
+    let service = TemplateServiceServer::new(Grpc(Arc::new(templates)));
+    let client = TemplateServiceClient::new(Link::local(grpc_router(Routes::new(service))));
+    Bench { client, clock, running, _dir: None }
+}
+
+impl Bench {
+    async fn create(&mut self, template: Template) -> Result<Template, Status> {
+        let request = CreateTemplateRequest { template: Some(template) };
+        Ok(self.client.create_template(request).await?.into_inner().template.unwrap())
+    }
+
+    async fn get(&mut self, id: &str) -> Result<Template, Status> {
+        let request = GetTemplateRequest { template_id: id.to_owned() };
+        Ok(self.client.get_template(request).await?.into_inner().template.unwrap())
+    }
+
+    async fn update(&mut self, template: Template, paths: &[&str]) -> Result<Template, Status> {
+        let paths = paths.iter().map(|&path| path.to_owned()).collect();
+        let request =
+            UpdateTemplateRequest { template: Some(template), update_mask: Some(FieldMask { paths }) };
+        Ok(self.client.update_template(request).await?.into_inner().template.unwrap())
+    }
+
+    async fn delete(&mut self, id: &str) -> Result<(), Status> {
+        let request = DeleteTemplateRequest { template_id: id.to_owned() };
+        self.client.delete_template(request).await.map(|_| ())
+    }
+
+    async fn list(&mut self, size: u32, token: &str, offset: u32) -> Result<ListTemplatesResponse, Status> {
+        let request = ListTemplatesRequest { page_size: size, page_token: token.to_owned(), offset };
+        Ok(self.client.list_templates(request).await?.into_inner())
+    }
+}
+
+fn template(id: &str) -> Template {
+    Template {
+        template_id: id.to_owned(),
+        name: format!("Name of {id}"),
+        image_url: "registry.example/python:3.12".to_owned(),
+        runtime_type: "python3.12".to_owned(),
+        ..Template::default()
+    }
+}
+
+fn names(listing: &ListTemplatesResponse) -> Vec<&str> {
+    listing.templates.iter().map(|template| template.name.as_str()).collect()
+}
+
+fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) {
+    let status = result.unwrap_err();
+    assert_eq!((status.code(), reason_of(&status).as_deref()), (code, Some(reason)), "{status}");
+}
+
+#[tokio::test]
+async fn a_new_database_has_the_first_templates_and_they_are_active() {
+    let mut bench = bench().await;
+    let listing = bench.list(0, "", 0).await.unwrap();
+    assert_eq!(names(&listing), ["nodejs-basic", "python-basic", "shell-basic"]);
+    assert!(listing.templates.iter().all(|template| template.is_active));
+    assert_eq!((listing.total, listing.next_page_token.as_str()), (3, ""));
+}
+
+#[tokio::test]
+async fn a_first_template_that_was_deleted_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench_in(dir.path()).await;
+    for id in ["nodejs-basic", "python-basic", "shell-basic"] {
+        bench.delete(id).await.unwrap();
+    }
+    drop(bench);
+    assert_eq!(bench_in(dir.path()).await.list(0, "", 0).await.unwrap().total, 0);
+}
+
+#[tokio::test]
+async fn what_was_stored_is_what_comes_back_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench_in(dir.path()).await;
+    let written = Template {
+        description: "with \"quotes\", ünïcode and\nlines".to_owned(),
+        default_resources: Some(Resources {
+            cpu_millis: 100,
+            memory_bytes: 8192 * MIB,
+            disk_bytes: 51_200 * MIB,
+            max_processes: 4096,
+        }),
+        default_timeout_seconds: 3600,
+        default_env: HashMap::from([("A".to_owned(), String::new()), ("B".to_owned(), "=\n'".to_owned())]),
+        pre_installed_packages: vec!["numpy==2.0".to_owned(), "click".to_owned()],
+        pool: Some(PoolSettings { min: 1, max: 5, buffer: 2 }),
+        ..template("all-fields")
+    };
+    let created = bench.create(written.clone()).await.unwrap();
+    let now = timestamp(DateTime::from_timestamp(1_800_000_000, 123_456_000).unwrap());
+    let expected = Template { is_active: true, created_at: Some(now), updated_at: Some(now), ..written };
+    assert_eq!(created, expected);
+    assert_eq!(bench.get("all-fields").await.unwrap(), expected);
+    drop(bench);
+    assert_eq!(bench_in(dir.path()).await.get("all-fields").await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn what_is_left_out_of_a_new_template_gets_its_default() {
+    let created = bench().await.create(template("lean")).await.unwrap();
+    let resources = created.default_resources.unwrap();
+    assert_eq!((resources.cpu_millis, resources.max_processes), (500, 128));
+    assert_eq!((resources.memory_bytes, resources.disk_bytes), (512 * MIB, 1024 * MIB));
+    assert_eq!(created.default_timeout_seconds, 300);
+}
+
+#[tokio::test]
+async fn a_taken_id_and_a_taken_name_are_told_apart() {
+    let mut bench = bench().await;
+    bench.create(template("one")).await.unwrap();
+    assert_refused(bench.create(template("one")).await, Code::AlreadyExists, "TEMPLATE_EXISTS");
+    let namesake = Template { name: "Name of one".to_owned(), ..template("two") };
+    assert_refused(bench.create(namesake.clone()).await, Code::AlreadyExists, "TEMPLATE_NAME_EXISTS");
+    bench.create(template("two")).await.unwrap();
+    let renamed = bench.update(namesake, &["name"]).await;
+    assert_refused(renamed, Code::AlreadyExists, "TEMPLATE_NAME_EXISTS");
+}
+
+#[tokio::test]
+async fn every_bad_field_is_named_with_its_kind() {
+    let bad = Template {
+        runtime_type: "ruby".to_owned(),
+        image_url: String::new(),
+        default_resources: Some(Resources {
+            cpu_millis: 5000,
+            memory_bytes: 64 * MIB,
+            ..Resources::default()
+        }),
+        ..template("bad")
+    };
+    let status = bench().await.create(bad).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason_of(&status).as_deref()),
+        (Code::InvalidArgument, Some("INVALID_ARGUMENT"))
+    );
+    let fields: Vec<String> =
+        status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();
+    assert_eq!(
+        fields,
+        [
+            "template.image_url",
+            "template.runtime_type",
+            "template.default_resources.cpu_millis",
+            "template.default_resources.memory_bytes",
+        ]
+    );
+    let kinds = status.get_details_error_info().unwrap().metadata;
+    assert_eq!(kinds["violation.template.runtime_type"], "enum");
+}
+
+#[tokio::test]
+async fn a_request_without_a_template_is_refused() {
+    let mut bench = bench().await;
+    let status = bench.client.create_template(CreateTemplateRequest { template: None }).await;
+    assert_refused(status, Code::InvalidArgument, "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn an_update_changes_the_fields_of_its_mask_and_no_others() {
+    let mut bench = bench().await;
+    let before = bench.create(template("t")).await.unwrap();
+    bench.clock.advance(Duration::from_secs(5));
+    let new = Template { name: "New".to_owned(), default_timeout_seconds: 600, ..Template::default() };
+    let new = Template { template_id: "t".to_owned(), ..new };
+    let after = bench.update(new, &["name", "default_timeout_seconds"]).await.unwrap();
+    let expected = Template {
+        name: "New".to_owned(),
+        default_timeout_seconds: 600,
+        updated_at: after.updated_at,
+        ..before.clone()
+    };
+    assert_eq!(after, expected);
+    assert_eq!(after.updated_at.unwrap().seconds, before.updated_at.unwrap().seconds + 5);
+    assert_eq!(bench.get("t").await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn an_update_that_would_break_a_rule_changes_nothing() {
+    let mut bench = bench().await;
+    let before = bench.create(template("t")).await.unwrap();
+    for paths in [&["default_timeout_seconds"][..], &["name", "colour"], &["template_id"], &[]] {
+        let refused = bench.update(Template { name: "x".to_owned(), ..template("t") }, paths).await;
+        assert_refused(refused, Code::InvalidArgument, "INVALID_ARGUMENT");
+    }
+    assert_eq!(bench.get("t").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn concurrent_updates_of_different_fields_are_both_kept() {
+    let mut bench = bench().await;
+    bench.create(template("t")).await.unwrap();
+    let updates = (0..4).map(|index| {
+        let mut bench = Bench {
+            client: bench.client.clone(),
+            clock: bench.clock.clone(),
+            running: Arc::clone(&bench.running),
+            _dir: None,
+        };
+        async move {
+            let (new, path) = match index {
+                0 => (Template { description: "d".to_owned(), ..template("t") }, "description"),
+                1 => (Template { image_url: "i".to_owned(), ..template("t") }, "image_url"),
+                2 => (Template { default_timeout_seconds: 61, ..template("t") }, "default_timeout_seconds"),
+                _ => (Template { name: "n".to_owned(), ..template("t") }, "name"),
+            };
+            bench.update(new, &[path]).await.unwrap();
+        }
+    });
+    futures::future::join_all(updates).await;
+    let after = bench.get("t").await.unwrap();
+    assert_eq!((after.description.as_str(), after.image_url.as_str()), ("d", "i"));
+    assert_eq!((after.default_timeout_seconds, after.name.as_str()), (61, "n"));
+}
+
+#[tokio::test]
+async fn a_deleted_template_is_gone() {
+    let mut bench = bench().await;
+    bench.delete("shell-basic").await.unwrap();
+    assert_refused(bench.get("shell-basic").await, Code::NotFound, "TEMPLATE_NOT_FOUND");
+    assert_refused(bench.delete("shell-basic").await, Code::NotFound, "TEMPLATE_NOT_FOUND");
+    let update = bench.update(template("shell-basic"), &["name"]).await;
+    assert_refused(update, Code::NotFound, "TEMPLATE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_template_in_use_stays_until_its_sessions_have_ended() {
+    let mut bench = bench().await;
+    bench.create(template("used")).await.unwrap();
+    bench.running.store(2, Ordering::SeqCst);
+    assert_refused(bench.delete("used").await, Code::FailedPrecondition, "TEMPLATE_IN_USE");
+    bench.running.store(0, Ordering::SeqCst);
+    bench.delete("used").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_template_stays_when_nobody_can_tell_whether_it_is_in_use() {
+    let mut bench = bench().await;
+    bench.create(template("used")).await.unwrap();
+    bench.running.store(u64::MAX, Ordering::SeqCst);
+    assert_refused(bench.delete("used").await, Code::Unavailable, "UNAVAILABLE");
+    bench.get("used").await.unwrap();
+}
+
+#[tokio::test]
+async fn pages_by_token_and_by_offset_show_every_template_once_in_order() {
+    let mut bench = bench().await;
+    for index in 0..7 {
+        bench.create(template(&format!("t{index}"))).await.unwrap();
+    }
+    let all = bench.list(200, "", 0).await.unwrap();
+    let (mut paged, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = bench.list(3, &token, 0).await.unwrap();
+        assert_eq!(page.total, 10);
+        paged.extend(page.templates);
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(paged, all.templates);
+    assert_eq!(bench.list(3, "", 4).await.unwrap().templates, all.templates[4..7]);
+    assert_eq!(bench.list(3, "", 99).await.unwrap().templates, []);
+    let sorted: Vec<&str> = names(&all);
+    assert!(sorted.is_sorted());
+}
+
+#[tokio::test]
+async fn a_foreign_page_token_is_refused() {
+    let mut bench = bench().await;
+    let foreign = sandmesh_mesh::page_token::encode(&["a", "b"]);
+    for token in ["zzz", foreign.as_str()] {
+        assert_refused(bench.list(0, token, 0).await, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+    }
+    let token = bench.list(1, "", 0).await.unwrap().next_page_token;
+    assert_refused(bench.list(0, &token, 1).await, Code::InvalidArgument, "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn the_probe_tells_when_the_database_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&Config::default().target(dir.path())).await.unwrap();
+    let broken =
+        Store::open(&Config { max_connections: 1, ..Config::default() }.target(dir.path())).await.unwrap();
+    broken.drop_tables().await;
+    let clock = ManualClock::new(DateTime::UNIX_EPOCH);
+    let probe = Templates::new(store, Arc::new(clock), sessions(Running::default())).probe().await;
+    assert_eq!((probe.name.as_str(), probe.healthy), ("database/template", false));
+    assert!(probe.message.contains("no such table"), "{}", probe.message);
+}
+
+#[tokio::test]
+async fn a_role_without_a_link_to_the_sessions_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = create(&Config::default(), &Mesh::builder(dir.path()).build()).await.unwrap_err();
+    assert!(error.to_string().contains("mesh.links.session"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_made_from_the_default_configuration_is_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = sessions(Running::default());
+    let mesh = Mesh::builder(dir.path().join("with space?#%")).link(RoleName::Session, link).build();
+    std::fs::create_dir(mesh.data_dir()).unwrap();
+    let role = create(&Config::default(), &mesh).await.unwrap();
+    let probes = role.probe().await;
+    assert_eq!((probes.len(), probes[0].healthy, probes[0].message.as_str()), (1, true, ""));
+    assert!(mesh.data_dir().join("template.db").is_file());
+}

@@ -1,1 +1,146 @@
-//! (being laid)
+//! The role `agent`: drives the runtime of one node and owns the sandboxes there.
+//!
+//! It has no database: what runs on the node is the truth, and is found again after a restart. It does
+//! not choose nodes (the scheduler does) and does not run code (the executor in each sandbox does).
+//! Parts: `service.rs` (what is done), `ledger.rs` (who is there, admission), `runtime.rs` (the port to
+//! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler).
+
+pub mod config;
+mod convert;
+mod error;
+mod grpc;
+mod ledger;
+mod register;
+mod runtime;
+mod sandbox;
+mod service;
+
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use futures::{FutureExt, future::BoxFuture};
+use sandmesh_mesh::{Link, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+
+pub use self::config::Config;
+use self::{
+    config::RuntimeKind,
+    error::Error,
+    ledger::Limits,
+    runtime::{Runtime, process::ProcessRuntime},
+    sandbox::SandboxId,
+    service::{Identity, Service},
+};
+
+/// The role.
+#[derive(Debug)]
+struct Agent {
+    config: Config,
+    service: Arc<Service>,
+    scheduler: Link,
+    /// What a creation left that did not come to its end, until it is cleared away at the start.
+    half_made: Mutex<Vec<SandboxId>>,
+}
+
+/// Checks that this machine can give the isolation that is configured, finds the sandboxes of an agent
+/// before this one, and makes the role.
+///
+/// # Errors
+/// When something is missing, with all that is, how to get it, and which setting does without.
+pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
+    config.validate()?;
+    let scheduler = mesh.link(RoleName::Scheduler)?;
+    let runtime: Arc<dyn Runtime> = match config.runtime {
+        RuntimeKind::Process => Arc::new(ProcessRuntime::new(config, mesh.data_dir(), mesh.clock())?),
+    };
+    let node_id = node_id(config)?;
+    let ability = match runtime.check().await {
+        Ok(ability) => ability,
+        Err(problems) => bail!(
+            "runtime `{}` cannot give the isolation that is configured on node `{node_id}`:\n  - {}",
+            runtime.name(),
+            problems.0.join("\n  - ")
+        ),
+    };
+    for warning in &ability.warnings {
+        tracing::info!(warning, "this host could be better");
+    }
+    let identity = Identity {
+        node_id,
+        advertise: config.advertise.clone(),
+        labels: config.labels.clone(),
+        limits: limits(config)?,
+        ability,
+    };
+    let service = Arc::new(Service::new(identity, runtime, mesh.clock(), mesh.tasks().clone()));
+    let half_made = Mutex::new(service.adopt().await?);
+    Ok(Arc::new(Agent { config: config.clone(), service, scheduler, half_made }))
+}
+
+fn node_id(config: &Config) -> anyhow::Result<String> {
+    if !config.node_id.is_empty() {
+        return Ok(config.node_id.clone());
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").context("the host's name cannot be read")?;
+    match config::sanitised(&host) {
+        name if name.is_empty() => bail!("this host has no name; name the node in setting `agent.node_id`"),
+        name => Ok(name),
+    }
+}
+
+fn limits(config: &Config) -> anyhow::Result<Limits> {
+    let memory_bytes = match config.capacity.memory {
+        Some(memory) => memory.0,
+        None => host_memory()?.saturating_mul(config.capacity.memory_overcommit.into()),
+    };
+    Ok(Limits { max_sandboxes: config.max_sandboxes, cpu_millis: config.capacity.cpu_millis, memory_bytes })
+}
+
+/// The memory of this machine in bytes.
+fn host_memory() -> anyhow::Result<u64> {
+    let advice = "name what this node hands out in setting `agent.capacity.memory`";
+    let info = fs::read_to_string("/proc/meminfo").context(advice)?;
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let kib: u64 = total.context(advice)?.trim().parse().context(advice)?;
+    Ok(kib * 1024)
+}
+
+impl Role for Agent {
+    fn name(&self) -> RoleName {
+        RoleName::Agent
+    }
+
+    fn register(self: Arc<Self>, server: &mut ServerBuilder) {
+        server.add(grpc::server(Arc::clone(&self.service)));
+    }
+
+    fn start(self: Arc<Self>, tasks: &Tasks) {
+        let half_made = std::mem::take(&mut *self.half_made.lock().unwrap_or_else(PoisonError::into_inner));
+        self.service.start(half_made, self.config.on_shutdown);
+        let every = self.config.heartbeat_interval.0;
+        let reports =
+            register::report(Arc::clone(&self.service), self.scheduler.clone(), every, tasks.token());
+        tasks.spawn("report node", reports);
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {
+        async {
+            let asked = Instant::now();
+            let checked = self.service.check().await;
+            let latency_us = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
+            vec![Probe {
+                name: format!("node/{}", self.service.identity().node_id),
+                healthy: checked.is_ok(),
+                message: checked.err().map(|problems| problems.to_string()).unwrap_or_default(),
+                latency_us,
+            }]
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! Between the wire types and the agent's own; requests are checked here and nowhere below.
+
+use sandmesh_mesh::{FieldViolation, datetime, timestamp};
+use sandmesh_proto::{agent as pb, executor};
+
+use crate::{
+    Error,
+    config::EXECUTIONS_MAX,
+    sandbox::{Isolation, Language, Resources, Sandbox, SandboxId, Spec, State, WORKSPACE_PATH},
+    service::{Identity, Load},
+};
+
+/// The longest text in a spec, in bytes.
+const TEXT_MAX: usize = 512;
+/// The most labels in a spec.
+const LABELS_MAX: usize = 64;
+
+/// Reads an id.
+///
+/// # Errors
+/// `Invalid`, naming the field.
+pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, Error> {
+    text.parse().map_err(|error: crate::sandbox::InvalidSandboxId| {
+        Error::Invalid(vec![FieldViolation::new("sandbox_id", "string_pattern_mismatch", error.to_string())])
+    })
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// `Invalid`, naming each field that is wrong.
+pub(crate) fn spec(sent: Option<pb::SandboxSpec>) -> Result<Spec, Error> {
+    let Some(sent) = sent else {
+        return Err(Error::Invalid(vec![FieldViolation::new("spec", "missing", "a spec is required")]));
+    };
+    let mut wrong = Vec::new();
+    let language = language_from_pb(sent.language());
+    if language.is_none() {
+        wrong.push(FieldViolation::new("spec.language", "enum", "a language is required"));
+    }
+    let resources = resources(sent.resources.unwrap_or_default(), &mut wrong);
+    let texts =
+        [("image", &sent.image), ("session_id", &sent.session_id), ("template_id", &sent.template_id)];
+    for (field, text) in texts {
+        if text.len() > TEXT_MAX {
+            let problem = format!("may have {TEXT_MAX} bytes at most");
+            wrong.push(FieldViolation::new(format!("spec.{field}"), "string_too_long", problem));
+        }
+    }
+    let too_long = |text: &String| text.len() > TEXT_MAX;
+    if sent.labels.len() > LABELS_MAX || sent.labels.iter().any(|(k, v)| too_long(k) || too_long(v)) {
+        let problem = format!("may be {LABELS_MAX} at most, of {TEXT_MAX} bytes at most");
+        wrong.push(FieldViolation::new("spec.labels", "too_long", problem));
+    }
+    if sent.max_concurrent_executions > EXECUTIONS_MAX {
+        let (field, problem) =
+            ("spec.max_concurrent_executions", format!("must be at most {EXECUTIONS_MAX}"));
+        wrong.push(FieldViolation::new(field, "less_than_equal", problem));
+    }
+    let expires_at = sent.expires_at.as_ref().map(datetime);
+    if expires_at == Some(None) {
+        wrong.push(FieldViolation::new("spec.expires_at", "value_error", "is not a time"));
+    }
+    let (Some(language), true) = (language, wrong.is_empty()) else { return Err(Error::Invalid(wrong)) };
+    Ok(Spec {
+        image: sent.image,
+        resources,
+        language,
+        labels: sent.labels.into_iter().collect(),
+        session_id: sent.session_id,
+        template_id: sent.template_id,
+        max_concurrent_executions: sent.max_concurrent_executions,
+        expires_at: expires_at.flatten(),
+    })
+}
+
+fn resources(sent: executor::Resources, wrong: &mut Vec<FieldViolation>) -> Resources {
+    let read = Resources {
+        cpu_millis: sent.cpu_millis,
+        memory_bytes: sent.memory_bytes,
+        disk_bytes: sent.disk_bytes,
+        max_processes: sent.max_processes,
+    };
+    for (field, value) in [
+        ("cpu_millis", u64::from(read.cpu_millis)),
+        ("memory_bytes", read.memory_bytes),
+        ("disk_bytes", read.disk_bytes),
+        ("max_processes", u64::from(read.max_processes)),
+    ] {
+        if value == 0 {
+            let field = format!("spec.resources.{field}");
+            wrong.push(FieldViolation::new(field, "greater_than_equal", "must be at least 1"));
+        }
+    }
+    read
+}
+
+pub(crate) fn language_from_pb(language: executor::Language) -> Option<Language> {
+    match language {
+        executor::Language::Unspecified => None,
+        executor::Language::Python => Some(Language::Python),
+        executor::Language::Javascript => Some(Language::Javascript),
+        executor::Language::Shell => Some(Language::Shell),
+    }
+}
+
+fn language_pb(language: Language) -> executor::Language {
+    match language {
+        Language::Python => executor::Language::Python,
+        Language::Javascript => executor::Language::Javascript,
+        Language::Shell => executor::Language::Shell,
+    }
+}
+
+pub(crate) fn isolation_from_pb(sent: executor::Isolation) -> Isolation {
+    let executor::Isolation { sandbox, jail, seccomp, network, user, limits } = sent;
+    Isolation { sandbox, jail, seccomp, network, user, limits }
+}
+
+fn isolation_pb(isolation: &Isolation) -> executor::Isolation {
+    let Isolation { sandbox, jail, seccomp, network, user, limits } = isolation.clone();
+    executor::Isolation { sandbox, jail, seccomp, network, user, limits }
+}
+
+fn resources_pb(resources: &Resources) -> executor::Resources {
+    let Resources { cpu_millis, memory_bytes, disk_bytes, max_processes } = *resources;
+    executor::Resources { cpu_millis, memory_bytes, disk_bytes, max_processes }
+}
+
+pub(crate) fn spec_pb(spec: &Spec) -> pb::SandboxSpec {
+    pb::SandboxSpec {
+        image: spec.image.clone(),
+        resources: Some(resources_pb(&spec.resources)),
+        language: language_pb(spec.language).into(),
+        labels: spec.labels.clone().into_iter().collect(),
+        session_id: spec.session_id.clone(),
+        template_id: spec.template_id.clone(),
+        max_concurrent_executions: spec.max_concurrent_executions,
+        expires_at: spec.expires_at.map(timestamp),
+    }
+}
+
+fn state_pb(state: State) -> pb::sandbox::State {
+    match state {
+        State::Creating => pb::sandbox::State::Creating,
+        State::Running => pb::sandbox::State::Running,
+        State::Dead => pb::sandbox::State::Dead,
+        State::Deleted => pb::sandbox::State::Deleted,
+    }
+}
+
+/// A sandbox as it travels; `node_id` and `runtime` are those of its node.
+pub(crate) fn sandbox_pb(sandbox: &Sandbox, node_id: &str, runtime: &str) -> pb::Sandbox {
+    pb::Sandbox {
+        sandbox_id: sandbox.id.to_string(),
+        spec: Some(spec_pb(&sandbox.spec)),
+        state: state_pb(sandbox.state).into(),
+        reason: sandbox.reason.clone(),
+        endpoint: sandbox.facts.endpoint.clone(),
+        isolation: Some(isolation_pb(&sandbox.facts.isolation)),
+        node_id: node_id.to_owned(),
+        runtime: runtime.to_owned(),
+        created_at: Some(timestamp(sandbox.created_at)),
+        language_runtime: sandbox.facts.language_runtime.clone(),
+        workspace_path: WORKSPACE_PATH.to_owned(),
+    }
+}
+
+/// The node as it travels.
+pub(crate) fn node_pb(identity: &Identity, load: Load, runtime: &str) -> pb::Node {
+    let limits = &identity.limits;
+    let capacity = Resources {
+        cpu_millis: limits.cpu_millis.unwrap_or_default(),
+        memory_bytes: limits.memory_bytes,
+        ..Resources::default()
+    };
+    pb::Node {
+        node_id: identity.node_id.clone(),
+        runtime: runtime.to_owned(),
+        max_sandboxes: limits.max_sandboxes,
+        sandboxes: load.sandboxes,
+        capacity: Some(resources_pb(&capacity)),
+        allocated: Some(resources_pb(&load.allocated)),
+        images: load.images,
+        languages: identity.ability.languages.iter().map(|language| language_pb(*language).into()).collect(),
+        isolation: Some(isolation_pb(&identity.ability.isolation)),
+        draining: load.draining,
+        endpoint: identity.advertise.clone(),
+        labels: identity.labels.clone().into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandmesh_mesh::Fault;
+
+    use super::*;
+
+    fn sent() -> pb::SandboxSpec {
+        pb::SandboxSpec {
+            resources: Some(executor::Resources {
+                cpu_millis: 1000,
+                memory_bytes: 1 << 29,
+                disk_bytes: 1 << 30,
+                max_processes: 128,
+            }),
+            language: executor::Language::Python.into(),
+            expires_at: Some(prost_types::Timestamp { seconds: 2_000_000_000, nanos: 5 }),
+            ..Default::default()
+        }
+    }
+
+    fn fields(sent: pb::SandboxSpec) -> Vec<String> {
+        spec(Some(sent)).unwrap_err().violations().into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn a_spec_travels_unchanged() {
+        assert_eq!(spec_pb(&spec(Some(sent())).unwrap()), sent());
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let no_limits = pb::SandboxSpec { resources: None, language: 0, ..sent() };
+        assert_eq!(fields(no_limits).len(), 5);
+        let no_time = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+        assert_eq!(fields(pb::SandboxSpec { expires_at: Some(no_time), ..sent() }), ["spec.expires_at"]);
+        let many = pb::SandboxSpec { max_concurrent_executions: 1025, ..sent() };
+        assert_eq!(fields(many), ["spec.max_concurrent_executions"]);
+        assert_eq!(fields(pb::SandboxSpec { image: "i".repeat(513), ..sent() }), ["spec.image"]);
+        assert_eq!(spec(None).unwrap_err().violations()[0].field, "spec");
+    }
+}

@@ -1,0 +1,129 @@
+//! What can go wrong in the agent, and what a caller is told.
+
+use std::{sync::Arc, time::Duration};
+
+use sandmesh_mesh::{Fault, FieldViolation};
+use tonic::Code;
+
+use crate::sandbox::SandboxId;
+
+/// An error of the agent. Cheap to clone, as several callers may wait for one outcome.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Error {
+    /// Fields of the request are wrong.
+    #[error("invalid request: {}", describe(.0))]
+    Invalid(Vec<FieldViolation>),
+    /// A page token that this service did not make.
+    #[error("the page token was not made by this service")]
+    PageToken,
+    /// The id is not known here.
+    #[error("sandbox `{0}` not found")]
+    NotFound(SandboxId),
+    /// The id is taken by a sandbox with another spec.
+    #[error("sandbox `{0}` exists with another spec")]
+    Exists(SandboxId),
+    /// The id is taken by a sandbox that died.
+    #[error("sandbox `{0}` exists and is dead: {1}")]
+    Dead(SandboxId, String),
+    /// The node takes no more.
+    #[error("node `{node}` is full: {what}")]
+    Full {
+        /// The node.
+        node: String,
+        /// What there is no more of, and how much there is.
+        what: String,
+    },
+    /// The node cannot run this, now or later.
+    #[error("node `{node}` cannot run sandbox `{id}`: {why}")]
+    Unsupported {
+        /// The node.
+        node: String,
+        /// The sandbox.
+        id: SandboxId,
+        /// What is missing.
+        why: String,
+    },
+    /// The sandbox did not start. Nothing is left of it.
+    #[error("sandbox `{id}` did not start: {why}")]
+    StartFailed {
+        /// The sandbox.
+        id: SandboxId,
+        /// What it said, with the end of its log.
+        why: String,
+    },
+    /// The sandbox could not be destroyed; to try again is right.
+    #[error("sandbox `{id}` could not be destroyed: {why}")]
+    DestroyFailed {
+        /// The sandbox.
+        id: SandboxId,
+        /// What went wrong.
+        why: String,
+    },
+    /// A watcher was too slow and missed changes.
+    #[error("the watch fell behind by {0} changes; list again")]
+    WatchLagged(u64),
+    /// Nobody's fault but ours.
+    #[error(transparent)]
+    Internal(#[from] Arc<anyhow::Error>),
+}
+
+impl Error {
+    /// An unexpected error, whose text is logged and not sent.
+    pub(crate) fn internal(error: impl Into<anyhow::Error>) -> Self {
+        Self::Internal(Arc::new(error.into()))
+    }
+}
+
+fn describe(violations: &[FieldViolation]) -> String {
+    let texts: Vec<&str> = violations.iter().map(|v| v.description.as_str()).collect();
+    texts.join("; ")
+}
+
+impl Fault for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Exists(_) | Self::Dead(..) => Code::AlreadyExists,
+            Self::Full { .. } => Code::ResourceExhausted,
+            Self::Unsupported { .. } | Self::StartFailed { .. } => Code::FailedPrecondition,
+            Self::DestroyFailed { .. } => Code::Unavailable,
+            Self::WatchLagged(_) => Code::Aborted,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::PageToken => "PAGE_TOKEN_INVALID",
+            Self::NotFound(_) => "SANDBOX_NOT_FOUND",
+            Self::Exists(_) => "SANDBOX_EXISTS",
+            Self::Dead(..) => "SANDBOX_DEAD",
+            Self::Full { .. } => "NO_CAPACITY",
+            Self::Unsupported { .. } => "NODE_UNSUITABLE",
+            Self::StartFailed { .. } => "SANDBOX_START_FAILED",
+            Self::DestroyFailed { .. } => "UNAVAILABLE",
+            Self::WatchLagged(_) => "WATCH_LAGGED",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    fn violations(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::Invalid(violations) => violations.clone(),
+            Self::PageToken => {
+                vec![FieldViolation::new(
+                    "page_token",
+                    "value_error",
+                    "the page token was not made by this service",
+                )]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::Full { .. }).then_some(Duration::from_secs(1))
+    }
+}

@@ -1,0 +1,117 @@
+//! `AgentService` on the wire: parse, call, encode.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt};
+use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size, page_token, status};
+use sandmesh_proto::agent::{
+    CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse, GetNodeRequest,
+    GetNodeResponse, GetSandboxRequest, GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse,
+    Node, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
+    agent_service_server::{AgentService, AgentServiceServer},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    Error,
+    convert::{node_pb, sandbox_id, sandbox_pb, spec},
+    sandbox,
+    service::Service,
+};
+
+/// How many sandboxes a page has.
+const PAGE: u32 = 1000;
+
+/// The service on the wire.
+#[derive(Debug, Clone)]
+pub(crate) struct Grpc(Arc<Service>);
+
+/// The service with the limits of the mesh.
+pub(crate) fn server(service: Arc<Service>) -> AgentServiceServer<Grpc> {
+    AgentServiceServer::new(Grpc(service))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The node as it is now, for whoever asks and for the scheduler.
+pub(crate) async fn node(service: &Service) -> Node {
+    node_pb(service.identity(), service.load().await, service.runtime_name())
+}
+
+impl Grpc {
+    fn encode(&self, sandbox: &sandbox::Sandbox) -> Sandbox {
+        sandbox_pb(sandbox, &self.0.identity().node_id, self.0.runtime_name())
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Grpc {
+    type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> + Send>>;
+
+    async fn create_sandbox(
+        &self,
+        request: Request<CreateSandboxRequest>,
+    ) -> Result<Response<CreateSandboxResponse>, Status> {
+        let CreateSandboxRequest { sandbox_id: id, spec: sent } = request.into_inner();
+        let (id, spec) = (sandbox_id(&id).map_err(status)?, spec(sent).map_err(status)?);
+        let sandbox = self.0.create(id, spec).await.map_err(status)?;
+        Ok(Response::new(CreateSandboxResponse { sandbox: Some(self.encode(&sandbox)) }))
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<DeleteSandboxRequest>,
+    ) -> Result<Response<DeleteSandboxResponse>, Status> {
+        let id = sandbox_id(&request.into_inner().sandbox_id).map_err(status)?;
+        self.0.delete(&id).await.map_err(status)?;
+        Ok(Response::new(DeleteSandboxResponse {}))
+    }
+
+    async fn get_sandbox(
+        &self,
+        request: Request<GetSandboxRequest>,
+    ) -> Result<Response<GetSandboxResponse>, Status> {
+        let id = sandbox_id(&request.into_inner().sandbox_id).map_err(status)?;
+        let sandbox = self.0.get(&id).map_err(status)?;
+        Ok(Response::new(GetSandboxResponse { sandbox: Some(self.encode(&sandbox)) }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        request: Request<ListSandboxesRequest>,
+    ) -> Result<Response<ListSandboxesResponse>, Status> {
+        let ListSandboxesRequest { page_size: asked, page_token } = request.into_inner();
+        let after = cursor(&page_token).map_err(status)?;
+        let (page, more) = self.0.list(after.as_ref(), page_size(asked, PAGE, PAGE) as usize);
+        let last = page.last().filter(|_| more);
+        let next_page_token = last.map(|last| page_token::encode(&[last.id.as_str()])).unwrap_or_default();
+        let sandboxes = page.iter().map(|sandbox| self.encode(sandbox)).collect();
+        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token }))
+    }
+
+    async fn watch_sandboxes(
+        &self,
+        _: Request<WatchSandboxesRequest>,
+    ) -> Result<Response<Self::WatchSandboxesStream>, Status> {
+        let this = self.clone();
+        let changes = self.0.watch().map(move |change| match change {
+            Ok(sandbox) => Ok(WatchSandboxesResponse { sandbox: Some(this.encode(&sandbox)) }),
+            Err(error) => Err(status(error)),
+        });
+        Ok(Response::new(Box::pin(changes)))
+    }
+
+    async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
+        Ok(Response::new(GetNodeResponse { node: Some(node(&self.0).await) }))
+    }
+}
+
+fn cursor(token: &str) -> Result<Option<sandbox::SandboxId>, Error> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    match page_token::decode(token).map_err(|_| Error::PageToken)?.as_slice() {
+        [id] => id.parse().map(Some).map_err(|_| Error::PageToken),
+        _ => Err(Error::PageToken),
+    }
+}

@@ -1,0 +1,98 @@
+//! The port to what makes sandboxes: processes, Docker, containerd.
+//!
+//! A runtime does what it is told and remembers nothing but what runs: who may create, and what becomes
+//! of whom, is decided in `service.rs`. The rules that every runtime keeps are in `runtime/contract.rs`.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use crate::{
+    Error,
+    sandbox::{Facts, Isolation, Language, Sandbox, SandboxId, Spec},
+};
+
+#[cfg(test)]
+pub(crate) mod contract;
+pub(crate) mod process;
+
+/// What a runtime can give on this machine, measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ability {
+    /// The isolation of its sandboxes.
+    pub(crate) isolation: Isolation,
+    /// The languages that are there.
+    pub(crate) languages: Vec<Language>,
+    /// What works and could be better, for a person.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Why a runtime cannot work on this machine: one line for each thing that is missing, with how to get
+/// it or which setting weakens it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(crate) struct Problems(pub(crate) Vec<String>);
+
+/// What to create.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    /// The id to create it under; free.
+    pub(crate) id: SandboxId,
+    /// What it is to be.
+    pub(crate) spec: Spec,
+    /// When it was asked for.
+    pub(crate) created_at: DateTime<Utc>,
+}
+
+/// What a runtime found on the machine at its start.
+#[derive(Debug, Clone)]
+pub(crate) enum Found {
+    /// A sandbox of an agent before this one; its state is `Running` or `Dead`.
+    Whole(Box<Sandbox>),
+    /// What is left of a creation that did not come to its end; it awaits its deletion.
+    HalfMade(SandboxId),
+}
+
+/// Makes and destroys sandboxes on this machine.
+#[async_trait]
+pub(crate) trait Runtime: Debug + Send + Sync + 'static {
+    /// Its name, for example `process`.
+    fn name(&self) -> &'static str;
+
+    /// Measures now whether it can work here with the isolation that is configured, and what it can give.
+    ///
+    /// # Errors
+    /// Each thing that is missing.
+    async fn check(&self) -> Result<Ability, Problems>;
+
+    /// The images that are present; empty where there are none to have.
+    ///
+    /// # Errors
+    /// When the engine cannot be asked.
+    async fn images(&self) -> Result<Vec<String>, Error>;
+
+    /// What exists already, and takes it over: sandboxes outlive their agent. Called once, before
+    /// anything else; changes nothing on the machine.
+    ///
+    /// # Errors
+    /// When the machine cannot be read.
+    async fn adopt(&self) -> Result<Vec<Found>, Error>;
+
+    /// Makes a sandbox and returns when its executor answers. To be run to its end; on an error nothing is
+    /// left of it.
+    ///
+    /// # Errors
+    /// `StartFailed` with the end of its log, or `Full`.
+    async fn create(&self, order: &Order) -> Result<Facts, Error>;
+
+    /// Waits until a sandbox is no longer running, and says why: `expired`, or how it ended. Returns at
+    /// once when it is not there. Cancel safe.
+    async fn wait(&self, id: &SandboxId) -> String;
+
+    /// Destroys a sandbox and all that is left of it. Idempotent; an unknown id is gone already.
+    ///
+    /// # Errors
+    /// `DestroyFailed` when something is left; to try again is right.
+    async fn delete(&self, id: &SandboxId) -> Result<(), Error>;
+}

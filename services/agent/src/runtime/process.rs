@@ -1,0 +1,373 @@
+//! The runtime of jailed processes: one `sandmesh-executor` for each sandbox, which outlives the agent.
+//!
+//! A sandbox is a directory `sandboxes/ID` below the data directory. The executor makes and enforces the
+//! isolation; here is only starting it, finding it again, seeing it end and clearing it away.
+
+mod life;
+mod program;
+mod record;
+mod uids;
+
+use std::{
+    collections::HashMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use rustix::process::Signal;
+use sandmesh_mesh::{Clock, Link};
+use sandmesh_proto::executor::{
+    GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient,
+};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    life::{Mark, Process},
+    program::Program,
+    record::Record,
+    uids::Uids,
+};
+use super::{Ability, Found, Order, Problems, Runtime};
+use crate::{
+    Config, Error,
+    convert::{isolation_from_pb, language_from_pb},
+    sandbox::{Facts, Language, Sandbox, SandboxId, State},
+};
+
+/// How long an executor may take to end by itself before it is killed.
+const GRACE: Duration = Duration::from_millis(300);
+/// How often a new executor's socket is tried.
+const POLL: Duration = Duration::from_millis(3);
+/// How long an executor found at the start may take to answer.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many are asked at once at the start.
+const ADOPT_AT_ONCE: usize = 16;
+
+/// Makes sandboxes of processes.
+#[derive(Debug)]
+pub(crate) struct ProcessRuntime {
+    program: Program,
+    root: PathBuf,
+    start_timeout: Duration,
+    clock: Arc<dyn Clock>,
+    /// Present when the agent may give each sandbox a uid of its own.
+    uids: Option<Mutex<Uids>>,
+    held: Mutex<HashMap<SandboxId, Held>>,
+}
+
+/// What this process holds of a sandbox.
+#[derive(Debug, Clone)]
+struct Held {
+    process: Option<Arc<Process>>,
+    uid: Option<u32>,
+    expires_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ProcessRuntime {
+    /// The runtime for sandboxes below `data_dir`. Changes nothing on the machine.
+    ///
+    /// # Errors
+    /// When the executor program is missing, naming the setting.
+    pub(crate) fn new(config: &Config, data_dir: &Path, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        Config::validate_data_dir(data_dir)?;
+        let dedicated = rustix::process::geteuid().is_root();
+        Ok(Self {
+            program: Program::locate(config, std::env::current_exe().ok().as_deref())?,
+            root: std::path::absolute(data_dir)?.join("sandboxes"),
+            start_timeout: config.start_timeout.0,
+            clock,
+            uids: dedicated.then(|| Mutex::new(Uids::new(config.uid_base, config.uid_count))),
+            held: Mutex::default(),
+        })
+    }
+
+    fn dir(&self, id: &SandboxId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
+    fn take_uid(&self, id: &SandboxId) -> Result<Option<u32>, Error> {
+        let Some(uids) = &self.uids else { return Ok(None) };
+        let uid = lock(uids).take();
+        let why = || "every uid of `agent.uid_count` is held".to_owned();
+        uid.map(Some).ok_or_else(|| Error::StartFailed { id: id.clone(), why: why() })
+    }
+
+    fn free_uid(&self, uid: Option<u32>) {
+        if let (Some(uids), Some(uid)) = (&self.uids, uid) {
+            lock(uids).free(uid);
+        }
+    }
+
+    fn process(&self, id: &SandboxId) -> Option<Arc<Process>> {
+        lock(&self.held).get(id).and_then(|held| held.process.clone())
+    }
+
+    /// Everything up to an answering executor. What it made when it fails is for `delete` to clear.
+    async fn start(&self, order: &Order, uid: Option<u32>) -> Result<Facts, String> {
+        let dir = self.dir(&order.id);
+        let mut record = Record {
+            spec: order.spec.clone(),
+            uid,
+            created_at: order.created_at,
+            process: None,
+            facts: None,
+        };
+        let log = prepare(&self.root, &dir, &record)
+            .map_err(|error| format!("cannot make its directory: {error}"))?;
+        let cannot_run = |error: io::Error| format!("cannot run its executor: {error}");
+        let child = self.program.serve(order, &dir, uid, log).map_err(cannot_run)?;
+        record.process = mark(child.id());
+        let process = Arc::new(Process::of_child(child).map_err(cannot_run)?);
+        if let Some(held) = lock(&self.held).get_mut(&order.id) {
+            held.process = Some(Arc::clone(&process));
+        }
+        record.save(&dir).map_err(|error| format!("cannot record it: {error}"))?;
+        let answer = tokio::select! {
+            answer = answered(&dir, &order.id, self.start_timeout) => answer,
+            status = process.ended() => Err(life::describe(status)),
+        };
+        let facts = facts(&dir, order.spec.language, answer.map_err(|why| with_log(&why, &dir))?);
+        record.facts = Some(facts.clone());
+        record.save(&dir).map_err(|error| format!("cannot record it: {error}"))?;
+        Ok(facts)
+    }
+
+    async fn adopt_one(&self, id: SandboxId) -> Found {
+        let dir = self.dir(&id);
+        let record = match Record::load(&dir) {
+            Ok(Record { facts: None, .. }) => return Found::HalfMade(id),
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(sandbox.id = %id, %error, "no record of a sandbox found; it will be destroyed");
+                return Found::HalfMade(id);
+            }
+        };
+        let mut sandbox = Sandbox {
+            id,
+            state: State::Running,
+            reason: String::new(),
+            created_at: record.created_at,
+            facts: record.facts.clone().unwrap_or_default(),
+            spec: record.spec.clone(),
+        };
+        let process = match self.take_over(&record, &sandbox.id, &dir).await {
+            Ok((process, answer)) => {
+                sandbox.facts = facts(&dir, sandbox.spec.language, answer);
+                Some(Arc::new(process))
+            }
+            Err(why) => {
+                sandbox.state = State::Dead;
+                sandbox.reason = self.reason(sandbox.spec.expires_at, why);
+                None
+            }
+        };
+        self.hold(sandbox.id.clone(), Held { process, uid: record.uid, expires_at: record.spec.expires_at });
+        Found::Whole(Box::new(sandbox))
+    }
+
+    async fn take_over(
+        &self,
+        record: &Record,
+        id: &SandboxId,
+        dir: &Path,
+    ) -> Result<(Process, GetExecutorResponse), String> {
+        let process = record.process.map(Process::adopt).transpose();
+        let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
+        let process = process.flatten().ok_or("executor ended while no agent ran")?;
+        Ok((process, answered(dir, id, ADOPT_TIMEOUT).await?))
+    }
+
+    fn hold(&self, id: SandboxId, held: Held) {
+        if let (Some(uids), Some(uid)) = (&self.uids, held.uid) {
+            lock(uids).hold(uid);
+        }
+        lock(&self.held).insert(id, held);
+    }
+
+    /// Why it is dead: its time was over, or else `why`.
+    fn reason(&self, expires_at: Option<chrono::DateTime<chrono::Utc>>, why: String) -> String {
+        if expires_at.is_some_and(|end| self.clock.now() >= end) { "expired".to_owned() } else { why }
+    }
+}
+
+#[async_trait]
+impl Runtime for ProcessRuntime {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    async fn check(&self) -> Result<Ability, Problems> {
+        self.program.check(self.uids.as_ref().map(|uids| lock(uids).base())).await
+    }
+
+    async fn images(&self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn adopt(&self) -> Result<Vec<Found>, Error> {
+        let ids = ids_in(&self.root).map_err(|error| {
+            Error::internal(
+                anyhow::Error::new(error).context(format!("cannot read `{}`", self.root.display())),
+            )
+        })?;
+        let found = stream::iter(ids).map(|id| self.adopt_one(id)).buffer_unordered(ADOPT_AT_ONCE);
+        Ok(found.collect().await)
+    }
+
+    async fn create(&self, order: &Order) -> Result<Facts, Error> {
+        let id = &order.id;
+        let uid = self.take_uid(id)?;
+        self.hold(id.clone(), Held { process: None, uid, expires_at: order.spec.expires_at });
+        match self.start(order, uid).await {
+            Ok(facts) => Ok(facts),
+            Err(why) => {
+                if let Err(error) = self.delete(id).await {
+                    tracing::warn!(sandbox.id = %id, %error, "left over from a failed start");
+                }
+                Err(Error::StartFailed { id: id.clone(), why })
+            }
+        }
+    }
+
+    async fn wait(&self, id: &SandboxId) -> String {
+        let Some(held) = lock(&self.held).get(id).cloned() else { return "it is gone".to_owned() };
+        match held.process {
+            Some(process) => {
+                let status = process.ended().await;
+                self.reason(held.expires_at, life::describe(status))
+            }
+            None => self.reason(held.expires_at, life::describe(None)),
+        }
+    }
+
+    async fn delete(&self, id: &SandboxId) -> Result<(), Error> {
+        let dir = self.dir(id);
+        let process = self.process(id);
+        if let Some(process) = &process {
+            process.signal(Signal::TERM);
+            if timeout(GRACE, process.ended()).await.is_err() {
+                process.signal(Signal::KILL);
+            }
+        }
+        let failed = |why| Error::DestroyFailed { id: id.clone(), why };
+        self.program.destroy(&dir, id).await.map_err(failed)?;
+        if fs::symlink_metadata(&dir).is_ok() {
+            return Err(failed(format!("`{}` is still there", dir.display())));
+        }
+        if let Some(process) = &process {
+            let ended = timeout(GRACE, process.ended()).await;
+            ended.map_err(|_| failed("its executor still runs".to_owned()))?;
+        }
+        let held = lock(&self.held).remove(id);
+        self.free_uid(held.and_then(|held| held.uid));
+        Ok(())
+    }
+}
+
+/// Makes the directory of a sandbox with its record, and opens its log.
+fn prepare(root: &Path, dir: &Path, record: &Record) -> io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+    DirBuilder::new().mode(0o700).create(dir)?;
+    record.save(dir)?;
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(log_path(dir))
+}
+
+fn log_path(dir: &Path) -> PathBuf {
+    dir.join("executor.log")
+}
+
+fn mark(pid: Option<u32>) -> Option<Mark> {
+    let pid = i32::try_from(pid?).ok()?;
+    Some(Mark { pid, start_time: life::start_time(pid)? })
+}
+
+/// The sandboxes that have a directory; anything else there is not ours to touch.
+fn ids_in(root: &Path) -> io::Result<Vec<SandboxId>> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        match name.to_string_lossy().parse() {
+            Ok(id) => ids.push(id),
+            Err(error) => tracing::warn!(%error, "left alone in `{}`", root.display()),
+        }
+    }
+    Ok(ids)
+}
+
+fn endpoint(dir: &Path) -> String {
+    format!("unix:{}", socket_path(dir).display())
+}
+
+fn socket_path(dir: &Path) -> PathBuf {
+    dir.join("executor.sock")
+}
+
+/// Waits until the executor in `dir` answers, and is the one that it should be.
+async fn answered(dir: &Path, id: &SandboxId, within: Duration) -> Result<GetExecutorResponse, String> {
+    let deadline = Instant::now() + within;
+    let mut last = "nothing listens on its socket".to_owned();
+    while Instant::now() < deadline {
+        if UnixStream::connect(socket_path(dir)).await.is_ok() {
+            match timeout(deadline - Instant::now(), ask(dir)).await {
+                Ok(Ok(answer)) if answer.sandbox_id == id.as_str() => return Ok(answer),
+                Ok(Ok(answer)) => return Err(format!("executor is that of `{}`", answer.sandbox_id)),
+                Ok(Err(why)) => last = why,
+                Err(_) => "it does not answer".clone_into(&mut last),
+            }
+        }
+        sleep(POLL).await;
+    }
+    Err(format!("executor did not answer within {within:?}: {last}"))
+}
+
+async fn ask(dir: &Path) -> Result<GetExecutorResponse, String> {
+    let link = Link::dial(&endpoint(dir)).map_err(|error| error.to_string())?;
+    let answer = ExecutorServiceClient::new(link).get_executor(GetExecutorRequest {}).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+}
+
+fn facts(dir: &Path, language: Language, answer: GetExecutorResponse) -> Facts {
+    let runtime = answer.languages.iter().find(|found| language_from_pb(found.language()) == Some(language));
+    Facts {
+        endpoint: endpoint(dir),
+        isolation: isolation_from_pb(answer.isolation.unwrap_or_default()),
+        language_runtime: runtime.map(|found| language.runtime_name(&found.version)).unwrap_or_default(),
+    }
+}
+
+/// `why`, with the end of the executor's log.
+fn with_log(why: &str, dir: &Path) -> String {
+    match log_tail(dir) {
+        Ok(tail) if !tail.is_empty() => format!("{why}; its log ends with: {tail}"),
+        _ => why.to_owned(),
+    }
+}
+
+fn log_tail(dir: &Path) -> io::Result<String> {
+    let mut file = File::open(log_path(dir))?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(program::TAIL_BYTES as u64)))?;
+    let mut text = Vec::new();
+    file.take(program::TAIL_BYTES as u64).read_to_end(&mut text)?;
+    Ok(program::tail(&text))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,53 @@
+//! What is written beside a sandbox, so that the next agent on this data directory can take it over.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use chrono::{DateTime, Utc};
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::life::Mark;
+use crate::sandbox::{Facts, Spec};
+
+const NAME: &str = "sandbox.json";
+const NEW_NAME: &str = "sandbox.json.new";
+/// More than any record has: specs are bounded where they come in.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The record of one sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) spec: Spec,
+    /// The uid of its own, when it has one.
+    pub(super) uid: Option<u32>,
+    pub(super) created_at: DateTime<Utc>,
+    /// Its executor. Absent until it is started: without it, the creation did not come to its end.
+    pub(super) process: Option<Mark>,
+    /// What it got. Absent until its executor answered.
+    pub(super) facts: Option<Facts>,
+}
+
+impl Record {
+    /// Writes it whole or not at all.
+    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
+        let (new, path) = (dir.join(NEW_NAME), dir.join(NAME));
+        let _ = fs::remove_file(&new);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(new, path)
+    }
+
+    /// Reads it back.
+    pub(super) fn load(dir: &Path) -> io::Result<Self> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(dir.join(NAME))?;
+        let mut text = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+}

@@ -1,0 +1,165 @@
+//! The rules of the service that hold over every runtime; see `runtime/contract.rs`.
+
+use std::{collections::BTreeMap, pin::pin, time::Duration};
+
+use futures::future::join_all;
+use sandmesh_mesh::SystemClock;
+
+use super::*;
+use crate::{
+    runtime::contract::{Bench, id, spec},
+    sandbox::Language,
+};
+
+/// An agent over the runtime of a bench.
+struct Agent {
+    tasks: Tasks,
+    service: Arc<Service>,
+}
+
+impl Agent {
+    async fn start(bench: &impl Bench, max_sandboxes: u32, on_shutdown: OnShutdown) -> Self {
+        let runtime = bench.runtime();
+        let identity = Identity {
+            node_id: "bench".to_owned(),
+            advertise: String::new(),
+            labels: BTreeMap::new(),
+            limits: Limits { max_sandboxes, cpu_millis: None, memory_bytes: 1 << 40 },
+            ability: runtime.check().await.unwrap(),
+        };
+        let tasks = Tasks::new();
+        let service = Arc::new(Service::new(identity, runtime, Arc::new(SystemClock), tasks.clone()));
+        let half_made = service.adopt().await.unwrap();
+        service.start(half_made, on_shutdown);
+        Self { tasks, service }
+    }
+
+    async fn new(bench: &impl Bench) -> Self {
+        Self::start(bench, 10, OnShutdown::Keep).await
+    }
+
+    async fn stop(self) {
+        assert_eq!(self.tasks.shut_down(Duration::from_secs(10)).await, 0);
+    }
+
+    async fn create(&self, n: u32, spec: &Spec) -> Result<Sandbox, Error> {
+        self.service.create(id(n), spec.clone()).await
+    }
+
+    async fn until(&self, n: u32, state: State) -> Sandbox {
+        let found = async {
+            loop {
+                match self.service.get(&id(n)) {
+                    Ok(sandbox) if sandbox.state == state => return sandbox,
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), found).await.unwrap()
+    }
+}
+
+pub(crate) async fn concurrent_creates_of_one_id_make_one_sandbox(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let made = join_all((0..8).map(|_| agent.create(1, &spec))).await;
+    let first = made[0].clone().unwrap();
+    assert_eq!(first.state, State::Running);
+    for sandbox in made {
+        assert_eq!(sandbox.unwrap(), first);
+    }
+    assert_eq!(agent.create(1, &spec).await.unwrap(), first, "nor does a later one make another");
+}
+
+pub(crate) async fn an_id_with_another_spec_is_refused(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &spec).await.unwrap();
+    let other = Spec { template_id: "other".to_owned(), ..spec };
+    assert!(matches!(agent.create(1, &other).await, Err(Error::Exists(_))));
+}
+
+pub(crate) async fn a_full_node_refuses_whatever_comes_at_once(bench: &impl Bench) {
+    let (agent, spec) = (Agent::start(bench, 2, OnShutdown::Keep).await, spec());
+    let made = join_all((1..=6).map(|n| agent.create(n, &spec))).await;
+    assert_eq!(made.iter().filter(|outcome| outcome.is_ok()).count(), 2);
+    assert!(made.iter().all(|outcome| matches!(outcome, Ok(_) | Err(Error::Full { .. }))), "{made:?}");
+    let refused = (1..=6).find(|n| agent.service.get(&id(*n)).is_err()).unwrap();
+    assert_eq!(bench.traces(&id(refused)), [""; 0]);
+    let taken = (1..=6).find(|n| agent.service.get(&id(*n)).is_ok()).unwrap();
+    agent.service.delete(&id(taken)).await.unwrap();
+    agent.create(refused, &spec).await.unwrap();
+}
+
+pub(crate) async fn a_creation_goes_on_when_its_caller_goes_away(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let impatient = tokio::time::timeout(Duration::from_millis(1), agent.create(1, &spec)).await;
+    assert!(impatient.is_err());
+    agent.until(1, State::Running).await;
+}
+
+pub(crate) async fn a_delete_during_a_creation_leaves_nothing(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let delete = async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        agent.service.delete(&id(1)).await
+    };
+    let (created, deleted) = tokio::join!(agent.create(1, &spec), delete);
+    assert!(created.is_ok() && deleted.is_ok());
+    assert!(matches!(agent.service.get(&id(1)), Err(Error::NotFound(_))));
+    assert_eq!(bench.traces(&id(1)), [""; 0]);
+}
+
+pub(crate) async fn watchers_see_what_exists_and_every_change(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &spec).await.unwrap();
+    let mut seen = pin!(agent.service.watch());
+    let mut next = async || {
+        let sandbox =
+            tokio::time::timeout(Duration::from_secs(2), seen.next()).await.unwrap().unwrap().unwrap();
+        (sandbox.id, sandbox.state)
+    };
+    assert_eq!(next().await, (id(1), State::Running));
+    agent.create(2, &spec).await.unwrap();
+    assert_eq!(next().await, (id(2), State::Creating));
+    assert_eq!(next().await, (id(2), State::Running));
+    bench.kill(&id(1)).await;
+    assert_eq!(next().await, (id(1), State::Dead));
+    agent.service.delete(&id(1)).await.unwrap();
+    assert_eq!(next().await, (id(1), State::Deleted));
+    agent.stop().await;
+    assert!(seen.next().await.is_none(), "the watch ends with the agent");
+}
+
+pub(crate) async fn a_dead_sandbox_keeps_its_id_until_it_is_deleted(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &spec).await.unwrap();
+    bench.kill(&id(1)).await;
+    let dead = agent.until(1, State::Dead).await;
+    assert!(dead.reason.contains("signal 9"), "{}", dead.reason);
+    assert!(matches!(agent.create(1, &spec).await, Err(Error::Dead(..))));
+    agent.service.delete(&id(1)).await.unwrap();
+    assert_eq!(agent.create(1, &spec).await.unwrap().state, State::Running);
+}
+
+pub(crate) async fn sandboxes_outlive_an_agent_that_keeps_them(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let made = agent.create(1, &spec).await.unwrap();
+    agent.stop().await;
+    let next = Agent::new(bench).await;
+    assert_eq!(next.create(1, &spec).await.unwrap(), made, "a repeat of the creation gets the first");
+    bench.kill(&id(1)).await;
+    next.until(1, State::Dead).await;
+    next.stop().await;
+    let last = Agent::start(bench, 1, OnShutdown::Keep).await;
+    assert_eq!(last.service.get(&id(1)).unwrap().state, State::Dead);
+    let full = last.create(2, &Spec { language: Language::Shell, ..spec }).await;
+    assert!(matches!(full, Err(Error::Full { .. })), "what is not deleted takes a place");
+}
+
+pub(crate) async fn an_agent_that_destroys_leaves_nothing(bench: &impl Bench) {
+    let (agent, spec) = (Agent::start(bench, 10, OnShutdown::Destroy).await, spec());
+    agent.create(1, &spec).await.unwrap();
+    agent.create(2, &spec).await.unwrap();
+    agent.stop().await;
+    assert_eq!(bench.traces(&id(1)), [""; 0]);
+    assert_eq!(bench.traces(&id(2)), [""; 0]);
+}

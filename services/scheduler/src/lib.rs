@@ -1,1 +1,62 @@
-//! (being laid)
+//! The role `scheduler`: knows the nodes, and places sandboxes on them.
+//!
+//! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
+//! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
+//! Parts: `placement.rs` (pure choice), `registry.rs` (what is known), `view.rs` (from the one to the
+//! other), `follower.rs` (the watch held at each node), `service.rs` (what is done), `grpc.rs` (the wire).
+
+pub mod config;
+mod error;
+mod follower;
+mod grpc;
+mod placement;
+mod registry;
+mod service;
+mod view;
+
+use std::sync::Arc;
+
+use futures::{FutureExt, future::BoxFuture};
+use sandmesh_mesh::{Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+
+pub use self::config::Config;
+use self::{error::Error, service::Service};
+
+/// The role.
+#[derive(Debug)]
+struct Scheduler(Arc<Service>);
+
+/// Makes the role. It knows no node yet.
+///
+/// # Errors
+/// When a setting cannot be used.
+#[expect(clippy::unused_async, reason = "the signature is that of every role")]
+pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
+    config.validate()?;
+    Ok(Arc::new(Scheduler(Arc::new(Service::new(config.clone(), mesh.clone())))))
+}
+
+impl Role for Scheduler {
+    fn name(&self) -> RoleName {
+        RoleName::Scheduler
+    }
+
+    fn register(self: Arc<Self>, server: &mut ServerBuilder) {
+        server.add(grpc::server(Arc::clone(&self.0)));
+    }
+
+    /// Nothing runs until a node reports.
+    fn start(self: Arc<Self>, _: &Tasks) {}
+
+    fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {
+        let nodes = self.0.nodes();
+        let healthy = nodes.iter().filter(|node| node.healthy).count();
+        let probe = Probe {
+            name: "nodes".to_owned(),
+            healthy: healthy > 0,
+            message: format!("{healthy} of {} healthy", nodes.len()),
+            latency_us: 0,
+        };
+        async { vec![probe] }.boxed()
+    }
+}

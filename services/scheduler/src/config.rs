@@ -1,0 +1,86 @@
+//! The settings of the scheduler: `[scheduler]` in the configuration.
+
+use std::time::Duration;
+
+use sandmesh_mesh::{ConfigError, HumanDuration};
+use serde::{Deserialize, Serialize};
+
+/// The settings of the scheduler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How often nodes are asked to report.
+    pub heartbeat_interval: HumanDuration,
+    /// After how long without a report nothing is placed on a node.
+    pub heartbeat_timeout: HumanDuration,
+    /// After how long without a report a node is forgotten.
+    pub forget_after: HumanDuration,
+    /// How long a creation waits for a healthy node while there is none, as at the start of the mesh.
+    pub node_wait: HumanDuration,
+    /// How long a node may take to create a sandbox.
+    pub create_timeout: HumanDuration,
+    /// How long a node may take to answer any other call.
+    pub call_timeout: HumanDuration,
+    /// How many nodes there may be.
+    pub max_nodes: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
+        Self {
+            heartbeat_interval: seconds(2),
+            heartbeat_timeout: seconds(5),
+            forget_after: seconds(3600),
+            node_wait: seconds(2),
+            create_timeout: seconds(20),
+            call_timeout: seconds(10),
+            max_nodes: 1000,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be used, and what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let invalid =
+            |setting: &str, problem: &str| ConfigError::invalid(format!("scheduler.{setting}"), problem);
+        for (setting, value) in [
+            ("heartbeat_interval", self.heartbeat_interval),
+            ("create_timeout", self.create_timeout),
+            ("call_timeout", self.call_timeout),
+        ] {
+            if value.0 < Duration::from_millis(100) {
+                return Err(invalid(setting, "must be at least 100ms"));
+            }
+        }
+        if self.heartbeat_timeout.0 < self.heartbeat_interval.0 * 2 {
+            return Err(invalid(
+                "heartbeat_timeout",
+                "must be at least twice `scheduler.heartbeat_interval`",
+            ));
+        }
+        if self.forget_after.0 < self.heartbeat_timeout.0 {
+            return Err(invalid("forget_after", "must be at least `scheduler.heartbeat_timeout`"));
+        }
+        if self.max_nodes == 0 {
+            return Err(invalid("max_nodes", "must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_shorter_than_two_reports_is_refused_by_name() {
+        Config::default().validate().unwrap();
+        let hasty = Config { heartbeat_timeout: HumanDuration(Duration::from_secs(3)), ..Config::default() };
+        assert!(hasty.validate().unwrap_err().to_string().contains("`scheduler.heartbeat_timeout`"));
+    }
+}

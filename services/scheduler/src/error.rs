@@ -1,0 +1,126 @@
+//! What can go wrong in the scheduler, and what a caller is told.
+
+use std::time::Duration;
+
+use sandmesh_mesh::{Fault, FieldViolation};
+use tonic::{Code, Status};
+
+use crate::placement::Refusal;
+
+/// When a caller that found no room is to try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An error of the scheduler.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Error {
+    /// Fields of the request are wrong.
+    #[error("invalid request: {}", .0.description)]
+    Invalid(FieldViolation),
+    /// A page token that this service did not make.
+    #[error("the page token was not made by this service")]
+    PageToken,
+    /// No node has it.
+    #[error("sandbox `{0}` not found")]
+    NotFound(String),
+    /// Every node that could run it is full or away.
+    #[error("no node has room for sandbox `{id}`: {}", list(.refusals))]
+    NoCapacity {
+        /// The sandbox.
+        id: String,
+        /// What each node said.
+        refusals: Vec<Refusal>,
+    },
+    /// No node can run it, now or later.
+    #[error("no node can run sandbox `{id}`: {}", list(.refusals))]
+    NoSuitableNode {
+        /// The sandbox.
+        id: String,
+        /// What each node said.
+        refusals: Vec<Refusal>,
+    },
+    /// Nothing is known yet, so nothing can be said.
+    #[error("no node has registered yet")]
+    NoNodes,
+    /// A node that matters cannot be asked.
+    #[error("node `{node_id}` cannot be asked: {why}")]
+    NodeUnavailable {
+        /// The node.
+        node_id: String,
+        /// What happened.
+        why: String,
+    },
+    /// There are as many nodes as the scheduler takes.
+    #[error("there are {0} nodes already, as `scheduler.max_nodes` allows")]
+    TooManyNodes(u32),
+    /// A watcher was too slow and missed changes.
+    #[error("the watch fell behind by {0} changes; list again")]
+    WatchLagged(u64),
+    /// What the node answered is the caller's to know.
+    #[error("{}", .0.message())]
+    Node(Box<Status>),
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    if refusals.is_empty() {
+        return "no node has registered yet".to_owned();
+    }
+    let texts: Vec<String> =
+        refusals.iter().map(|refusal| format!("`{}`: {}", refusal.node_id, refusal.why)).collect();
+    texts.join("; ")
+}
+
+impl Error {
+    /// As it travels. What a node answered goes on unchanged, with its details.
+    pub(crate) fn into_status(self) -> Status {
+        match self {
+            Self::Node(status) => *status,
+            other => sandmesh_mesh::status(other),
+        }
+    }
+}
+
+impl Fault for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
+            Self::NotFound(_) => Code::NotFound,
+            Self::NoCapacity { .. } | Self::TooManyNodes(_) => Code::ResourceExhausted,
+            Self::NoSuitableNode { .. } => Code::FailedPrecondition,
+            Self::NoNodes | Self::NodeUnavailable { .. } => Code::Unavailable,
+            Self::WatchLagged(_) => Code::Aborted,
+            Self::Node(status) => status.code(),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::PageToken => "PAGE_TOKEN_INVALID",
+            Self::NotFound(_) => "SANDBOX_NOT_FOUND",
+            Self::NoCapacity { .. } => "NO_CAPACITY",
+            Self::TooManyNodes(_) => "TOO_MANY_NODES",
+            Self::NoSuitableNode { .. } => "NODE_UNSUITABLE",
+            Self::NoNodes | Self::NodeUnavailable { .. } => "NODE_UNAVAILABLE",
+            Self::WatchLagged(_) => "WATCH_LAGGED",
+            Self::Node(_) => "INTERNAL",
+        }
+    }
+
+    fn violations(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::Invalid(violation) => vec![violation.clone()],
+            Self::PageToken => {
+                vec![FieldViolation::new(
+                    "page_token",
+                    "value_error",
+                    "the page token was not made by this service",
+                )]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::NoCapacity { .. } | Self::NoNodes).then_some(RETRY_AFTER)
+    }
+}

@@ -1,0 +1,176 @@
+//! Which nodes a sandbox may go to, best first. Pure: a function of what is wanted and what is known.
+//!
+//! What is known may be old, so the first choice may refuse; the agent's own admission is the last
+//! authority, and the rest of the candidates are there for that.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+/// A language by its number on the wire; placement only compares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Language(pub(crate) i32);
+
+/// What a sandbox needs and would like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u64,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: u64,
+    /// The language whose interpreter must be there.
+    pub(crate) language: Language,
+    /// The labels that the node must have.
+    pub(crate) node_labels: BTreeMap<String, String>,
+    /// The image that would better be there already.
+    pub(crate) image: String,
+    /// The template whose sandboxes would better be there already.
+    pub(crate) template_id: String,
+}
+
+/// How much there is of something, and how much of it is promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// In all; `None` means that it is not counted.
+    pub(crate) limit: Option<u64>,
+    /// Promised.
+    pub(crate) used: u64,
+}
+
+impl Share {
+    fn fits(self, more: u64) -> bool {
+        self.limit.is_none_or(|limit| self.used.saturating_add(more) <= limit)
+    }
+
+    fn could_fit(self, more: u64) -> bool {
+        self.limit.is_none_or(|limit| more <= limit)
+    }
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeView {
+    /// Its id.
+    pub(crate) id: String,
+    /// Whether it reported lately.
+    pub(crate) healthy: bool,
+    /// Whether it takes no new sandboxes.
+    pub(crate) draining: bool,
+    /// Sandboxes.
+    pub(crate) sandboxes: Share,
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: Share,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: Share,
+    /// The languages it can run.
+    pub(crate) languages: Vec<Language>,
+    /// The images that are present.
+    pub(crate) images: Vec<String>,
+    /// Its labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The templates of which it has sandboxes.
+    pub(crate) templates: BTreeSet<String>,
+    /// The templates of which it has sandboxes that no session has claimed.
+    pub(crate) warm: BTreeSet<String>,
+}
+
+/// Why a node is not a candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The node.
+    pub(crate) node_id: String,
+    /// Why, for a person.
+    pub(crate) why: String,
+    /// False when no waiting changes it.
+    pub(crate) may_change: bool,
+}
+
+/// Where a sandbox may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// The ids of the nodes, best first.
+    pub(crate) candidates: Vec<String>,
+    /// The other nodes.
+    pub(crate) refusals: Vec<Refusal>,
+}
+
+/// Above this share of its sandboxes, in percent, a node no longer draws those of the same template: else
+/// one node would fill while others idle.
+const CROWDED_PERCENT: u64 = 75;
+
+/// Filters and orders the nodes. The same input gives the same answer, whatever the order of `nodes`.
+pub(crate) fn choose(wanted: &Wanted, nodes: &[NodeView]) -> Choice {
+    let mut choice = Choice::default();
+    let mut fitting = Vec::new();
+    for node in nodes {
+        match refusal(wanted, node) {
+            Some(refusal) => choice.refusals.push(refusal),
+            None => fitting.push(node),
+        }
+    }
+    fitting.sort_by_cached_key(|node| (Reverse(score(wanted, node)), node.id.clone()));
+    choice.candidates = fitting.into_iter().map(|node| node.id.clone()).collect();
+    choice.refusals.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+    choice
+}
+
+fn refusal(wanted: &Wanted, node: &NodeView) -> Option<Refusal> {
+    let never = why_never(wanted, node);
+    let may_change = never.is_none();
+    let why = never.or_else(|| why_not_now(wanted, node).map(str::to_owned))?;
+    Some(Refusal { node_id: node.id.clone(), why, may_change })
+}
+
+/// What no waiting changes.
+fn why_never(wanted: &Wanted, node: &NodeView) -> Option<String> {
+    if !node.languages.contains(&wanted.language) {
+        return Some("it has no interpreter for the language".to_owned());
+    }
+    if let Some((key, value)) =
+        wanted.node_labels.iter().find(|(key, value)| node.labels.get(*key) != Some(value))
+    {
+        return Some(format!("it has no label `{key}` of value `{value}`"));
+    }
+    if !node.memory_bytes.could_fit(wanted.memory_bytes) {
+        return Some(format!("it has less than {} bytes of memory in all", wanted.memory_bytes));
+    }
+    if !node.cpu_millis.could_fit(wanted.cpu_millis) {
+        return Some(format!("it has less than {} cpu_millis in all", wanted.cpu_millis));
+    }
+    None
+}
+
+/// What may be otherwise soon.
+fn why_not_now(wanted: &Wanted, node: &NodeView) -> Option<&'static str> {
+    match node {
+        _ if !node.healthy => Some("it has not reported for too long"),
+        _ if node.draining => Some("it takes no new sandboxes"),
+        _ if !node.sandboxes.fits(1) => Some("it has as many sandboxes as it takes"),
+        _ if !node.memory_bytes.fits(wanted.memory_bytes) => Some("its memory is promised"),
+        _ if !node.cpu_millis.fits(wanted.cpu_millis) => Some("its cpu is promised"),
+        _ => None,
+    }
+}
+
+/// What makes one node better than another, the weightiest first: a warm sandbox, the image, the template's
+/// other sandboxes, room.
+fn score(wanted: &Wanted, node: &NodeView) -> (bool, bool, bool, u64) {
+    let used = percent_used(node.sandboxes);
+    let warm = node.warm.contains(&wanted.template_id);
+    let image = node.images.contains(&wanted.image);
+    let affinity = used < CROWDED_PERCENT && node.templates.contains(&wanted.template_id);
+    let fullest = used.max(percent_used(node.memory_bytes)).max(percent_used(node.cpu_millis));
+    (warm, image, affinity, 100u64.saturating_sub(fullest))
+}
+
+fn percent_used(share: Share) -> u64 {
+    match share.limit {
+        Some(limit) if limit > 0 => share.used.saturating_mul(100) / limit,
+        Some(_) => 100,
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! The nodes and their sandboxes in memory, as last reported, and what is on its way to them.
+//!
+//! It is rebuilt from what the agents report, so it may be behind; whoever must be sure asks the node.
+//! No I/O: `follower.rs` feeds it and `service.rs` asks it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use sandmesh_mesh::{CancellationToken, Clock, Link, timestamp};
+use sandmesh_proto::{
+    agent::{Node, Sandbox, SandboxSpec, sandbox::State},
+    scheduler::NodeStatus,
+};
+use tokio::sync::{Notify, broadcast};
+
+use crate::{
+    Config, Error,
+    placement::{self, Choice, Wanted},
+    view,
+};
+
+/// How many changes a slow watcher may be behind.
+const WATCH_BACKLOG: usize = 1024;
+/// For how long a placement is remembered of which the node has told nothing.
+const PLACEMENT_MEMORY: Duration = Duration::from_secs(600);
+
+/// The nodes and their sandboxes.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    config: Config,
+    clock: Arc<dyn Clock>,
+    stopped: CancellationToken,
+    known: Mutex<Known>,
+    changes: broadcast::Sender<Sandbox>,
+    reported: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    nodes: BTreeMap<String, Entry>,
+    /// Where sandboxes were sent of which their node has told nothing yet.
+    placements: HashMap<String, Placement>,
+}
+
+#[derive(Debug)]
+struct Placement {
+    node_id: String,
+    spec: SandboxSpec,
+    placed_at: DateTime<Utc>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// As it reported last.
+    pub(crate) node: Node,
+    /// Its sandboxes, by id.
+    pub(crate) sandboxes: BTreeMap<String, Sandbox>,
+    /// Whether `sandboxes` is all of them, and up to date.
+    pub(crate) followed: bool,
+    last_seen: DateTime<Utc>,
+    link: Link,
+    follower: CancellationToken,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.follower.cancel();
+    }
+}
+
+impl Registry {
+    /// One without nodes; followers end when `stopped` is cancelled.
+    pub(crate) fn new(config: Config, clock: Arc<dyn Clock>, stopped: CancellationToken) -> Self {
+        Self {
+            config,
+            clock,
+            stopped,
+            known: Mutex::default(),
+            changes: broadcast::channel(WATCH_BACKLOG).0,
+            reported: Notify::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_healthy(&self, entry: &Entry) -> bool {
+        let silent = (self.clock.now() - entry.last_seen).to_std().unwrap_or_default();
+        silent <= self.config.heartbeat_timeout.0
+    }
+
+    /// Takes a report. `Some` when the node is new or has moved: its sandboxes are then to be followed until
+    /// the token is cancelled.
+    ///
+    /// # Errors
+    /// `TooManyNodes`.
+    pub(crate) fn report(&self, node: Node, link: Link) -> Result<Option<CancellationToken>, Error> {
+        let now = self.clock.now();
+        let mut known = self.known();
+        self.sweep(&mut known, now);
+        let entry = known.nodes.get_mut(&node.node_id);
+        let follow = match entry.filter(|entry| entry.node.endpoint == node.endpoint) {
+            Some(entry) => {
+                (entry.node, entry.last_seen) = (node, now);
+                None
+            }
+            None => Some(self.add(&mut known, node, link)?),
+        };
+        drop(known);
+        self.reported.notify_waiters();
+        Ok(follow)
+    }
+
+    /// Adds a node that is new or has moved. What was known of its sandboxes stays until it tells.
+    fn add(&self, known: &mut Known, node: Node, link: Link) -> Result<CancellationToken, Error> {
+        let id = node.node_id.clone();
+        let before = known.nodes.remove(&id);
+        if known.nodes.len() >= self.config.max_nodes as usize {
+            return Err(Error::TooManyNodes(self.config.max_nodes));
+        }
+        let sandboxes = before.map(|mut entry| std::mem::take(&mut entry.sandboxes)).unwrap_or_default();
+        let follower = self.stopped.child_token();
+        let last_seen = self.clock.now();
+        let entry = Entry { node, sandboxes, followed: false, last_seen, link, follower: follower.clone() };
+        known.nodes.insert(id, entry);
+        Ok(follower)
+    }
+
+    fn sweep(&self, known: &mut Known, now: DateTime<Utc>) {
+        let silent = |since: DateTime<Utc>| (now - since).to_std().unwrap_or_default();
+        known.nodes.retain(|_, entry| silent(entry.last_seen) <= self.config.forget_after.0);
+        known.placements.retain(|_, placement| silent(placement.placed_at) <= PLACEMENT_MEMORY);
+    }
+
+    /// The sandboxes of a node, all of them: it is followed from now on.
+    pub(crate) fn opened(&self, node_id: &str, sandboxes: Vec<Sandbox>) {
+        let mut known = self.known();
+        let Known { nodes, placements } = &mut *known;
+        let Some(entry) = nodes.get_mut(node_id) else { return };
+        let before = std::mem::take(&mut entry.sandboxes);
+        entry.followed = true;
+        for sandbox in sandboxes {
+            placements.remove(&sandbox.sandbox_id);
+            if before.get(&sandbox.sandbox_id) != Some(&sandbox) {
+                self.tell(&sandbox);
+            }
+            entry.sandboxes.insert(sandbox.sandbox_id.clone(), sandbox);
+        }
+        for (id, gone) in before {
+            if !entry.sandboxes.contains_key(&id) {
+                self.tell(&Sandbox { state: State::Deleted.into(), ..gone });
+            }
+        }
+    }
+
+    /// A change that a node tells of.
+    pub(crate) fn changed(&self, node_id: &str, sandbox: Sandbox) {
+        let mut known = self.known();
+        let Known { nodes, placements } = &mut *known;
+        let Some(entry) = nodes.get_mut(node_id) else { return };
+        let id = sandbox.sandbox_id.clone();
+        placements.remove(&id);
+        if entry.sandboxes.get(&id) == Some(&sandbox) {
+            return;
+        }
+        self.tell(&sandbox);
+        match sandbox.state() {
+            State::Deleted => drop(entry.sandboxes.remove(&id)),
+            _ => drop(entry.sandboxes.insert(id, sandbox)),
+        }
+    }
+
+    /// A node is not followed any more; what is known of its sandboxes may be old.
+    pub(crate) fn closed(&self, node_id: &str) {
+        if let Some(entry) = self.known().nodes.get_mut(node_id) {
+            entry.followed = false;
+        }
+    }
+
+    fn tell(&self, sandbox: &Sandbox) {
+        // An error means that nobody watches.
+        let _ = self.changes.send(sandbox.clone());
+    }
+
+    /// Where a sandbox may go, best first, as far as is known. What is on its way to a node counts as there.
+    pub(crate) fn choose(&self, wanted: &Wanted) -> Choice {
+        let known = self.known();
+        let views: Vec<_> = known
+            .nodes
+            .values()
+            .map(|entry| {
+                let coming = known.placements.values().filter(|placed| placed.node_id == entry.node.node_id);
+                view::of(entry, coming.map(|placed| &placed.spec), self.is_healthy(entry))
+            })
+            .collect();
+        placement::choose(wanted, &views)
+    }
+
+    /// Remembers that a sandbox goes to a node, unless it went to one already; returns the one that it is.
+    pub(crate) fn bind(&self, sandbox_id: &str, node_id: &str, spec: &SandboxSpec) -> String {
+        let mut known = self.known();
+        if let Some(node_id) = known.node_of(sandbox_id) {
+            return node_id;
+        }
+        let (node_id, placed_at) = (node_id.to_owned(), self.clock.now());
+        let placement = Placement { node_id: node_id.clone(), spec: spec.clone(), placed_at };
+        known.placements.insert(sandbox_id.to_owned(), placement);
+        node_id
+    }
+
+    /// The node said that it has not got the sandbox.
+    pub(crate) fn unbind(&self, sandbox_id: &str, node_id: &str) {
+        let mut known = self.known();
+        if known.placements.get(sandbox_id).is_some_and(|placed| placed.node_id == node_id) {
+            known.placements.remove(sandbox_id);
+        }
+        if let Some(entry) = known.nodes.get_mut(node_id)
+            && let Some(gone) = entry.sandboxes.remove(sandbox_id)
+        {
+            self.tell(&Sandbox { state: State::Deleted.into(), ..gone });
+        }
+    }
+
+    /// The node that a sandbox is on, or on its way to.
+    pub(crate) fn node_of(&self, sandbox_id: &str) -> Option<String> {
+        self.known().node_of(sandbox_id)
+    }
+
+    /// The way to the agent of a node.
+    pub(crate) fn link(&self, node_id: &str) -> Option<Link> {
+        self.known().nodes.get(node_id).map(|entry| entry.link.clone())
+    }
+
+    /// The ids of all nodes.
+    pub(crate) fn node_ids(&self) -> Vec<String> {
+        self.known().nodes.keys().cloned().collect()
+    }
+
+    /// The nodes, ordered by id.
+    pub(crate) fn statuses(&self) -> Vec<NodeStatus> {
+        let known = self.known();
+        let status = |entry: &Entry| NodeStatus {
+            node: Some(entry.node.clone()),
+            healthy: self.is_healthy(entry),
+            last_seen_at: Some(timestamp(entry.last_seen)),
+        };
+        known.nodes.values().map(status).collect()
+    }
+
+    /// The sandboxes of the nodes that are followed, ordered by id, and the other nodes.
+    pub(crate) fn sandboxes(&self) -> (BTreeMap<String, Sandbox>, Vec<String>) {
+        let (mut sandboxes, mut unreachable) = (BTreeMap::new(), Vec::new());
+        for (id, entry) in &self.known().nodes {
+            if entry.followed && self.is_healthy(entry) {
+                sandboxes.extend(entry.sandboxes.clone());
+            } else {
+                unreachable.push(id.clone());
+            }
+        }
+        (sandboxes, unreachable)
+    }
+
+    /// What is known now of every sandbox, and every change after.
+    pub(crate) fn watch(&self) -> (Vec<Sandbox>, broadcast::Receiver<Sandbox>) {
+        let known = self.known();
+        let existing = known.nodes.values().flat_map(|entry| entry.sandboxes.values().cloned()).collect();
+        (existing, self.changes.subscribe())
+    }
+
+    /// Waits until there is a healthy node, for `node_wait` at most.
+    pub(crate) async fn wait_for_node(&self) {
+        let healthy = || self.known().nodes.values().any(|entry| self.is_healthy(entry));
+        let wait = async {
+            loop {
+                let reported = self.reported.notified();
+                if healthy() {
+                    return;
+                }
+                reported.await;
+            }
+        };
+        // Without one, what follows says so.
+        let _ = tokio::time::timeout(self.config.node_wait.0, wait).await;
+    }
+}
+
+impl Known {
+    fn node_of(&self, sandbox_id: &str) -> Option<String> {
+        if let Some(placed) = self.placements.get(sandbox_id) {
+            return Some(placed.node_id.clone());
+        }
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, entry)| entry.sandboxes.contains_key(sandbox_id)).map(|(id, _)| id.clone())
+    }
+}

@@ -1,0 +1,280 @@
+//! What the scheduler does: takes the reports of nodes, places sandboxes, and finds them again.
+//!
+//! A sandbox is never made twice: it is sent to one node, and goes on to another only after the first has
+//! said no. A call whose outcome is not known is made again at the same node.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, future::join_all, stream};
+use sandmesh_mesh::{FieldViolation, Link, Mesh, RoleName};
+use sandmesh_proto::{
+    agent::{CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, Node, Sandbox, SandboxSpec},
+    scheduler::NodeStatus,
+};
+use tokio::time::Instant;
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tonic::{Code, Request, Status};
+
+use crate::{
+    Config, Error,
+    follower::{Follower, agent},
+    placement::Refusal,
+    registry::Registry,
+    view,
+};
+
+/// How soon a call whose outcome is not known is made again, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Places sandboxes on nodes.
+#[derive(Debug)]
+pub(crate) struct Service {
+    config: Config,
+    mesh: Mesh,
+    registry: Arc<Registry>,
+}
+
+/// What a node answered to a creation.
+enum Answer {
+    Created(Box<Sandbox>),
+    /// It said no, and has not got it.
+    Refused(Refusal),
+}
+
+impl Service {
+    pub(crate) fn new(config: Config, mesh: Mesh) -> Self {
+        let registry = Arc::new(Registry::new(config.clone(), mesh.clock(), mesh.tasks().token()));
+        Self { config, mesh, registry }
+    }
+
+    /// Takes the report of a node, and follows its sandboxes when it is new. Returns how soon it is to report
+    /// again.
+    ///
+    /// # Errors
+    /// `Invalid`, `TooManyNodes`.
+    pub(crate) fn register(&self, node: Node) -> Result<Duration, Error> {
+        if node.node_id.is_empty() {
+            return Err(Error::Invalid(FieldViolation::new(
+                "node.node_id",
+                "missing",
+                "a node id is required",
+            )));
+        }
+        let link = match node.endpoint.as_str() {
+            "" => self.mesh.link(RoleName::Agent),
+            endpoint => self.mesh.dial(endpoint),
+        };
+        let link = link.map_err(|error| {
+            Error::Invalid(FieldViolation::new("node.endpoint", "value_error", error.to_string()))
+        })?;
+        let (node_id, place) = (node.node_id.clone(), node.endpoint.clone());
+        if let Some(stop) = self.registry.report(node, link.clone())? {
+            tracing::info!(node.id = node_id, endpoint = place, "node registered");
+            let registry = Arc::clone(&self.registry);
+            let follower =
+                Follower { registry, node_id, link, call_timeout: self.config.call_timeout.0, stop };
+            self.mesh.tasks().spawn("follow node", follower.run());
+        }
+        Ok(self.config.heartbeat_interval.0)
+    }
+
+    /// Places a sandbox and creates it there. A repeat goes to the node that the first went to.
+    ///
+    /// # Errors
+    /// `NoCapacity`, `NoSuitableNode`, `NodeUnavailable` (it may be there: repeat), or what the node says.
+    pub(crate) async fn create(&self, id: &str, spec: &SandboxSpec) -> Result<Sandbox, Error> {
+        let mut refusals = Vec::new();
+        if let Some(node_id) = self.registry.node_of(id) {
+            match self.create_on(&node_id, id, spec).await? {
+                Answer::Created(sandbox) => return Ok(*sandbox),
+                Answer::Refused(refusal) => refusals.push(refusal),
+            }
+        }
+        self.registry.wait_for_node().await;
+        let choice = self.registry.choose(&view::wanted(spec));
+        refusals.retain(|refusal| !choice.candidates.contains(&refusal.node_id));
+        refusals.extend(choice.refusals);
+        for candidate in choice.candidates {
+            let node_id = self.registry.bind(id, &candidate, spec);
+            match self.create_on(&node_id, id, spec).await? {
+                Answer::Created(sandbox) => return Ok(*sandbox),
+                Answer::Refused(refusal) => refusals.push(refusal),
+            }
+        }
+        let id = id.to_owned();
+        // No node at all, or one that may change its mind: to wait may help.
+        match refusals.is_empty() || refusals.iter().any(|refusal| refusal.may_change) {
+            true => Err(Error::NoCapacity { id, refusals }),
+            false => Err(Error::NoSuitableNode { id, refusals }),
+        }
+    }
+
+    /// Creates at one node, again and again while it is not known whether it did.
+    async fn create_on(&self, node_id: &str, id: &str, spec: &SandboxSpec) -> Result<Answer, Error> {
+        let deadline = Instant::now() + self.config.create_timeout.0;
+        let mut pause = PAUSES.0;
+        loop {
+            let error = match self.try_create(node_id, id, spec, deadline).await {
+                Ok(sandbox) => return Ok(Answer::Created(Box::new(sandbox))),
+                Err(error) => error,
+            };
+            match error.code() {
+                Code::ResourceExhausted | Code::FailedPrecondition => {
+                    self.registry.unbind(id, node_id);
+                    let may_change = error.code() == Code::ResourceExhausted;
+                    let why = error.message().to_owned();
+                    return Ok(Answer::Refused(Refusal { node_id: node_id.to_owned(), why, may_change }));
+                }
+                code if !is_ambiguous(code) => return Err(Error::Node(Box::new(error))),
+                _ if Instant::now() + pause >= deadline => return Err(unavailable(node_id, &error)),
+                _ => tracing::debug!(
+                    node.id = node_id,
+                    sandbox.id = id,
+                    error = error.message(),
+                    "asking again"
+                ),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    async fn try_create(
+        &self,
+        node_id: &str,
+        id: &str,
+        spec: &SandboxSpec,
+        deadline: Instant,
+    ) -> Result<Sandbox, Status> {
+        let mut request =
+            Request::new(CreateSandboxRequest { sandbox_id: id.to_owned(), spec: Some(spec.clone()) });
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let answer = agent(self.link(node_id)?).create_sandbox(request).await?.into_inner();
+        answer
+            .sandbox
+            .ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
+    }
+
+    /// Destroys a sandbox wherever it may be. Idempotent.
+    ///
+    /// # Errors
+    /// `NodeUnavailable` when a node that may have it cannot be asked, `NoNodes`, or what the node says.
+    pub(crate) async fn delete(&self, id: &str, node_id: &str) -> Result<(), Error> {
+        let nodes = self.nodes_of(id, node_id).await?;
+        for outcome in join_all(nodes.iter().map(|node_id| self.delete_on(node_id, id))).await {
+            outcome?;
+        }
+        Ok(())
+    }
+
+    async fn delete_on(&self, node_id: &str, id: &str) -> Result<(), Error> {
+        let delete = async {
+            let mut request = Request::new(DeleteSandboxRequest { sandbox_id: id.to_owned() });
+            request.set_timeout(self.config.create_timeout.0);
+            agent(self.link(node_id)?).delete_sandbox(request).await
+        };
+        delete.await.map_err(|error| told(node_id, error))?;
+        self.registry.unbind(id, node_id);
+        Ok(())
+    }
+
+    /// Reads a sandbox from the node that has it.
+    ///
+    /// # Errors
+    /// `NotFound` when its node, or every node, says so; `NodeUnavailable`, `NoNodes`, or what the node says.
+    pub(crate) async fn get(&self, id: &str, node_id: &str) -> Result<Sandbox, Error> {
+        let nodes = self.nodes_of(id, node_id).await?;
+        let mut failure = None;
+        for outcome in join_all(nodes.iter().map(|node_id| self.get_on(node_id, id))).await {
+            match outcome {
+                Ok(Some(sandbox)) => return Ok(sandbox),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::NotFound(id.to_owned())))
+    }
+
+    async fn get_on(&self, node_id: &str, id: &str) -> Result<Option<Sandbox>, Error> {
+        let get = async {
+            let mut request = Request::new(GetSandboxRequest { sandbox_id: id.to_owned() });
+            request.set_timeout(self.config.call_timeout.0);
+            agent(self.link(node_id)?).get_sandbox(request).await
+        };
+        match get.await {
+            Ok(answer) => Ok(answer.into_inner().sandbox),
+            Err(error) if error.code() == Code::NotFound => Ok(None),
+            Err(error) => Err(told(node_id, error)),
+        }
+    }
+
+    /// The nodes that may have a sandbox: where it was placed, where the caller knows it, or else all.
+    async fn nodes_of(&self, id: &str, node_id: &str) -> Result<BTreeSet<String>, Error> {
+        if self.registry.node_ids().is_empty() {
+            self.registry.wait_for_node().await;
+        }
+        let mut nodes: BTreeSet<String> = self.registry.node_of(id).into_iter().collect();
+        if !node_id.is_empty() {
+            nodes.insert(node_id.to_owned());
+        }
+        if nodes.is_empty() {
+            nodes.extend(self.registry.node_ids());
+        }
+        if nodes.is_empty() { Err(Error::NoNodes) } else { Ok(nodes) }
+    }
+
+    fn link(&self, node_id: &str) -> Result<Link, Status> {
+        self.registry.link(node_id).ok_or_else(|| Status::unavailable("it has not registered"))
+    }
+
+    /// At most `limit` sandboxes, ordered by id, from after `after`; whether there are more; and the nodes
+    /// whose sandboxes are missing.
+    ///
+    /// # Errors
+    /// `NoNodes`, as an empty list would say that there are none.
+    pub(crate) fn list(&self, after: &str, limit: usize) -> Result<(Vec<Sandbox>, bool, Vec<String>), Error> {
+        if self.registry.node_ids().is_empty() {
+            return Err(Error::NoNodes);
+        }
+        let (sandboxes, unreachable) = self.registry.sandboxes();
+        let mut rest = sandboxes.into_iter().filter(|(id, _)| id.as_str() > after);
+        let page = rest.by_ref().take(limit).map(|(_, sandbox)| sandbox).collect();
+        Ok((page, rest.next().is_some(), unreachable))
+    }
+
+    /// First each sandbox that is known, then every change, until the scheduler stops. A watcher that falls
+    /// too far behind gets an error at the end, and is to list again.
+    pub(crate) fn watch(&self) -> impl Stream<Item = Result<Sandbox, Error>> + Send + 'static {
+        let (existing, changes) = self.registry.watch();
+        let changes = BroadcastStream::new(changes).map(|change| {
+            change.map_err(|BroadcastStreamRecvError::Lagged(missed)| Error::WatchLagged(missed))
+        });
+        let stopped = self.mesh.tasks().token().cancelled_owned();
+        stream::iter(existing.into_iter().map(Ok)).chain(changes).take_until(stopped)
+    }
+
+    /// The nodes, ordered by id.
+    pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
+        self.registry.statuses()
+    }
+}
+
+/// Whether a call that ended so may have had its effect.
+fn is_ambiguous(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted
+    )
+}
+
+fn unavailable(node_id: &str, error: &Status) -> Error {
+    Error::NodeUnavailable { node_id: node_id.to_owned(), why: error.message().to_owned() }
+}
+
+/// What a caller is told when a node did not do as asked.
+fn told(node_id: &str, error: Status) -> Error {
+    if is_ambiguous(error.code()) { unavailable(node_id, &error) } else { Error::Node(Box::new(error)) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! A node on the wire, as far as the scheduler can tell: an agent that keeps its sandboxes in memory, and
+//! can be told to fail as real ones do.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, stream};
+use sandmesh_mesh::{CancellationToken, Tasks};
+use sandmesh_proto::{
+    agent::{
+        CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
+        GetNodeRequest, GetNodeResponse, GetSandboxRequest, GetSandboxResponse, ListSandboxesRequest,
+        ListSandboxesResponse, Node, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
+        agent_service_server::{AgentService, AgentServiceServer},
+        sandbox::State,
+    },
+    executor::Language,
+};
+use tokio::{net::UnixListener, sync::broadcast};
+use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+
+#[derive(Debug, Clone)]
+pub(super) struct FakeAgent(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: String,
+    socket: PathBuf,
+    max_sandboxes: u32,
+    sandboxes: Mutex<BTreeMap<String, Sandbox>>,
+    changes: broadcast::Sender<Sandbox>,
+    /// How many answers to creations still are to be lost after the sandbox was made.
+    lose: AtomicU32,
+    creations: AtomicU32,
+    /// Cancelled while it is down.
+    down: Mutex<CancellationToken>,
+}
+
+impl FakeAgent {
+    pub(super) fn new(dir: &std::path::Path, id: &str, max_sandboxes: u32) -> Self {
+        Self(Arc::new(Inner {
+            id: id.to_owned(),
+            socket: dir.join(format!("{id}.sock")),
+            max_sandboxes,
+            sandboxes: Mutex::default(),
+            changes: broadcast::channel(64).0,
+            lose: AtomicU32::new(0),
+            creations: AtomicU32::new(0),
+            down: Mutex::default(),
+        }))
+    }
+
+    /// Serves until the token is cancelled; then it answers nothing more and its streams end.
+    pub(super) fn serve(&self, tasks: &Tasks) -> CancellationToken {
+        let _ = std::fs::remove_file(&self.0.socket);
+        let incoming = UnixListenerStream::new(UnixListener::bind(&self.0.socket).unwrap());
+        let down = CancellationToken::new();
+        *self.0.down.lock().unwrap() = down.clone();
+        let server = Server::builder()
+            .add_service(AgentServiceServer::new(self.clone()))
+            .serve_with_incoming_shutdown(incoming, down.clone().cancelled_owned());
+        tasks.spawn("fake agent", async move { server.await.unwrap() });
+        down
+    }
+
+    fn up(&self) -> Result<(), Status> {
+        let down = self.0.down.lock().unwrap().is_cancelled();
+        if down { Err(Status::unavailable("connection lost")) } else { Ok(()) }
+    }
+
+    pub(super) fn node(&self) -> Node {
+        Node {
+            node_id: self.0.id.clone(),
+            runtime: "fake".to_owned(),
+            max_sandboxes: self.0.max_sandboxes,
+            languages: vec![Language::Python.into()],
+            endpoint: format!("unix:{}", self.0.socket.display()),
+            ..Node::default()
+        }
+    }
+
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.0.sandboxes.lock().unwrap().keys().cloned().collect()
+    }
+
+    pub(super) fn creations(&self) -> u32 {
+        self.0.creations.load(Ordering::SeqCst)
+    }
+
+    /// The next `count` answers to creations are lost on their way.
+    pub(super) fn lose_answers(&self, count: u32) {
+        self.0.lose.store(count, Ordering::SeqCst);
+    }
+
+    /// Makes a sandbox that no watcher is told of.
+    pub(super) fn create_sandbox_directly(&self, id: &str) {
+        self.0.sandboxes.lock().unwrap().insert(id.to_owned(), Sandbox::default());
+    }
+
+    pub(super) fn kill(&self, id: &str) {
+        let mut sandboxes = self.0.sandboxes.lock().unwrap();
+        let sandbox = sandboxes.get_mut(id).unwrap();
+        (sandbox.state, sandbox.reason) = (State::Dead.into(), "killed".to_owned());
+        let _ = self.0.changes.send(sandbox.clone());
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for FakeAgent {
+    type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> + Send>>;
+
+    async fn create_sandbox(
+        &self,
+        request: Request<CreateSandboxRequest>,
+    ) -> Result<Response<CreateSandboxResponse>, Status> {
+        self.up()?;
+        let CreateSandboxRequest { sandbox_id, spec } = request.into_inner();
+        // Long enough for callers to meet.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let sandbox = {
+            let mut sandboxes = self.0.sandboxes.lock().unwrap();
+            if !sandboxes.contains_key(&sandbox_id) && sandboxes.len() >= self.0.max_sandboxes as usize {
+                return Err(Status::resource_exhausted("full"));
+            }
+            let made = sandboxes.entry(sandbox_id.clone()).or_insert_with(|| {
+                self.0.creations.fetch_add(1, Ordering::SeqCst);
+                let node_id = self.0.id.clone();
+                Sandbox { sandbox_id, spec, node_id, state: State::Running.into(), ..Sandbox::default() }
+            });
+            made.clone()
+        };
+        let lost = self.0.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if lost.is_ok() {
+            return Err(Status::unavailable("the answer was lost"));
+        }
+        let _ = self.0.changes.send(sandbox.clone());
+        Ok(Response::new(CreateSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<DeleteSandboxRequest>,
+    ) -> Result<Response<DeleteSandboxResponse>, Status> {
+        self.up()?;
+        let gone = self.0.sandboxes.lock().unwrap().remove(&request.into_inner().sandbox_id);
+        if let Some(gone) = gone {
+            let _ = self.0.changes.send(Sandbox { state: State::Deleted.into(), ..gone });
+        }
+        Ok(Response::new(DeleteSandboxResponse {}))
+    }
+
+    async fn get_sandbox(
+        &self,
+        request: Request<GetSandboxRequest>,
+    ) -> Result<Response<GetSandboxResponse>, Status> {
+        self.up()?;
+        let sandbox = self.0.sandboxes.lock().unwrap().get(&request.into_inner().sandbox_id).cloned();
+        let sandbox = sandbox.ok_or_else(|| Status::not_found("not here"))?;
+        Ok(Response::new(GetSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _: Request<ListSandboxesRequest>,
+    ) -> Result<Response<ListSandboxesResponse>, Status> {
+        self.up()?;
+        let sandboxes = self.0.sandboxes.lock().unwrap().values().cloned().collect();
+        Ok(Response::new(ListSandboxesResponse { sandboxes, ..Default::default() }))
+    }
+
+    async fn watch_sandboxes(
+        &self,
+        _: Request<WatchSandboxesRequest>,
+    ) -> Result<Response<Self::WatchSandboxesStream>, Status> {
+        self.up()?;
+        let down = self.0.down.lock().unwrap().clone().cancelled_owned();
+        let sandboxes = self.0.sandboxes.lock().unwrap();
+        let existing: Vec<Sandbox> = sandboxes.values().cloned().collect();
+        let changes = BroadcastStream::new(self.0.changes.subscribe()).map(Result::unwrap);
+        let frame = |sandbox| Ok(WatchSandboxesResponse { sandbox: Some(sandbox) });
+        Ok(Response::new(Box::pin(stream::iter(existing).chain(changes).map(frame).take_until(down))))
+    }
+
+    async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
+        Ok(Response::new(GetNodeResponse { node: Some(self.node()) }))
+    }
+}

@@ -1,0 +1,271 @@
+use chrono::DateTime;
+use sandmesh_mesh::{Fault, HumanDuration, ManualClock};
+use sandmesh_proto::{
+    agent::sandbox::State,
+    executor::{Language, Resources},
+};
+use tempfile::TempDir;
+
+use self::fake_agent::FakeAgent;
+use super::*;
+
+#[path = "fake_agent.rs"]
+mod fake_agent;
+
+const ID: &str = "sbx_0000000000000001";
+
+/// A scheduler whose nodes are on unix sockets in a directory.
+struct Bench {
+    dir: TempDir,
+    clock: ManualClock,
+    mesh: Mesh,
+    service: Arc<Service>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let millis = |millis| HumanDuration(Duration::from_millis(millis));
+        let config = Config {
+            node_wait: millis(300),
+            create_timeout: millis(1500),
+            call_timeout: millis(500),
+            ..Config::default()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let clock = ManualClock::new(DateTime::from_timestamp(2_000_000_000, 0).unwrap());
+        let mesh = Mesh::builder(dir.path()).clock(Arc::new(clock.clone())).build();
+        let service = Arc::new(Service::new(config, mesh.clone()));
+        Self { dir, clock, mesh, service }
+    }
+
+    /// A node that serves and has registered.
+    async fn node(&self, id: &str, max_sandboxes: u32) -> (FakeAgent, sandmesh_mesh::CancellationToken) {
+        let agent = FakeAgent::new(self.dir.path(), id, max_sandboxes);
+        let stop = agent.serve(self.mesh.tasks());
+        self.service.register(agent.node()).unwrap();
+        self.until(|| !self.unreachable().contains(&id.to_owned())).await;
+        (agent, stop)
+    }
+
+    fn unreachable(&self) -> Vec<String> {
+        self.service.list("", 10).unwrap().2
+    }
+
+    async fn until(&self, holds: impl Fn() -> bool) {
+        for _ in 0..500 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("did not come to hold within 5 s");
+    }
+
+    async fn create(&self, id: &str) -> Result<Sandbox, Error> {
+        self.service.create(id, &spec()).await
+    }
+}
+
+fn spec() -> SandboxSpec {
+    SandboxSpec {
+        language: Language::Python.into(),
+        resources: Some(Resources { cpu_millis: 100, memory_bytes: 1, disk_bytes: 1, max_processes: 1 }),
+        ..SandboxSpec::default()
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_moves_on_to_the_next_node() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 1).await;
+    let (b, _b) = bench.node("b", 1).await;
+    // Made behind the scheduler's back: as far as it knows, `a` is the better one.
+    a.create_sandbox_directly("sbx_000000000000000f");
+    assert_eq!(bench.create(ID).await.unwrap().node_id, "b");
+    assert_eq!(b.ids(), [ID]);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_settled_on_the_same_node() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    let (b, _b) = bench.node("b", 10).await;
+    a.lose_answers(2);
+    assert_eq!(bench.create(ID).await.unwrap().node_id, "a");
+    assert_eq!((a.creations(), b.creations()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_sandbox_sent_to_a_node_that_fell_silent_is_never_sent_to_another() {
+    let bench = Bench::new();
+    let (a, stop_a) = bench.node("a", 10).await;
+    let (b, _b) = bench.node("b", 10).await;
+    a.lose_answers(u32::MAX);
+    assert_eq!(bench.create(ID).await.unwrap_err().reason(), "NODE_UNAVAILABLE");
+    stop_a.cancel();
+    assert_eq!(
+        bench.create(ID).await.unwrap_err().reason(),
+        "NODE_UNAVAILABLE",
+        "a repeat asks the same node"
+    );
+    assert_eq!((a.creations(), b.creations()), (1, 0));
+    a.lose_answers(0);
+    let _a = a.serve(bench.mesh.tasks());
+    assert_eq!(bench.create(ID).await.unwrap().node_id, "a", "once it is back, it says what became of it");
+    assert_eq!((a.creations(), b.creations()), (1, 0));
+}
+
+#[tokio::test]
+async fn concurrent_creates_of_one_id_make_one_sandbox() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    let (b, _b) = bench.node("b", 10).await;
+    let made = join_all((0..10).map(|_| bench.create(ID))).await;
+    let nodes: BTreeSet<String> = made.into_iter().map(|sandbox| sandbox.unwrap().node_id).collect();
+    assert_eq!(nodes.len(), 1);
+    assert_eq!(a.creations() + b.creations(), 1);
+}
+
+#[tokio::test]
+async fn a_burst_fills_every_node_and_never_more() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 5).await;
+    let (b, _b) = bench.node("b", 5).await;
+    let ids: Vec<String> = (0..20).map(|n| format!("sbx_{n:016x}")).collect();
+    let outcomes = join_all(ids.iter().map(|id| bench.create(id))).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 10);
+    assert_eq!((a.ids().len(), b.ids().len()), (5, 5));
+    for refused in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
+        assert_eq!((refused.code(), refused.reason()), (Code::ResourceExhausted, "NO_CAPACITY"));
+        assert!(refused.retry_after().is_some());
+    }
+}
+
+#[tokio::test]
+async fn what_no_node_can_ever_run_is_refused_with_the_reason_of_each() {
+    let bench = Bench::new();
+    let _nodes = (bench.node("a", 5).await, bench.node("b", 5).await);
+    let shell = SandboxSpec { language: Language::Shell.into(), ..spec() };
+    let error = bench.service.create(ID, &shell).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.to_string().contains("`a`: ") && error.to_string().contains("`b`: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_creation_waits_for_the_first_node() {
+    let bench = Bench::new();
+    let agent = FakeAgent::new(bench.dir.path(), "late", 1);
+    let _stop = agent.serve(bench.mesh.tasks());
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bench.service.register(agent.node()).unwrap();
+    };
+    let (created, ()) = tokio::join!(bench.create(ID), late);
+    assert_eq!(created.unwrap().node_id, "late");
+}
+
+#[tokio::test]
+async fn without_any_node_there_is_no_capacity_and_nothing_is_said_of_sandboxes() {
+    let bench = Bench::new();
+    assert_eq!(bench.create(ID).await.unwrap_err().reason(), "NO_CAPACITY");
+    assert_eq!(bench.service.list("", 10).unwrap_err().code(), Code::Unavailable);
+    assert_eq!(bench.service.get(ID, "").await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(bench.service.delete(ID, "").await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_node_that_is_silent_for_too_long_gets_nothing() {
+    let bench = Bench::new();
+    let _node = bench.node("a", 5).await;
+    bench.clock.advance(Duration::from_secs(6));
+    assert!(!bench.service.nodes()[0].healthy);
+    assert_eq!(bench.unreachable(), ["a"]);
+    assert_eq!(bench.create(ID).await.unwrap_err().reason(), "NO_CAPACITY");
+}
+
+#[tokio::test]
+async fn a_sandbox_is_read_from_its_node_and_its_silence_is_not_an_answer() {
+    let bench = Bench::new();
+    let (agent, stop) = bench.node("a", 5).await;
+    bench.create(ID).await.unwrap();
+    assert_eq!(bench.service.get(ID, "").await.unwrap().sandbox_id, ID);
+    agent.kill(ID);
+    assert_eq!(bench.service.get(ID, "a").await.unwrap().state(), State::Dead);
+    assert_eq!(bench.service.get("sbx_0000000000000002", "").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(bench.service.get(ID, "elsewhere").await.unwrap().sandbox_id, ID);
+    assert_eq!(
+        bench.service.get("sbx_0000000000000002", "elsewhere").await.unwrap_err().reason(),
+        "NODE_UNAVAILABLE"
+    );
+    stop.cancel();
+    assert_eq!(bench.service.get(ID, "").await.unwrap_err().reason(), "NODE_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn a_sandbox_of_an_unknown_node_is_deleted_everywhere_or_not_at_all() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 5).await;
+    let (_, stop_b) = bench.node("b", 5).await;
+    bench.create(ID).await.unwrap();
+    bench.service.delete(ID, "").await.unwrap();
+    bench.service.delete(ID, "").await.unwrap();
+    assert!(a.ids().is_empty());
+    stop_b.cancel();
+    assert_eq!(
+        bench.service.delete("sbx_0000000000000002", "").await.unwrap_err().reason(),
+        "NODE_UNAVAILABLE"
+    );
+    bench.service.delete("sbx_0000000000000002", "a").await.unwrap();
+}
+
+#[tokio::test]
+async fn watchers_see_what_exists_and_every_change_of_every_node() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 1).await;
+    bench.create(ID).await.unwrap();
+    bench.until(|| !bench.service.list("", 10).unwrap().0.is_empty()).await;
+    let mut seen = Box::pin(bench.service.watch());
+    let mut next = async || {
+        let sandbox = seen.next().await.unwrap().unwrap();
+        (sandbox.sandbox_id.clone(), sandbox.state())
+    };
+    assert_eq!(next().await, (ID.to_owned(), State::Running));
+    let (b, _b) = bench.node("b", 1).await;
+    bench.create("sbx_0000000000000002").await.unwrap();
+    assert_eq!(next().await, ("sbx_0000000000000002".to_owned(), State::Running));
+    b.kill("sbx_0000000000000002");
+    assert_eq!(next().await, ("sbx_0000000000000002".to_owned(), State::Dead));
+    bench.service.delete(ID, "a").await.unwrap();
+    assert_eq!(next().await, (ID.to_owned(), State::Deleted));
+    assert!(a.ids().is_empty());
+}
+
+#[tokio::test]
+async fn after_a_node_is_back_its_sandboxes_are_known_as_they_are_then() {
+    let bench = Bench::new();
+    let (a, stop) = bench.node("a", 5).await;
+    bench.create(ID).await.unwrap();
+    stop.cancel();
+    bench.until(|| bench.unreachable() == ["a"]).await;
+    let mut seen = Box::pin(bench.service.watch());
+    assert_eq!(seen.next().await.unwrap().unwrap().state(), State::Running, "as last known");
+    a.kill(ID);
+    let _a = a.serve(bench.mesh.tasks());
+    assert_eq!(seen.next().await.unwrap().unwrap().state(), State::Dead);
+    bench.until(|| bench.unreachable().is_empty()).await;
+    assert_eq!(bench.service.list("", 10).unwrap().0[0].state(), State::Dead);
+}
+
+#[tokio::test]
+async fn a_list_goes_on_where_its_page_ended() {
+    let bench = Bench::new();
+    let _node = bench.node("a", 5).await;
+    for n in 0..3 {
+        bench.create(&format!("sbx_{n:016x}")).await.unwrap();
+    }
+    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 3).await;
+    let (page, more, _) = bench.service.list("", 2).unwrap();
+    assert_eq!((page.len(), more), (2, true));
+    let (rest, more, _) = bench.service.list(&page[1].sandbox_id, 2).unwrap();
+    assert_eq!((rest.len(), more), (1, false));
+}

@@ -1,1 +1,119 @@
-//! (being laid)
+//! Role `session`: sessions and the executions in them.
+//!
+//! It owns the tables `sessions` and `executions` and the objects of their output, and is the only one who
+//! writes them. It has no sandbox of its own: the scheduler makes and removes them, the executor in each
+//! runs the code. What it promises is that every execution it accepted reaches a final state, once,
+//! whatever crashes on the way. `ARCHITECTURE.md` shows the way of an execution through the mesh.
+
+pub mod config;
+mod drivers;
+mod encode;
+mod error;
+mod grpc;
+mod id;
+mod lifecycle;
+mod migration;
+mod notify;
+mod objects;
+mod peers;
+mod service;
+mod spool;
+mod store;
+mod validate;
+mod values;
+
+use std::{future::Future, sync::Arc, time::Instant};
+
+use futures::future::{BoxFuture, FutureExt};
+use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_proto::session::{
+    session_event_service_server::SessionEventServiceServer, session_service_server::SessionServiceServer,
+};
+
+pub use self::config::Config;
+use self::{
+    drivers::Drivers,
+    error::Error,
+    grpc::Grpc,
+    notify::{Locks, Topics},
+    objects::Objects,
+    peers::Peers,
+    service::Service,
+    store::Store,
+};
+
+/// The session role.
+#[derive(Debug)]
+struct Session(Arc<Service>);
+
+/// Makes the session role: opens its database and its object store, and sets nothing in motion.
+///
+/// # Errors
+/// When a setting cannot be used, the database or the object store cannot be opened, or the scheduler or
+/// the template role cannot be linked to.
+pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
+    Ok(Arc::new(Session(open(config, mesh).await?)))
+}
+
+async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
+    config.validate()?;
+    Ok(Arc::new(Service {
+        store: Store::open(&config.database(mesh.data_dir())).await?,
+        objects: Objects::open(&config.objects(mesh.data_dir()))?,
+        peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
+        clock: mesh.clock(),
+        tasks: mesh.tasks().clone(),
+        spool_dir: mesh.data_dir().to_owned(),
+        session_changes: Topics::default(),
+        execution_changes: Topics::default(),
+        drivers: Drivers::default(),
+        sandboxes: Locks::default(),
+        config: config.clone(),
+    }))
+}
+
+impl Role for Session {
+    fn name(&self) -> RoleName {
+        RoleName::Session
+    }
+
+    fn register(self: Arc<Self>, server: &mut ServerBuilder) {
+        let grpc = Grpc(Arc::clone(&self.0));
+        server.add(
+            SessionServiceServer::new(grpc.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        );
+        server.add(SessionEventServiceServer::new(grpc));
+    }
+
+    fn start(self: Arc<Self>, tasks: &Tasks) {
+        tasks.spawn("acknowledge leftovers", Arc::clone(&self.0).acknowledge_leftovers());
+        tasks.spawn("sweep sessions", Arc::clone(&self.0).sweep_forever());
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {
+        async {
+            let database = measured("database/session", self.0.store.ping());
+            let objects = measured("object_store", self.0.objects.ping());
+            let (database, objects) = futures::join!(database, objects);
+            vec![database, objects]
+        }
+        .boxed()
+    }
+}
+
+async fn measured(name: &str, probe: impl Future<Output = Result<(), Error>>) -> Probe {
+    let start = Instant::now();
+    let result = probe.await;
+    let latency_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    // An operator reads this: with the cause, that is.
+    let message = result.as_ref().err().map(|error| match error {
+        Error::Internal(error) => format!("{error:#}"),
+        error => error.to_string(),
+    });
+    Probe { name: name.to_owned(), healthy: result.is_ok(), message: message.unwrap_or_default(), latency_us }
+}
+
+#[cfg(test)]
+mod tests;

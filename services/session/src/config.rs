@@ -1,0 +1,200 @@
+//! The settings of the session role.
+
+use std::{path::Path, path::PathBuf, time::Duration};
+
+use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration, MAX_MESSAGE_BYTES};
+use serde::{Deserialize, Serialize};
+
+/// The settings of the session role, in section `session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The database, as `sqlite://PATH`; empty: `session.db` in the data directory.
+    pub database_url: String,
+    /// The directory that large output is kept in; empty: `objects` in the data directory.
+    pub object_dir: PathBuf,
+    /// How long `CreateSession` waits for the sandbox before it answers that the session is being created.
+    pub create_wait: HumanDuration,
+    /// How long the creation of a sandbox may take in all; then the session fails.
+    pub creating_timeout: HumanDuration,
+    /// How long `TerminateSession` waits for the sandbox to be gone; the removal goes on after that.
+    pub terminate_wait: HumanDuration,
+    /// How many sessions there may be that have not ended.
+    pub max_sessions: u32,
+    /// How many executions of one session may be pending or running.
+    pub max_executions_per_session: u32,
+    /// The most CPU a session may ask for, in thousandths of a core.
+    pub max_cpu_millis: u32,
+    /// The most memory a session may ask for.
+    pub max_memory: ByteSize,
+    /// The largest workspace a session may ask for.
+    pub max_disk: ByteSize,
+    /// The most processes and threads a session may ask for.
+    pub max_processes: u32,
+    /// How many processes and threads a session gets whose template does not say.
+    pub default_processes: u32,
+    /// How many executions of a session run at once, the others wait; 0: what the node allows.
+    pub max_concurrent_executions: u32,
+    /// Code, input, output and return values up to this size are kept in the database, larger ones in the
+    /// object store.
+    pub inline_limit: ByteSize,
+    /// How much output is recorded for each stream of an execution. The executor has its own, usually
+    /// smaller limit; this one guards against an executor that ignores it.
+    pub max_output: ByteSize,
+    /// How long a session is kept after its end, with its executions and their output.
+    pub retention: HumanDuration,
+    /// How often lifetimes, idle times and retention are checked.
+    pub sweep_interval: HumanDuration,
+    /// The longest pause between two attempts to reach a sandbox or the scheduler.
+    pub retry_max: HumanDuration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
+        Self {
+            database_url: String::new(),
+            object_dir: PathBuf::new(),
+            create_wait: seconds(2),
+            creating_timeout: seconds(60),
+            terminate_wait: seconds(10),
+            max_sessions: 1000,
+            max_executions_per_session: 256,
+            max_cpu_millis: 4000,
+            max_memory: ByteSize(8 << 30),
+            max_disk: ByteSize(50 << 30),
+            max_processes: 1024,
+            default_processes: 128,
+            max_concurrent_executions: 0,
+            inline_limit: ByteSize(32 << 10),
+            max_output: ByteSize(64 << 20),
+            retention: seconds(24 * 3600),
+            sweep_interval: HumanDuration(Duration::from_millis(500)),
+            retry_max: HumanDuration(Duration::from_millis(400)),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !self.database_url.is_empty() && !self.database_url.starts_with("sqlite:") {
+            // The URL itself may hold a password.
+            let problem = "this build supports SQLite only: give `sqlite://PATH`, or nothing for the default";
+            return Err(ConfigError::invalid("session.database_url", problem));
+        }
+        if !self.object_dir.as_os_str().is_empty() && !self.object_dir.is_absolute() {
+            return Err(ConfigError::invalid("session.object_dir", "give an absolute path"));
+        }
+        self.validate_counts()?;
+        self.validate_sizes()?;
+        self.validate_durations()
+    }
+
+    fn validate_counts(&self) -> Result<(), ConfigError> {
+        let counts = [
+            ("max_sessions", self.max_sessions),
+            ("max_executions_per_session", self.max_executions_per_session),
+            ("max_cpu_millis", self.max_cpu_millis),
+            ("max_processes", self.max_processes),
+            ("default_processes", self.default_processes),
+        ];
+        match counts.into_iter().find(|(_, count)| *count == 0) {
+            Some((name, _)) => Err(ConfigError::invalid(format!("session.{name}"), "must be at least 1")),
+            None if self.default_processes > self.max_processes => {
+                let problem = "must not be more than `session.max_processes`";
+                Err(ConfigError::invalid("session.default_processes", problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("max_memory", self.max_memory, 16 << 20, u64::MAX),
+            ("max_disk", self.max_disk, 1 << 20, u64::MAX),
+            // The shortest TEXT column among the databases holds 64 KiB.
+            ("inline_limit", self.inline_limit, 1 << 10, 63 << 10),
+            ("max_output", self.max_output, 1 << 10, MAX_MESSAGE_BYTES as u64 * 4),
+        ];
+        for (name, size, least, most) in sizes {
+            if size.0 < least || size.0 > most {
+                let problem = format!("must be from {} to {}", ByteSize(least), ByteSize(most));
+                return Err(ConfigError::invalid(format!("session.{name}"), problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_durations(&self) -> Result<(), ConfigError> {
+        let (hour, week) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
+        let durations = [
+            ("create_wait", self.create_wait, Duration::ZERO, hour),
+            ("creating_timeout", self.creating_timeout, Duration::from_secs(1), hour),
+            ("terminate_wait", self.terminate_wait, Duration::ZERO, hour),
+            ("retention", self.retention, Duration::ZERO, week * 520),
+            ("sweep_interval", self.sweep_interval, Duration::from_millis(10), Duration::from_secs(60)),
+            ("retry_max", self.retry_max, Duration::from_millis(10), Duration::from_secs(1)),
+        ];
+        for (name, value, least, most) in durations {
+            if value.0 < least || value.0 > most {
+                let problem = format!("must be from {} to {}", HumanDuration(least), HumanDuration(most));
+                return Err(ConfigError::invalid(format!("session.{name}"), problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The database, with the default filled in.
+    pub(crate) fn database(&self, data_dir: &Path) -> String {
+        match self.database_url.as_str() {
+            "" => format!("sqlite://{}", data_dir.join("session.db").display()),
+            url => url.to_owned(),
+        }
+    }
+
+    /// The directory of the object store, with the default filled in.
+    pub(crate) fn objects(&self, data_dir: &Path) -> PathBuf {
+        if self.object_dir.as_os_str().is_empty() {
+            data_dir.join("objects")
+        } else {
+            self.object_dir.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: &Config) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_can_be_used() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn another_database_is_refused_without_showing_its_password() {
+        let config = Config { database_url: "postgres://me:hunter2@db/x".into(), ..Config::default() };
+        let error = refused(&config);
+        assert!(error.contains("session.database_url") && error.contains("SQLite"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_out_of_range_is_named() {
+        assert!(refused(&Config { max_sessions: 0, ..Config::default() }).contains("session.max_sessions"));
+        let config = Config { sweep_interval: HumanDuration(Duration::ZERO), ..Config::default() };
+        assert!(refused(&config).contains("session.sweep_interval"));
+        let config = Config { inline_limit: ByteSize(1), ..Config::default() };
+        assert!(refused(&config).contains("session.inline_limit"));
+        let config = Config { default_processes: 5000, ..Config::default() };
+        assert!(refused(&config).contains("session.default_processes"));
+    }
+}

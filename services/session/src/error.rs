@@ -1,0 +1,188 @@
+//! What can go wrong in the session role, as a caller may know it.
+
+use std::time::Duration;
+
+use sandmesh_mesh::{Fault, FieldViolation};
+use tonic::Code;
+
+/// An error of the session role.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// There is no such session.
+    #[error("session `{0}` not found")]
+    SessionNotFound(String),
+    /// The id is taken.
+    #[error("session `{0}` exists already")]
+    SessionExists(String),
+    /// The session takes no executions.
+    #[error("session `{id}` is {state}")]
+    SessionNotActive {
+        /// The session.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// The template does not exist, or takes no new sessions.
+    #[error("template `{id}` {problem}")]
+    TemplateNotFound {
+        /// The template.
+        id: String,
+        /// What is the matter with it.
+        problem: &'static str,
+    },
+    /// There are as many sessions as there may be.
+    #[error("there are {0} active sessions, which is the most there may be")]
+    QuotaExceeded(u32),
+    /// No node has room.
+    #[error("no node has room for the session: {reason}")]
+    NoCapacity {
+        /// What the scheduler said.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Dependencies were asked for.
+    #[error("this server does not install dependencies; leave out `dependencies`")]
+    DependenciesNotSupported,
+    /// There is no such execution.
+    #[error("execution `{0}` not found")]
+    ExecutionNotFound(String),
+    /// The id is taken by an execution of another session.
+    #[error("execution `{0}` exists already in another session")]
+    ExecutionExists(String),
+    /// It ended before.
+    #[error("execution `{id}` is {state}")]
+    ExecutionEnded {
+        /// The execution.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// It takes no input.
+    #[error("execution `{id}` is {state}, not running")]
+    ExecutionNotRunning {
+        /// The execution.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// The session has as many active executions as it may have.
+    #[error("session `{id}` has {limit} executions that have not ended, which is the most it may have")]
+    TooManyExecutions {
+        /// The session.
+        id: String,
+        /// The limit.
+        limit: u32,
+    },
+    /// The bytes from this offset on are not kept.
+    #[error("execution `{id}`: {problem}")]
+    CursorExpired {
+        /// The execution.
+        id: String,
+        /// Which bytes are not kept.
+        problem: String,
+    },
+    /// Fields of the request are wrong.
+    #[error("{}", describe(.0))]
+    Invalid(Vec<FieldViolation>),
+    /// The page token is not one of ours.
+    #[error("the page token was not made by this service")]
+    PageToken,
+    /// Another role, or this one while it stops, does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Something that should not happen; logged, not told.
+    #[error(transparent)]
+    Internal(#[from] anyhow::Error),
+}
+
+fn describe(violations: &[FieldViolation]) -> String {
+    let fields: Vec<&str> = violations.iter().map(|violation| violation.description.as_str()).collect();
+    fields.join("; ")
+}
+
+impl Error {
+    /// One field is wrong.
+    pub(crate) fn field(field: &str, kind: &'static str, description: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldViolation::new(field, kind, description)])
+    }
+}
+
+impl From<sea_orm::DbErr> for Error {
+    fn from(error: sea_orm::DbErr) -> Self {
+        Self::Internal(anyhow::Error::new(error).context("database of the session role"))
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        Self::Internal(anyhow::Error::new(error).context("object store"))
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Internal(anyhow::Error::new(error).context("spool of an execution's output"))
+    }
+}
+
+impl Fault for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::SessionNotFound(_) | Self::ExecutionNotFound(_) => Code::NotFound,
+            Self::SessionExists(_) | Self::ExecutionExists(_) => Code::AlreadyExists,
+            Self::SessionNotActive { .. }
+            | Self::TemplateNotFound { .. }
+            | Self::ExecutionEnded { .. }
+            | Self::ExecutionNotRunning { .. } => Code::FailedPrecondition,
+            Self::QuotaExceeded(_) | Self::NoCapacity { .. } | Self::TooManyExecutions { .. } => {
+                Code::ResourceExhausted
+            }
+            Self::DependenciesNotSupported => Code::Unimplemented,
+            Self::CursorExpired { .. } => Code::OutOfRange,
+            Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
+            Self::Unavailable(_) => Code::Unavailable,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::SessionNotFound(_) => "SESSION_NOT_FOUND",
+            Self::SessionExists(_) => "SESSION_EXISTS",
+            Self::SessionNotActive { .. } => "SESSION_NOT_ACTIVE",
+            Self::TemplateNotFound { .. } => "TEMPLATE_NOT_FOUND",
+            Self::QuotaExceeded(_) => "QUOTA_EXCEEDED",
+            Self::NoCapacity { .. } => "NO_CAPACITY",
+            Self::DependenciesNotSupported => "DEPENDENCIES_NOT_SUPPORTED",
+            Self::ExecutionNotFound(_) => "EXECUTION_NOT_FOUND",
+            Self::ExecutionExists(_) => "EXECUTION_EXISTS",
+            Self::ExecutionEnded { .. } => "EXECUTION_ENDED",
+            Self::ExecutionNotRunning { .. } => "EXECUTION_NOT_RUNNING",
+            Self::TooManyExecutions { .. } => "TOO_MANY_EXECUTIONS",
+            Self::CursorExpired { .. } => "CURSOR_EXPIRED",
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::PageToken => "PAGE_TOKEN_INVALID",
+            Self::Unavailable(_) => "UNAVAILABLE",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    fn violations(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::Invalid(violations) => violations.clone(),
+            Self::PageToken => vec![FieldViolation::new("page_token", "value_error", self.to_string())],
+            _ => Vec::new(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NoCapacity { retry_after, .. } => Some(*retry_after),
+            Self::QuotaExceeded(_) | Self::TooManyExecutions { .. } | Self::Unavailable(_) => {
+                Some(Duration::from_secs(1))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The object store: what is too large for a column.
+//!
+//! Everything of a session is below `sessions/<session>/`, everything of one execution below the prefix in
+//! its row, which holds a nonce so that two attempts at the same id never share an object.
+
+use std::{path::Path as FsPath, sync::Arc};
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
+
+use crate::{error::Error, id};
+
+/// Objects larger than this wait for each other, so that memory is bounded.
+const LARGE: usize = 1 << 20;
+
+/// How many large objects are in memory at once.
+const LARGE_AT_ONCE: usize = 4;
+
+/// The object store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    large: Arc<tokio::sync::Semaphore>,
+}
+
+impl Objects {
+    /// Opens a directory as an object store, and makes it if it is not there.
+    pub(crate) fn open(directory: &FsPath) -> anyhow::Result<Self> {
+        let problem = || format!("setting `session.object_dir`: cannot use `{}`", directory.display());
+        std::fs::create_dir_all(directory).with_context(problem)?;
+        let store =
+            LocalFileSystem::new_with_prefix(directory).with_context(problem)?.with_automatic_cleanup(true);
+        Ok(Self { store: Arc::new(store), large: Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE)) })
+    }
+
+    /// A prefix for the objects of a new execution.
+    pub(crate) fn prefix(session_id: &str, execution_id: &str) -> String {
+        format!("sessions/{session_id}/{execution_id}-{}", id::nonce())
+    }
+
+    /// Waits until an object of `size` bytes may be held in memory, for as long as the answer is held.
+    pub(crate) async fn room(&self, size: usize) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        if size <= LARGE {
+            return None;
+        }
+        Arc::clone(&self.large).acquire_owned().await.ok()
+    }
+
+    /// Writes an object.
+    pub(crate) async fn put(
+        &self,
+        prefix: &str,
+        name: &str,
+        data: impl Into<PutPayload>,
+    ) -> Result<(), Error> {
+        self.store.put(&Path::from(format!("{prefix}/{name}")), data.into()).await?;
+        Ok(())
+    }
+
+    /// Reads an object.
+    pub(crate) async fn get(&self, prefix: &str, name: &str) -> Result<Bytes, Error> {
+        Ok(self.store.get(&Path::from(format!("{prefix}/{name}"))).await?.bytes().await?)
+    }
+
+    /// Reads the bytes of an object from `start` up to `end`.
+    pub(crate) async fn range(&self, prefix: &str, name: &str, start: u64, end: u64) -> Result<Bytes, Error> {
+        Ok(self.store.get_range(&Path::from(format!("{prefix}/{name}")), start..end).await?)
+    }
+
+    /// Deletes every object below the prefix of an execution.
+    pub(crate) async fn delete_below(&self, prefix: &str) -> Result<(), Error> {
+        let found = self.store.list(Some(&Path::from(prefix))).map_ok(|object| object.location).boxed();
+        self.store.delete_stream(found).try_collect::<Vec<_>>().await?;
+        Ok(())
+    }
+
+    /// Deletes every object of a session.
+    pub(crate) async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
+        self.delete_below(&format!("sessions/{session_id}")).await
+    }
+
+    /// Writes, reads and deletes a small object.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        let prefix = format!("probes/{}", id::nonce());
+        self.put(&prefix, "probe", "sandmesh").await?;
+        let read = self.get(&prefix, "probe").await;
+        self.delete_below(&prefix).await?;
+        read.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn deleting_a_session_leaves_one_with_a_longer_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(directory.path()).unwrap();
+        let (short, long) = (Objects::prefix("a", "e"), Objects::prefix("ab", "e"));
+        objects.put(&short, "stdout", "x").await.unwrap();
+        objects.put(&long, "stdout", "y").await.unwrap();
+        objects.delete_session("a").await.unwrap();
+        assert!(objects.get(&short, "stdout").await.is_err());
+        assert_eq!(objects.get(&long, "stdout").await.unwrap(), "y");
+    }
+
+    #[tokio::test]
+    async fn a_probe_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        Objects::open(directory.path()).unwrap().ping().await.unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,97 @@
+//! The other services that this role calls, each call with a deadline.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
+use sandmesh_proto::{
+    executor::executor_service_client::ExecutorServiceClient,
+    scheduler::scheduler_service_client::SchedulerServiceClient,
+    template::template_service_client::TemplateServiceClient,
+};
+use tonic::{Response, Status};
+
+use crate::error::Error;
+
+/// The services that this role calls.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    scheduler: Link,
+    template: Link,
+    executors: Mutex<HashMap<String, Link>>,
+}
+
+impl Peers {
+    pub(crate) fn new(scheduler: Link, template: Link) -> Self {
+        Self { scheduler, template, executors: Mutex::default() }
+    }
+
+    pub(crate) fn scheduler(&self) -> SchedulerServiceClient<Link> {
+        SchedulerServiceClient::new(self.scheduler.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    pub(crate) fn template(&self) -> TemplateServiceClient<Link> {
+        TemplateServiceClient::new(self.template.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The executor at an endpoint. The connection is kept until [`Peers::forget`].
+    ///
+    /// # Errors
+    /// When the endpoint is not one.
+    pub(crate) fn executor(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
+        let mut executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = match executors.get(endpoint) {
+            Some(link) => link.clone(),
+            None => {
+                let link = Link::dial(endpoint).map_err(anyhow::Error::new)?;
+                executors.entry(endpoint.to_owned()).or_insert(link).clone()
+            }
+        };
+        let client = ExecutorServiceClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(client.max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// Closes the connection to the executor of a session that ended.
+    pub(crate) fn forget(&self, endpoint: &str) {
+        self.executors.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
+    }
+}
+
+/// Makes a call that ends after `limit` at the latest.
+pub(crate) async fn call<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {limit:?}"))),
+    }
+}
+
+/// The pauses between attempts: twice as long each time, with jitter, up to a limit.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(max: Duration) -> Self {
+        Self { next: Duration::from_millis(20).min(max), max }
+    }
+
+    /// The next pause.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
+        self.next = (self.next * 2).min(self.max);
+        pause
+    }
+}

@@ -1,0 +1,87 @@
+//! What the session role does, apart from how it is asked: sessions here and in `create` and `end`,
+//! executions in `execute`, `drive` and `follow`, the passing of time in `sweep`.
+
+mod create;
+mod drive;
+mod end;
+mod execute;
+mod follow;
+mod list;
+mod record;
+mod sweep;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use sandmesh_mesh::{Clock, Tasks};
+use tokio::sync::oneshot;
+
+pub(crate) use self::{
+    follow::{Followed, Offsets},
+    list::{Paging, session_state},
+};
+use crate::{
+    config::Config,
+    drivers::Drivers,
+    error::Error,
+    notify::{Locks, Topics},
+    objects::Objects,
+    peers::Peers,
+    store::{Store, execution, session},
+};
+
+/// The session role at work.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) objects: Objects,
+    pub(crate) peers: Peers,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: Tasks,
+    /// Where output is collected.
+    pub(crate) spool_dir: PathBuf,
+    /// Who waits for sessions.
+    pub(crate) session_changes: Topics,
+    /// Who waits for executions.
+    pub(crate) execution_changes: Topics,
+    pub(crate) drivers: Drivers,
+    /// Who makes or removes the sandbox of a session.
+    pub(crate) sandboxes: Locks,
+}
+
+impl Service {
+    /// Reads a session.
+    pub(crate) async fn session(&self, id: &str) -> Result<session::Model, Error> {
+        self.store.session(id).await?.ok_or_else(|| Error::SessionNotFound(id.to_owned()))
+    }
+
+    /// Reads the row of an execution.
+    pub(crate) async fn execution_row(&self, id: &str) -> Result<execution::Model, Error> {
+        self.store.execution(id).await?.ok_or_else(|| Error::ExecutionNotFound(id.to_owned()))
+    }
+
+    /// Runs something to its end, also when the caller goes away: what was begun must not stay half done.
+    async fn finish<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (done, result) = oneshot::channel();
+        self.tasks.spawn(name, async move {
+            // Nobody may be listening any more.
+            let _ = done.send(work.await);
+        });
+        result
+            .await
+            .unwrap_or_else(|_| Err(Error::Unavailable("the session service failed at it".to_owned())))
+    }
+
+    /// Waits, but not longer than until the service stops. False when it stops.
+    async fn pause(&self, duration: Duration) -> bool {
+        let token = self.tasks.token();
+        tokio::select! {
+            () = tokio::time::sleep(duration) => true,
+            () = token.cancelled() => false,
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The creation of sessions: a durable row first, then a sandbox.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sandmesh_mesh::timestamp;
+use sandmesh_proto::{agent, executor, scheduler, session as pb, template};
+use tokio::sync::oneshot;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::Service;
+use crate::{
+    encode,
+    error::Error,
+    id,
+    lifecycle::{SessionEvent, SessionState},
+    peers::{Backoff, call},
+    store::session::{Inserted, Model, Placement},
+    validate::{NewSession, check_resources, new_session},
+    values::{Language, Pairs, Resources},
+};
+
+/// How long a template may take to be read.
+const TEMPLATE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long one attempt to create a sandbox may take.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How much longer than its session a sandbox may live on its own, should nobody end it: long enough that
+/// the session always ends first.
+const ORPHAN_GRACE: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+
+/// The lifetime of a session in seconds, where neither the request nor the template says.
+const DEFAULT_TIMEOUT: u32 = 300;
+
+/// How often a new id is tried when the one that was made is taken.
+const ID_ATTEMPTS: usize = 8;
+
+/// How the creation of a sandbox failed.
+enum Refusal {
+    /// No node has room now.
+    NoCapacity { reason: String, retry_after: Duration },
+    /// It will not work.
+    Final(String),
+    /// The session ended meanwhile, or the service stops: nothing more to do here.
+    Moot,
+}
+
+/// Who asked for a session and waits for it.
+struct Waiter {
+    waiting: Arc<AtomicBool>,
+    refused: oneshot::Sender<Error>,
+}
+
+impl Service {
+    /// Creates a session. Answers when it runs, or after a short while that it is being created.
+    pub(crate) async fn create_session(
+        self: &Arc<Self>,
+        request: pb::CreateSessionRequest,
+    ) -> Result<Model, Error> {
+        let new = new_session(request, &self.config)?;
+        let service = Arc::clone(self);
+        self.finish("create session", async move { service.create_checked(new).await }).await
+    }
+
+    async fn create_checked(self: Arc<Self>, new: NewSession) -> Result<Model, Error> {
+        if let Some(request_id) = &new.request_id
+            && let Some(first) = self.store.session_of_request(request_id).await?
+        {
+            return self.settled(&first.id).await;
+        }
+        let template = self.template(&new.template_id).await?;
+        let mut row = self.row(new, template)?;
+        let given = row.0;
+        for _ in 0..ID_ATTEMPTS {
+            match self.store.insert_session(row.1.clone(), self.config.max_sessions).await? {
+                Inserted::New => return self.create_sandbox_for(&row.1.id).await,
+                Inserted::Repeat(first) => return self.settled(&first.id).await,
+                Inserted::QuotaExceeded => return Err(Error::QuotaExceeded(self.config.max_sessions)),
+                Inserted::IdTaken if given => return Err(Error::SessionExists(row.1.id)),
+                Inserted::IdTaken => row.1.id = id::session(self.clock.now()),
+            }
+        }
+        Err(Error::SessionExists(row.1.id))
+    }
+
+    async fn template(&self, id: &str) -> Result<template::Template, Error> {
+        let request = template::GetTemplateRequest { template_id: id.to_owned() };
+        let missing = |problem| Error::TemplateNotFound { id: id.to_owned(), problem };
+        let found = match call(TEMPLATE_LIMIT, self.peers.template().get_template(request)).await {
+            Ok(answer) => answer.template.ok_or_else(|| missing("not found"))?,
+            Err(status) if status.code() == Code::NotFound => return Err(missing("not found")),
+            Err(status) => {
+                return Err(Error::Unavailable(format!(
+                    "template `{id}` cannot be read: {}",
+                    status.message()
+                )));
+            }
+        };
+        if found.is_active { Ok(found) } else { Err(missing("is not active")) }
+    }
+
+    /// The row of a new session, and whether its id was given.
+    fn row(&self, new: NewSession, template: template::Template) -> Result<(bool, Model), Error> {
+        let now = self.clock.now();
+        let resources = filled(new.resources, template.default_resources, self.config.default_processes);
+        check_resources(&resources, &self.config)?;
+        let timeout = new
+            .timeout_seconds
+            .unwrap_or_else(|| or(template.default_timeout_seconds, DEFAULT_TIMEOUT))
+            .min(3600);
+        let mut env: BTreeMap<String, String> = template.default_env.into_iter().collect();
+        env.extend(new.env.0);
+        let given = new.session_id.is_some();
+        let row = Model {
+            id: new.session_id.unwrap_or_else(|| id::session(now)),
+            template_id: new.template_id,
+            state: SessionState::Creating,
+            status_reason: String::new(),
+            request_id: new.request_id,
+            resources,
+            isolation: None,
+            image: template.image_url,
+            workspace_path: String::new(),
+            runtime_type: String::new(),
+            language_runtime: template.runtime_type,
+            node_id: String::new(),
+            sandbox_id: id::sandbox(),
+            endpoint: String::new(),
+            sandbox_removed: false,
+            env: Pairs(env),
+            labels: new.labels,
+            python_package_index_url: new.python_package_index_url,
+            timeout_seconds: i32::try_from(timeout).unwrap_or(i32::MAX),
+            idle_timeout_seconds: i32::try_from(new.idle_timeout_seconds).unwrap_or(i32::MAX),
+            created_at: now.into(),
+            updated_at: now.into(),
+            last_activity_at: now.into(),
+            expires_at: (now + chrono::TimeDelta::seconds(timeout.into())).into(),
+            completed_at: None,
+            deleted_at: None,
+        };
+        Ok((given, row))
+    }
+
+    /// Has the sandbox of a new session made, and waits a little for it.
+    async fn create_sandbox_for(self: &Arc<Self>, id: &str) -> Result<Model, Error> {
+        let waiting = Arc::new(AtomicBool::new(true));
+        let (refused, mut refusal) = oneshot::channel();
+        self.spawn_creation(id.to_owned(), Some(Waiter { waiting: Arc::clone(&waiting), refused }));
+        let settled = tokio::select! {
+            settled = self.settled(id) => settled,
+            Ok(error) = &mut refusal => return Err(error),
+        };
+        // Whoever clears it first says how it ends: as an error here, or as a session that failed.
+        if waiting.swap(false, Ordering::AcqRel) {
+            return settled;
+        }
+        refusal.await.map_or(settled, Err)
+    }
+
+    /// The session as it is once it is not being created any more, or after a short while.
+    async fn settled(&self, id: &str) -> Result<Model, Error> {
+        let deadline = tokio::time::Instant::now() + self.config.create_wait.0;
+        let mut changes = self.session_changes.subscribe(id);
+        loop {
+            let session = self.session(id).await?;
+            if session.state != SessionState::Creating
+                || tokio::time::timeout_at(deadline, changes.changed()).await.is_err()
+            {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// Creates the sandbox of a session that nobody creates, as after a restart.
+    pub(super) fn resume_creation(self: &Arc<Self>, id: String) {
+        // Held by whoever creates it now.
+        if self.sandboxes.try_lock(&id).is_some() {
+            self.spawn_creation(id, None);
+        }
+    }
+
+    fn spawn_creation(self: &Arc<Self>, id: String, waiter: Option<Waiter>) {
+        let service = Arc::clone(self);
+        self.tasks.spawn("create sandbox", async move {
+            if let Err(error) = service.create_sandbox(&id, waiter).await {
+                // The sweep tries again.
+                tracing::error!(session.id = id, error = format!("{error:#?}"), "sandbox not created");
+            }
+        });
+    }
+
+    async fn create_sandbox(self: &Arc<Self>, id: &str, waiter: Option<Waiter>) -> Result<(), Error> {
+        let _lock = self.sandboxes.lock(id).await;
+        let Some(session) = self.store.session(id).await?.filter(|s| s.state == SessionState::Creating)
+        else {
+            return Ok(());
+        };
+        match self.ask_for_sandbox(&session).await? {
+            Ok(sandbox) => {
+                // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
+                if self.store.session_ready(id, placement(sandbox), self.clock.now()).await? {
+                    tracing::info!(session.id = id, sandbox.id = session.sandbox_id, "session runs");
+                }
+                self.session_changes.publish(id);
+            }
+            Err(Refusal::NoCapacity { reason, retry_after }) => {
+                let error = Error::NoCapacity { reason, retry_after };
+                self.give_up(id, waiter, error).await?;
+            }
+            Err(Refusal::Final(reason)) => {
+                self.end(id, SessionEvent::CreationFailed, &reason).await?;
+            }
+            Err(Refusal::Moot) => {}
+        }
+        Ok(())
+    }
+
+    /// There is no room: who waits gets an error and no session; who was told that it is being created
+    /// finds it failed.
+    async fn give_up(self: &Arc<Self>, id: &str, waiter: Option<Waiter>, error: Error) -> Result<(), Error> {
+        if let Some(waiter) = waiter
+            && waiter.waiting.swap(false, Ordering::AcqRel)
+            && self.store.discard_session(id).await?
+        {
+            let _ = waiter.refused.send(error);
+            return Ok(());
+        }
+        self.end(id, SessionEvent::CreationFailed, &error.to_string()).await?;
+        Ok(())
+    }
+
+    /// Asks the scheduler until it says yes or no, the time is over, or the session ended.
+    async fn ask_for_sandbox(&self, session: &Model) -> Result<Result<agent::Sandbox, Refusal>, Error> {
+        let mut backoff = Backoff::new(self.config.retry_max.0);
+        loop {
+            let age = (self.clock.now() - session.created_at.utc()).to_std().unwrap_or_default();
+            let Some(left) = self.config.creating_timeout.0.checked_sub(age).filter(|left| !left.is_zero())
+            else {
+                let limit = self.config.creating_timeout;
+                return Ok(Err(Refusal::Final(format!("its sandbox was not created within {limit}"))));
+            };
+            let request = self.sandbox_request(session);
+            let answer = call(left.min(ATTEMPT_LIMIT), self.peers.scheduler().create_sandbox(request)).await;
+            let refusal = match answer {
+                Ok(scheduler::CreateSandboxResponse { sandbox: Some(sandbox) }) => return Ok(Ok(sandbox)),
+                Ok(_) => Some(Refusal::Final("the scheduler answered without a sandbox".to_owned())),
+                Err(status) => refusal(&status),
+            };
+            if let Some(refusal) = refusal {
+                return Ok(Err(refusal));
+            }
+            let creating =
+                self.store.session(&session.id).await?.is_some_and(|s| s.state == SessionState::Creating);
+            if !creating || !self.pause(backoff.pause()).await {
+                return Ok(Err(Refusal::Moot));
+            }
+        }
+    }
+
+    fn sandbox_request(&self, session: &Model) -> scheduler::CreateSandboxRequest {
+        let language = Language::of_runtime(&session.language_runtime);
+        let spec = agent::SandboxSpec {
+            image: session.image.clone(),
+            resources: Some(encode::resources(session.resources)),
+            language: language.map_or(executor::Language::Unspecified, encode::language).into(),
+            labels: encode::pairs(&session.labels.0),
+            session_id: session.id.clone(),
+            template_id: session.template_id.clone(),
+            max_concurrent_executions: self.config.max_concurrent_executions,
+            expires_at: Some(timestamp(session.expires_at.utc() + ORPHAN_GRACE)),
+        };
+        scheduler::CreateSandboxRequest { sandbox_id: session.sandbox_id.clone(), spec: Some(spec) }
+    }
+}
+
+/// What a failed attempt means; `None`: try again.
+fn refusal(status: &Status) -> Option<Refusal> {
+    let reason = status.message().to_owned();
+    match status.code() {
+        Code::ResourceExhausted => {
+            let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            let retry_after = retry_after.unwrap_or(Duration::from_secs(1));
+            Some(Refusal::NoCapacity { reason, retry_after })
+        }
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown => None,
+        _ => Some(Refusal::Final(format!("its sandbox could not be created: {reason}"))),
+    }
+}
+
+fn placement(sandbox: agent::Sandbox) -> Placement {
+    Placement {
+        endpoint: sandbox.endpoint,
+        node_id: sandbox.node_id,
+        runtime_type: sandbox.runtime,
+        language_runtime: sandbox.language_runtime,
+        workspace_path: sandbox.workspace_path,
+        isolation: encode::isolation_from(sandbox.isolation.unwrap_or_default()),
+    }
+}
+
+/// Limits, with what was not given taken from the template.
+fn filled(given: Resources, template: Option<executor::Resources>, processes: u32) -> Resources {
+    let template = template.unwrap_or_default();
+    Resources {
+        cpu_millis: or(given.cpu_millis, template.cpu_millis),
+        memory_bytes: or(given.memory_bytes, template.memory_bytes),
+        disk_bytes: or(given.disk_bytes, template.disk_bytes),
+        max_processes: or(given.max_processes, or(template.max_processes, processes)),
+    }
+}
+
+fn or<T: Default + PartialEq>(given: T, default: T) -> T {
+    if given == T::default() { default } else { given }
+}

@@ -1,0 +1,280 @@
+//! Drives one execution from accepted to ended, whatever happens on the way.
+//!
+//! A driver waits for its session, has the executor start the execution (which it does once, however often
+//! it is asked), collects the output, and writes the end into the row, guarded by the old state. When the
+//! stream breaks it attaches again where it was; only when the sandbox is known to be gone does it say so.
+
+mod end;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+use sandmesh_proto::{agent, executor, scheduler};
+use tokio::{sync::mpsc, sync::watch, time::Instant};
+use tonic::{Code, Status};
+
+use self::{
+    end::End,
+    stream::{Stdin, Stopping},
+};
+use super::{Service, end::of_session};
+use crate::{
+    drivers::{Input, Registration, Stop},
+    error::Error,
+    lifecycle::SessionState,
+    peers::{Backoff, call},
+    spool::Spool,
+    store::{execution, session},
+};
+
+/// How long the scheduler may take to say what became of a sandbox: a dead one is noticed within two
+/// seconds.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often an executor that takes no attach may fail before the execution counts as lost.
+const ATTACH_ATTEMPTS: u32 = 5;
+
+/// How often an executor may be silent past the time limit before the execution counts as lost.
+const SILENCES: u32 = 3;
+
+/// The driver of one execution.
+#[derive(Debug)]
+struct Driver {
+    service: Arc<Service>,
+    row: execution::Model,
+    session: session::Model,
+    stop: watch::Receiver<Stop>,
+    input: mpsc::Receiver<Input>,
+    stdout: Spool,
+    stderr: Spool,
+    /// No executor can know it: it was accepted by this process and not sent yet.
+    unsent: bool,
+    /// Its process exists, or existed.
+    started: bool,
+    /// It is being brought to an end before its time.
+    stopping: Stopping,
+    /// When its executor should have told of its end.
+    overdue: Option<Instant>,
+    silences: u32,
+    refused_attaches: u32,
+    stdin: Stdin,
+}
+
+impl Service {
+    /// Drives an execution, unless it is driven. `fresh`: this process accepted it just now.
+    pub(super) fn spawn_driver(self: &Arc<Self>, execution_id: &str, session_id: &str, fresh: bool) {
+        let Some(registration) = self.drivers.register(execution_id, session_id) else { return };
+        let service = Arc::clone(self);
+        self.tasks.spawn("drive execution", async move {
+            let token = service.tasks.token();
+            let id = registration.execution_id.clone();
+            let driven = tokio::select! {
+                driven = drive(&service, registration, fresh) => driven,
+                // The next process takes it up where the executor has it.
+                () = token.cancelled() => Ok(()),
+            };
+            if let Err(error) = driven {
+                // The sweep drives it again.
+                tracing::error!(execution.id = id, error = format!("{error:#?}"), "driver failed");
+            }
+        });
+    }
+
+    /// Tells an executor that the end of an execution is recorded, so that it may forget it.
+    pub(super) async fn acknowledge(&self, endpoint: &str, execution_id: &str) {
+        let Ok(mut executor) = self.peers.executor(endpoint) else { return };
+        let mut backoff = Backoff::new(self.config.retry_max.0);
+        for _ in 0..3 {
+            let request = executor::AcknowledgeExecutionRequest { execution_id: execution_id.to_owned() };
+            match call(ASK_LIMIT, executor.acknowledge_execution(request))
+                .await
+                .map_err(|status| status.code())
+            {
+                Ok(_) | Err(Code::NotFound) => return,
+                Err(code) => tracing::debug!(execution.id = execution_id, ?code, "not acknowledged yet"),
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+}
+
+async fn drive(service: &Arc<Service>, mut registration: Registration, fresh: bool) -> Result<(), Error> {
+    let Some(row) = service.store.execution_or_deleted(&registration.execution_id).await? else {
+        return Ok(());
+    };
+    if row.state.is_final() {
+        return Ok(());
+    }
+    let Some(session) = ready_session(service, &row, &mut registration.stop).await? else { return Ok(()) };
+    let spool = || {
+        let (inline, most) = (service.config.inline_limit.0, service.config.max_output.0);
+        Spool::new(service.spool_dir.clone(), inline, most)
+    };
+    let started = row.started_at.is_some();
+    let (stop, input) =
+        (registration.stop.clone(), std::mem::replace(&mut registration.input, mpsc::channel(1).1));
+    let mut driver = Driver {
+        service: Arc::clone(service),
+        session,
+        stop,
+        input,
+        stdout: spool(),
+        stderr: spool(),
+        unsent: fresh,
+        started,
+        stopping: Stopping::default(),
+        overdue: None,
+        silences: 0,
+        refused_attaches: 0,
+        stdin: Stdin::Unknown,
+        row,
+    };
+    let end = driver.run().await?;
+    driver.finish(end).await
+}
+
+/// Waits until the session runs or has ended; `None` when the execution ended or was cancelled before.
+async fn ready_session(
+    service: &Arc<Service>,
+    row: &execution::Model,
+    stop: &mut watch::Receiver<Stop>,
+) -> Result<Option<session::Model>, Error> {
+    let mut changes = service.session_changes.subscribe(&row.session_id);
+    loop {
+        let Some(session) = service.store.session_or_deleted(&row.session_id).await? else { return Ok(None) };
+        if session.state != SessionState::Creating || *stop.borrow_and_update() != Stop::No {
+            return Ok(Some(session));
+        }
+        tokio::select! {
+            () = changes.changed() => {}
+            _ = stop.changed() => {}
+        }
+    }
+}
+
+impl Driver {
+    async fn run(&mut self) -> Result<End, Error> {
+        let mut backoff = Backoff::new(self.service.config.retry_max.0);
+        loop {
+            if let Some(end) = self.before_connecting().await? {
+                return Ok(end);
+            }
+            let (out, err) = (self.stdout.next(), self.stderr.next());
+            let status = match self.follow().await? {
+                Ok(end) => return Ok(end),
+                Err(status) => status,
+            };
+            if let Some(end) = self.settle(&status).await? {
+                return Ok(end);
+            }
+            if (out, err) != (self.stdout.next(), self.stderr.next()) {
+                backoff = Backoff::new(self.service.config.retry_max.0);
+            }
+            let pause = backoff.pause();
+            tracing::debug!(execution.id = self.row.id, code = ?status.code(), ?pause, "stream broke, trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whether it ends without its executor being asked to run it.
+    async fn before_connecting(&mut self) -> Result<Option<End>, Error> {
+        if self.session.state.is_final() {
+            return Ok(Some(self.ended_with_session().await?));
+        }
+        let stop = *self.stop.borrow_and_update();
+        if stop == Stop::SandboxLost {
+            return Ok(Some(self.ended_with_session().await?));
+        }
+        if stop == Stop::No || self.started {
+            return Ok(None);
+        }
+        let unknown = self.unsent || self.session.endpoint.is_empty() || self.unknown_to_executor().await?;
+        if !unknown {
+            return Ok(None);
+        }
+        match stop {
+            Stop::SessionEnded => Ok(Some(self.ended_with_session().await?)),
+            _ => Ok(Some(End::cancelled())),
+        }
+    }
+
+    /// Has the executor cancel it, and finds out whether it knows it at all.
+    async fn unknown_to_executor(&self) -> Result<bool, Error> {
+        let answer = self.cancel_in_executor().await?;
+        Ok(matches!(answer, Err(status) if status.code() == Code::NotFound))
+    }
+
+    /// How it ends because its session did.
+    async fn ended_with_session(&mut self) -> Result<End, Error> {
+        if let Some(session) = self.service.store.session_or_deleted(&self.row.session_id).await? {
+            self.session = session;
+        }
+        let (event, ending) = of_session(&self.session);
+        Ok(End { event, ending, value: None, truncated: (false, false), acknowledge: false })
+    }
+
+    /// What a broken stream means; `None`: try again.
+    async fn settle(&mut self, status: &Status) -> Result<Option<End>, Error> {
+        match status.code() {
+            // The executor lives and does not know what it was running.
+            Code::NotFound | Code::OutOfRange if self.started => {
+                Ok(Some(self.lost_or_forgotten(status).await?))
+            }
+            // Its queue is full: wait for a place.
+            Code::ResourceExhausted if !self.started => Ok(None),
+            Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::NotFound
+            | Code::OutOfRange
+                if !self.started =>
+            {
+                Ok(Some(End::not_started(status.message())))
+            }
+            // Wrong input ends the stream too, and is no reason to give up; a bad attach would be.
+            Code::InvalidArgument if self.refused_attaches < ATTACH_ATTEMPTS => {
+                self.refused_attaches += 1;
+                Ok(None)
+            }
+            Code::InvalidArgument => Ok(Some(End::lost(status.message().to_owned()))),
+            _ if self.silences >= SILENCES => {
+                Ok(Some(End::lost("its executor does not tell of its end".to_owned())))
+            }
+            _ => self.ask_for_sandbox().await,
+        }
+    }
+
+    async fn lost_or_forgotten(&mut self, status: &Status) -> Result<End, Error> {
+        match self.ask_for_sandbox().await? {
+            Some(end) => Ok(end),
+            None => Ok(End::lost(format!("its executor lost it: {}", status.message()))),
+        }
+    }
+
+    /// Asks what became of the sandbox; `None` when it lives or nobody knows.
+    async fn ask_for_sandbox(&mut self) -> Result<Option<End>, Error> {
+        let request = scheduler::GetSandboxRequest {
+            sandbox_id: self.session.sandbox_id.clone(),
+            node_id: self.session.node_id.clone(),
+        };
+        let reason = match call(ASK_LIMIT, self.service.peers.scheduler().get_sandbox(request)).await {
+            Ok(scheduler::GetSandboxResponse { sandbox: Some(sandbox) }) => {
+                use agent::sandbox::State;
+                match State::try_from(sandbox.state) {
+                    Ok(State::Dead) if sandbox.reason.is_empty() => "its sandbox died".to_owned(),
+                    Ok(State::Dead) => format!("its sandbox died: {}", sandbox.reason),
+                    Ok(State::Deleted) => "its sandbox was removed".to_owned(),
+                    _ => return Ok(None),
+                }
+            }
+            Err(status) if status.code() == Code::NotFound => "its sandbox is gone".to_owned(),
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        self.service.sandbox_lost(&self.session, &reason).await?;
+        let end = self.ended_with_session().await?;
+        // Nobody ends a session but through its row; a row that is not there was purged.
+        Ok(Some(if self.session.state.is_final() { end } else { End::lost(reason) }))
+    }
+}

@@ -1,0 +1,139 @@
+//! How an execution ended, and the writing of it.
+
+use bytes::Bytes;
+use sandmesh_proto::executor::{self, execution_exited::Status};
+
+use super::Driver;
+use crate::{
+    drivers::Stop,
+    encode,
+    error::Error,
+    lifecycle::{Cause, ExecutionEvent},
+    store::execution::Ending,
+    values::UserError,
+};
+
+/// The most bytes of an error's text that are recorded, for its message and its traceback each.
+const MAX_ERROR_TEXT: usize = 32 << 10;
+
+/// How an execution ended.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) event: ExecutionEvent,
+    /// What goes into the row, without output and return value.
+    pub(super) ending: Ending,
+    pub(super) value: Option<Bytes>,
+    /// The executor kept less of stdout, of stderr, than was written.
+    pub(super) truncated: (bool, bool),
+    /// The executor has it and may forget it then.
+    pub(super) acknowledge: bool,
+}
+
+impl End {
+    /// It was cancelled before it started.
+    pub(super) fn cancelled() -> Self {
+        let ending = Ending { cause: Some(Cause::Cancelled), ..Ending::default() };
+        Self::without_exit(ExecutionEvent::Cancelled, ending)
+    }
+
+    /// The executor is sure that it will not run.
+    pub(super) fn not_started(message: &str) -> Self {
+        Self::without_exit(ExecutionEvent::StartFailed, start_error(message.to_owned()))
+    }
+
+    /// What ran is lost, and its session is not.
+    pub(super) fn lost(detail: String) -> Self {
+        let ending = Ending { cause: Some(Cause::ExecutorLost), cause_detail: detail, ..Ending::default() };
+        Self::without_exit(ExecutionEvent::SandboxLost, ending)
+    }
+
+    fn without_exit(event: ExecutionEvent, ending: Ending) -> Self {
+        Self { event, ending, value: None, truncated: (false, false), acknowledge: false }
+    }
+
+    /// It could not be started.
+    pub(super) fn failed(failed: executor::ExecutionFailed, stop: Stop) -> Self {
+        if failed.kind() == executor::FailureKind::Cancelled {
+            let cause = if stop >= Stop::SessionEnded { Cause::SessionEnded } else { Cause::Cancelled };
+            let ending = Ending { cause: Some(cause), cause_detail: failed.message, ..Ending::default() };
+            return Self { acknowledge: true, ..Self::without_exit(ExecutionEvent::Cancelled, ending) };
+        }
+        let kind = failed.kind().as_str_name().trim_start_matches("FAILURE_KIND_").to_lowercase();
+        let errno =
+            if failed.errno_name.is_empty() { String::new() } else { format!(", {}", failed.errno_name) };
+        let message = format!("{} ({kind} at {}{errno})", failed.message, failed.stage);
+        Self { acknowledge: true, ..Self::without_exit(ExecutionEvent::StartFailed, start_error(message)) }
+    }
+
+    /// Its process ended.
+    pub(super) fn exited(exited: executor::ExecutionExited, stop: Stop) -> Self {
+        let cause = match encode::cause_from(exited.cause()) {
+            Some(Cause::Cancelled) if stop >= Stop::SessionEnded => Some(Cause::SessionEnded),
+            cause => cause,
+        };
+        let (code, signal) = match exited.status {
+            Some(Status::ExitCode(code)) => (Some(code), None),
+            Some(Status::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        let error = exited.error.map(user_error);
+        let event = ExecutionEvent::Exited { cause, success: code == Some(0) && error.is_none() };
+        let ending = Ending {
+            cause,
+            cause_detail: exited.cause_detail,
+            // It did not exit, it was made to.
+            exit_code: code.filter(|_| cause != Some(Cause::Timeout)),
+            signal,
+            error,
+            metrics: exited.metrics.as_ref().map(encode::metrics_from),
+            ..Ending::default()
+        };
+        Self {
+            event,
+            ending,
+            value: exited.return_value_json,
+            truncated: (exited.stdout_truncated, exited.stderr_truncated),
+            acknowledge: true,
+        }
+    }
+}
+
+fn start_error(message: String) -> Ending {
+    let error = UserError { class: "ExecutionStartError".into(), message, traceback: String::new() };
+    Ending { error: Some(user_text(error)), ..Ending::default() }
+}
+
+fn user_error(error: executor::UserError) -> UserError {
+    user_text(UserError { class: error.r#type, message: error.message, traceback: error.traceback })
+}
+
+fn user_text(mut error: UserError) -> UserError {
+    for text in [&mut error.class, &mut error.message, &mut error.traceback] {
+        if text.len() > MAX_ERROR_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_ERROR_TEXT));
+            text.push_str("...");
+        }
+    }
+    error
+}
+
+impl Driver {
+    /// Writes the end, tells who waits, and has the executor forget it.
+    pub(super) async fn finish(&mut self, end: End) -> Result<(), Error> {
+        let service = &self.service;
+        let mut ending = end.ending;
+        ending.stdout = service.record_output(&self.row, "stdout", &mut self.stdout, end.truncated.0).await?;
+        ending.stderr = service.record_output(&self.row, "stderr", &mut self.stderr, end.truncated.1).await?;
+        if let Some(value) = end.value {
+            let (text, size) = service.record_value(&self.row, value).await?;
+            (ending.return_value, ending.return_value_bytes) = (text, Some(size));
+        }
+        let ended = service.store.end_execution(&self.row, end.event, ending, service.clock.now()).await?;
+        service.execution_changes.publish(&self.row.id);
+        tracing::info!(execution.id = self.row.id, session.id = self.row.session_id, event = ?end.event, ended, "execution ended");
+        if end.acknowledge {
+            service.acknowledge(&self.session.endpoint, &self.row.id).await;
+        }
+        Ok(())
+    }
+}

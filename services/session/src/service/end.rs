@@ -1,0 +1,209 @@
+//! The end of sessions: the row first, then what runs in it, then its sandbox.
+//!
+//! [`Service::wind_down`] can be repeated at any time and takes up where an earlier one stopped, so a crash
+//! in between leaves nothing behind: the sweep repeats it until nothing of the session is left.
+
+use std::{sync::Arc, time::Duration};
+
+use sandmesh_proto::{scheduler, session as pb};
+use tokio::sync::oneshot;
+use tonic::Code;
+
+use super::Service;
+use crate::{
+    drivers::Stop,
+    error::Error,
+    lifecycle::{Cause, ExecutionEvent, SessionEvent, SessionState},
+    peers::{Backoff, call},
+    store::{execution::Ending, session::Model},
+    values::UserError,
+};
+
+/// How long the drivers of an ended session may take to record what ran.
+const DRIVERS_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long one attempt to remove a sandbox may take.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many attempts are made before the sweep takes over.
+const REMOVE_ATTEMPTS: usize = 5;
+
+impl Service {
+    /// Ends a session and waits until its sandbox is gone, for a bounded time. Idempotent.
+    pub(crate) async fn terminate_session(self: &Arc<Self>, id: String) -> Result<Model, Error> {
+        let service = Arc::clone(self);
+        let work = async move {
+            let session = service.session(&id).await?;
+            if !session.state.is_final() {
+                service.end(&id, SessionEvent::Ended, "terminated on request").await?;
+            }
+            service.wound_down(&id).await;
+            service.session(&id).await
+        };
+        self.finish("terminate session", work).await
+    }
+
+    /// Ends a session and forgets it.
+    pub(crate) async fn delete_session(self: &Arc<Self>, id: String) -> Result<(), Error> {
+        let service = Arc::clone(self);
+        let work = async move {
+            let now = service.clock.now();
+            if !service.store.delete_session(&id, now).await? {
+                return Err(Error::SessionNotFound(id));
+            }
+            service.store.end_session(&id, SessionEvent::Ended, "deleted on request", now).await?;
+            service.session_changes.publish(&id);
+            service.wound_down(&id).await;
+            service.purge(&id).await
+        };
+        self.finish("delete session", work).await
+    }
+
+    /// Takes the news that a sandbox is gone. False when the session had moved on.
+    pub(crate) async fn report_sandbox_lost(
+        self: &Arc<Self>,
+        report: pb::ReportSandboxLostRequest,
+    ) -> Result<bool, Error> {
+        let session = self.session(&report.session_id).await?;
+        if session.sandbox_id != report.sandbox_id {
+            return Ok(false);
+        }
+        let reason = if report.reason.is_empty() { "its sandbox died".to_owned() } else { report.reason };
+        self.sandbox_lost(&session, &reason).await
+    }
+
+    /// The sandbox of a session is gone: the session failed, unless its time was over anyway.
+    pub(super) async fn sandbox_lost(self: &Arc<Self>, session: &Model, reason: &str) -> Result<bool, Error> {
+        if self.clock.now() >= session.expires_at.utc() {
+            return self
+                .end(&session.id, SessionEvent::LifetimeReached, "reached the end of its lifetime")
+                .await;
+        }
+        self.end(&session.id, SessionEvent::SandboxLost, reason).await
+    }
+
+    /// Ends a session, and begins to wind it down. False when it had moved on.
+    pub(super) async fn end(
+        self: &Arc<Self>,
+        id: &str,
+        event: SessionEvent,
+        reason: &str,
+    ) -> Result<bool, Error> {
+        let ended = self.store.end_session(id, event, reason, self.clock.now()).await?;
+        if ended {
+            tracing::info!(session.id = id, ?event, reason, "session ended");
+            self.session_changes.publish(id);
+            self.spawn_wind_down(id.to_owned(), None);
+        }
+        Ok(ended)
+    }
+
+    /// Waits until nothing of an ended session is left, for a bounded time.
+    async fn wound_down(self: &Arc<Self>, id: &str) {
+        let (done, finished) = oneshot::channel();
+        self.spawn_wind_down(id.to_owned(), Some(done));
+        // When it takes longer, it goes on by itself.
+        let _ = tokio::time::timeout(self.config.terminate_wait.0, finished).await;
+    }
+
+    /// Winds a session down in the background.
+    pub(super) fn spawn_wind_down(self: &Arc<Self>, id: String, done: Option<oneshot::Sender<()>>) {
+        let service = Arc::clone(self);
+        self.tasks.spawn("wind down session", async move {
+            if let Err(error) = service.wind_down(&id).await {
+                // The sweep tries again.
+                tracing::error!(session.id = id, error = format!("{error:#?}"), "session not wound down");
+            }
+            if let Some(done) = done {
+                let _ = done.send(());
+            }
+        });
+    }
+
+    /// Ends what runs in an ended session and removes its sandbox.
+    async fn wind_down(&self, id: &str) -> Result<(), Error> {
+        if let Some(session) = self.ended(id).await? {
+            self.end_executions(&session).await?;
+        }
+        // Waits for a creation that is on its way: what it makes is removed here.
+        let _lock = self.sandboxes.lock(id).await;
+        let Some(session) = self.ended(id).await? else { return Ok(()) };
+        self.end_executions(&session).await?;
+        if self.remove_sandbox(&session).await {
+            self.peers.forget(&session.endpoint);
+            self.store.sandbox_removed(id).await?;
+        }
+        Ok(())
+    }
+
+    /// The session, when it has ended and something of it may be left.
+    async fn ended(&self, id: &str) -> Result<Option<Model>, Error> {
+        let session = self.store.session_or_deleted(id).await?;
+        Ok(session.filter(|session| session.state.is_final() && !session.sandbox_removed))
+    }
+
+    async fn end_executions(&self, session: &Model) -> Result<(), Error> {
+        let drivers = self.drivers.of_session(&session.id);
+        let stop = if session.state == SessionState::Failed { Stop::SandboxLost } else { Stop::SessionEnded };
+        for driver in &drivers {
+            driver.stop(stop);
+        }
+        let all = futures::future::join_all(drivers.iter().map(|driver| driver.done()));
+        let _ = tokio::time::timeout(DRIVERS_LIMIT, all).await;
+        // What no driver ended, as one that waits for the database or was never begun.
+        for id in self.store.active_executions_of(&session.id).await? {
+            let Some(row) = self.store.execution_or_deleted(&id).await? else { continue };
+            let (event, ending) = of_session(session);
+            self.store.end_execution(&row, event, ending, self.clock.now()).await?;
+            self.execution_changes.publish(&id);
+        }
+        Ok(())
+    }
+
+    /// Has the sandbox removed. False when nobody could say that it is gone.
+    async fn remove_sandbox(&self, session: &Model) -> bool {
+        let mut backoff = Backoff::new(self.config.retry_max.0);
+        for _ in 0..REMOVE_ATTEMPTS {
+            let request = scheduler::DeleteSandboxRequest {
+                sandbox_id: session.sandbox_id.clone(),
+                node_id: session.node_id.clone(),
+            };
+            match call(REMOVE_LIMIT, self.peers.scheduler().delete_sandbox(request)).await {
+                Ok(_) => return true,
+                Err(status) if status.code() == Code::NotFound => return true,
+                Err(status) => {
+                    tracing::warn!(session.id, error = status.message(), "sandbox not removed yet")
+                }
+            }
+            if !self.pause(backoff.pause()).await {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Forgets a session of which nothing is left, with its executions and their output.
+    pub(super) async fn purge(&self, id: &str) -> Result<(), Error> {
+        let gone = self.store.session_or_deleted(id).await?.is_some_and(|session| session.sandbox_removed);
+        if gone {
+            self.objects.delete_session(id).await?;
+            self.store.purge_session(id).await?;
+        }
+        Ok(())
+    }
+}
+
+/// How an execution ends whose session ended, in what way it did.
+pub(super) fn of_session(session: &Model) -> (ExecutionEvent, Ending) {
+    let detail = format!("session `{}` is {}: {}", session.id, session.state.as_str(), session.status_reason);
+    let by = |cause| Ending { cause: Some(cause), cause_detail: detail.clone(), ..Ending::default() };
+    match session.state {
+        SessionState::Failed if session.endpoint.is_empty() => {
+            let error =
+                UserError { class: "ExecutionStartError".into(), message: detail, traceback: String::new() };
+            (ExecutionEvent::StartFailed, Ending { error: Some(error), ..Ending::default() })
+        }
+        SessionState::Failed => (ExecutionEvent::SandboxLost, by(Cause::ExecutorLost)),
+        _ => (ExecutionEvent::Cancelled, by(Cause::SessionEnded)),
+    }
+}

@@ -1,0 +1,272 @@
+//! What callers do with executions: start, read, wait, cancel, and send input.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use sandmesh_proto::{
+    executor::execute_request::Frame,
+    session::{self as pb, send_input_request::Input},
+};
+
+use super::Service;
+use crate::{
+    drivers::Stop,
+    encode::View,
+    error::Error,
+    id,
+    lifecycle::ExecutionState,
+    objects::Objects,
+    store::execution::{Inserted, Model},
+    validate::{NewExecution, new_execution},
+    values::Words,
+};
+
+/// How much output of each stream an answer holds; a stream delivers all of it.
+const SHOWN: u64 = 1 << 20;
+
+/// How long a cancelled execution may take to end before its caller is told to ask again.
+const CANCEL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The most bytes of one piece of input.
+const MAX_INPUT: usize = 1 << 20;
+
+/// How often a new id is tried when the one that was made is taken.
+const ID_ATTEMPTS: usize = 8;
+
+impl Service {
+    /// Accepts an execution: it is durable, and driven to its end, when this returns. A repeat returns the
+    /// first.
+    pub(crate) async fn start_execution(
+        self: &Arc<Self>,
+        request: pb::StartExecutionRequest,
+    ) -> Result<Model, Error> {
+        let new = new_execution(request)?;
+        let service = Arc::clone(self);
+        self.finish("start execution", async move { service.start_checked(new).await }).await
+    }
+
+    async fn start_checked(self: Arc<Self>, new: NewExecution) -> Result<Model, Error> {
+        let (id, request_id) = (new.execution_id.as_deref(), new.request_id.as_deref());
+        if let Some(first) = self.store.execution_of_request(&new.session_id, id, request_id).await? {
+            // A deleted session is not found, nor what ran in it.
+            self.session(&new.session_id).await?;
+            return Ok(first);
+        }
+        let session = self.session(&new.session_id).await?;
+        if session.state.is_final() {
+            return Err(Error::SessionNotActive { id: session.id, state: session.state.as_str() });
+        }
+        let given = new.execution_id.is_some();
+        let mut row = self.execution_from(new);
+        self.spill_input(&mut row).await?;
+        let prefix = row.object_prefix.clone();
+        let inserted = self.insert_execution(&mut row, given).await;
+        if !matches!(inserted, Ok(None)) {
+            // Not needed: another was first, or nothing runs.
+            self.objects.delete_below(&prefix).await?;
+        }
+        match inserted? {
+            Some(first) => Ok(first),
+            None => {
+                self.spawn_driver(&row.id, &row.session_id, true);
+                Ok(row)
+            }
+        }
+    }
+
+    fn execution_from(&self, new: NewExecution) -> Model {
+        let now = self.clock.now();
+        let id = new.execution_id.unwrap_or_else(|| id::execution(now));
+        Model {
+            object_prefix: Objects::prefix(&new.session_id, &id),
+            id,
+            session_id: new.session_id,
+            request_id: new.request_id,
+            state: ExecutionState::Pending,
+            cause: None,
+            cause_detail: String::new(),
+            language: new.language,
+            mode: new.mode,
+            code: Some(new.code),
+            event: Some(new.event),
+            stdin: Some(new.stdin.into()),
+            keep_stdin_open: new.keep_stdin_open,
+            entrypoint: new.entrypoint,
+            command: Words(new.command),
+            env: new.env,
+            timeout_seconds: i32::try_from(new.timeout_seconds).unwrap_or(i32::MAX),
+            exit_code: None,
+            signal: None,
+            stdout: Vec::new(),
+            stdout_kept: 0,
+            stdout_truncated: false,
+            stderr: Vec::new(),
+            stderr_kept: 0,
+            stderr_truncated: false,
+            return_value: None,
+            return_value_bytes: None,
+            error: None,
+            metrics: None,
+            retry_count: 0,
+            created_at: now.into(),
+            started_at: None,
+            completed_at: None,
+        }
+    }
+
+    /// Adds an execution; `Some` when it was there before.
+    async fn insert_execution(&self, row: &mut Model, given: bool) -> Result<Option<Model>, Error> {
+        let limit = self.config.max_executions_per_session;
+        for _ in 0..ID_ATTEMPTS {
+            match self.store.insert_execution(row.clone(), limit).await? {
+                Inserted::New => return Ok(None),
+                Inserted::Repeat(first) if given || first.request_id == row.request_id => {
+                    return Ok(Some(*first));
+                }
+                Inserted::IdTaken if given => break,
+                Inserted::Repeat(_) | Inserted::IdTaken => row.id = id::execution(self.clock.now()),
+                Inserted::NoSession => return Err(Error::SessionNotFound(row.session_id.clone())),
+                Inserted::NotActive(state) => {
+                    return Err(Error::SessionNotActive {
+                        id: row.session_id.clone(),
+                        state: state.as_str(),
+                    });
+                }
+                Inserted::TooMany => {
+                    return Err(Error::TooManyExecutions { id: row.session_id.clone(), limit });
+                }
+            }
+        }
+        Err(Error::ExecutionExists(row.id.clone()))
+    }
+
+    /// Reads an execution with the first part of its output.
+    pub(crate) async fn execution(&self, id: &str) -> Result<View, Error> {
+        let row = self.execution_row(id).await?;
+        self.shown(row).await
+    }
+
+    /// An execution with the first part of its output.
+    pub(crate) async fn shown(&self, row: Model) -> Result<View, Error> {
+        self.view(row, SHOWN).await
+    }
+
+    /// An execution with up to `shown` bytes of each stream of its output.
+    pub(super) async fn view(&self, row: Model, shown: u64) -> Result<View, Error> {
+        let code = match &row.code {
+            Some(code) => code.clone(),
+            None => {
+                String::from_utf8_lossy(&self.objects.get(&row.object_prefix, "code").await?).into_owned()
+            }
+        };
+        let return_value = match (&row.return_value, row.return_value_bytes) {
+            (None, Some(_)) => {
+                let value = self.objects.get(&row.object_prefix, "return_value").await?;
+                Some(String::from_utf8_lossy(&value).into_owned())
+            }
+            (value, _) => value.clone(),
+        };
+        let stdout = self.output(&row, "stdout", 0, shown).await?;
+        let stderr = self.output(&row, "stderr", 0, shown).await?;
+        Ok(View { code, stdout, stderr, return_value, row })
+    }
+
+    /// Up to `most` recorded bytes of a stream, from `offset`.
+    pub(super) async fn output(
+        &self,
+        row: &Model,
+        name: &str,
+        offset: u64,
+        most: u64,
+    ) -> Result<Bytes, Error> {
+        let (inline, kept) = match name {
+            "stdout" => (&row.stdout, row.stdout_kept),
+            _ => (&row.stderr, row.stderr_kept),
+        };
+        let kept = u64::try_from(kept).unwrap_or(0);
+        let (start, end) = (offset.min(kept), offset.saturating_add(most).min(kept));
+        let whole = inline.len() as u64;
+        if end <= whole {
+            let range = usize::try_from(start).unwrap_or(0)..usize::try_from(end).unwrap_or(0);
+            return Ok(Bytes::copy_from_slice(&inline[range]));
+        }
+        self.objects.range(&row.object_prefix, name, start, end).await
+    }
+
+    /// Waits for the end of an execution, for `limit` at most.
+    pub(crate) async fn wait_execution(&self, id: &str, limit: Duration) -> Result<View, Error> {
+        self.ended_execution(id, limit).await?;
+        self.execution(id).await
+    }
+
+    /// Waits for the end of an execution, for `limit` at most or until the service stops.
+    async fn ended_execution(&self, id: &str, limit: Duration) -> Result<Model, Error> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let token = self.tasks.token();
+        let mut changes = self.execution_changes.subscribe(id);
+        loop {
+            let row = self.execution_row(id).await?;
+            if row.state.is_final() {
+                return Ok(row);
+            }
+            tokio::select! {
+                () = changes.changed() => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(row),
+                () = token.cancelled() => return Ok(row),
+            }
+        }
+    }
+
+    /// Cancels an execution and waits for its end.
+    pub(crate) async fn cancel_execution(self: &Arc<Self>, id: &str) -> Result<View, Error> {
+        let row = self.execution_row(id).await?;
+        if row.state.is_final() {
+            return Err(Error::ExecutionEnded { id: row.id, state: row.state.as_str() });
+        }
+        // It has one already, unless that crashed and the sweep did not come by yet.
+        self.spawn_driver(&row.id, &row.session_id, false);
+        if let Some(driver) = self.drivers.get(id) {
+            driver.stop(Stop::Cancel);
+        }
+        let ended = self.ended_execution(id, CANCEL_LIMIT).await?;
+        match ended.state {
+            ExecutionState::Cancelled => self.execution(id).await,
+            state if state.is_final() => Err(Error::ExecutionEnded { id: ended.id, state: state.as_str() }),
+            _ => {
+                Err(Error::Unavailable(format!("execution `{id}` does not end: its sandbox does not answer")))
+            }
+        }
+    }
+
+    /// Sends input to a running execution.
+    pub(crate) async fn send_input(&self, request: pb::SendInputRequest) -> Result<(), Error> {
+        let frame = input_frame(request.input)?;
+        let row = self.execution_row(&request.execution_id).await?;
+        let refused = || Error::ExecutionNotRunning { id: row.id.clone(), state: row.state.as_str() };
+        if row.state != ExecutionState::Running {
+            return Err(refused());
+        }
+        if !row.keep_stdin_open && !matches!(frame, Frame::Signal(_)) {
+            let problem = format!("standard input of execution `{}` is closed: it was not kept open", row.id);
+            return Err(Error::field("input", "value_error", problem));
+        }
+        let driver = self.drivers.get(&row.id).ok_or_else(refused)?;
+        driver.send(frame).await.unwrap_or_else(|| Err(refused()))
+    }
+}
+
+fn input_frame(input: Option<Input>) -> Result<Frame, Error> {
+    match input {
+        Some(Input::Stdin(chunk)) if chunk.data.len() > MAX_INPUT => {
+            Err(Error::field("stdin.data", "too_long", "`stdin.data` must be at most 1 MiB long"))
+        }
+        Some(Input::Stdin(chunk)) => Ok(Frame::Stdin(chunk)),
+        Some(Input::CloseStdin(close)) => Ok(Frame::CloseStdin(close)),
+        Some(Input::Signal(signal)) if !(1..=31).contains(&signal.signal) => {
+            let kind = if signal.signal < 1 { "greater_than_equal" } else { "less_than_equal" };
+            Err(Error::field("signal.signal", kind, "`signal.signal` must be from 1 to 31"))
+        }
+        Some(Input::Signal(signal)) => Ok(Frame::Signal(signal)),
+        None => Err(Error::field("input", "missing", "`input` is required")),
+    }
+}

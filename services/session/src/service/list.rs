@@ -1,0 +1,106 @@
+//! Lists of sessions and executions, page by page, newest first.
+
+use sandmesh_mesh::{page_size, page_token};
+use sandmesh_proto::session as pb;
+
+use super::Service;
+use crate::{
+    encode::{self, View},
+    error::Error,
+    store::{Instant, Page, Position, execution, session},
+};
+
+/// How a caller asks for a page.
+#[derive(Debug)]
+pub(crate) struct Paging {
+    pub(crate) size: u32,
+    pub(crate) token: String,
+    pub(crate) offset: u32,
+}
+
+impl Paging {
+    /// The page, with one row more than is wanted, to know whether there is another page.
+    fn page(&self) -> Result<Page, Error> {
+        if !self.token.is_empty() && self.offset > 0 {
+            return Err(Error::field("offset", "value_error", "`offset` cannot be given with `page_token`"));
+        }
+        let after = if self.token.is_empty() { None } else { Some(position(&self.token)?) };
+        Ok(Page { after, offset: self.offset.into(), limit: u64::from(self.limit()) + 1 })
+    }
+
+    fn limit(&self) -> u32 {
+        page_size(self.size, 50, 200)
+    }
+
+    /// Cuts a page to what was asked for, and makes the token of the next.
+    fn cut<T>(&self, rows: &mut Vec<T>, position: impl Fn(&T) -> (Instant, &str)) -> String {
+        let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX);
+        if rows.len() <= limit {
+            return String::new();
+        }
+        rows.truncate(limit);
+        let Some((created_at, id)) = rows.last().map(position) else { return String::new() };
+        page_token::encode(&[&created_at.micros().to_string(), id])
+    }
+}
+
+fn position(token: &str) -> Result<Position, Error> {
+    let parts = page_token::decode(token).map_err(|_| Error::PageToken)?;
+    let [created_at, id] = <[String; 2]>::try_from(parts).map_err(|_| Error::PageToken)?;
+    let created_at = Instant::from_micros(created_at.parse().map_err(|_| Error::PageToken)?);
+    Ok(Position { created_at, id })
+}
+
+impl Service {
+    /// A page of sessions.
+    pub(crate) async fn list_sessions(
+        &self,
+        filter: session::Filter,
+        paging: Paging,
+    ) -> Result<pb::ListSessionsResponse, Error> {
+        let (mut rows, total) = self.store.sessions(&filter, &paging.page()?).await?;
+        let next_page_token = paging.cut(&mut rows, |row| (row.created_at, &row.id));
+        Ok(pb::ListSessionsResponse {
+            sessions: rows.into_iter().map(encode::session).collect(),
+            next_page_token,
+            total,
+        })
+    }
+
+    /// A page of the executions of a session. What is not in their rows is left out.
+    pub(crate) async fn list_executions(
+        &self,
+        request: pb::ListExecutionsRequest,
+    ) -> Result<pb::ListExecutionsResponse, Error> {
+        let state = execution_state(request.state)?;
+        let paging = Paging { size: request.page_size, token: request.page_token, offset: request.offset };
+        let page = paging.page()?;
+        self.session(&request.session_id).await?;
+        let (mut rows, total) = self.store.executions(&request.session_id, state, &page).await?;
+        let next_page_token = paging.cut(&mut rows, |row| (row.created_at, &row.id));
+        let executions = rows.into_iter().map(|row| encode::execution(brief(row))).collect();
+        Ok(pb::ListExecutionsResponse { executions, next_page_token, total })
+    }
+}
+
+/// An execution with what is in its row.
+fn brief(mut row: execution::Model) -> View {
+    View {
+        code: row.code.take().unwrap_or_default(),
+        stdout: std::mem::take(&mut row.stdout).into(),
+        stderr: std::mem::take(&mut row.stderr).into(),
+        return_value: row.return_value.take(),
+        row,
+    }
+}
+
+/// The state to filter sessions by; unspecified is all.
+pub(crate) fn session_state(state: i32) -> Result<Option<crate::lifecycle::SessionState>, Error> {
+    let problem = || Error::field("state", "enum", "`state` must be a state of a session");
+    pb::session::State::try_from(state).map(encode::session_state_from).map_err(|_| problem())
+}
+
+fn execution_state(state: i32) -> Result<Option<crate::lifecycle::ExecutionState>, Error> {
+    let problem = || Error::field("state", "enum", "`state` must be a state of an execution");
+    pb::execution::State::try_from(state).map(encode::execution_state_from).map_err(|_| problem())
+}

@@ -1,0 +1,125 @@
+//! What the passing of time does: lifetimes, idle times and retention, and whatever a crash left undone.
+//!
+//! There is no separate recovery. The first sweep after a start finds what is pending, running, being
+//! created or half removed, as any later one finds what lost its task; so both are tested alike.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use sandmesh_proto::executor;
+
+use super::Service;
+use crate::{
+    error::Error,
+    lifecycle::{SessionEvent, SessionState, SessionTimes, due},
+    peers::call,
+    store::session::Model,
+};
+
+/// How many sessions are wound down or forgotten in one sweep.
+const BATCH: u64 = 100;
+
+/// How many executors are asked at once for what a former process did not acknowledge.
+const EXECUTORS_AT_ONCE: usize = 8;
+
+/// How long an executor may take to answer that.
+const EXECUTOR_LIMIT: Duration = Duration::from_secs(5);
+
+impl Service {
+    /// Sweeps until the service stops.
+    pub(crate) async fn sweep_forever(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.sweep().await {
+                tracing::error!(error = format!("{error:#?}"), "sweep failed");
+            }
+            if !self.pause(self.config.sweep_interval.0).await {
+                return;
+            }
+        }
+    }
+
+    /// Does what time and crashes left to do.
+    pub(crate) async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
+        for (execution, session) in self.store.active_executions().await? {
+            self.spawn_driver(&execution, &session, false);
+        }
+        let now = self.clock.now();
+        for session in self.store.sessions_to_check(now).await? {
+            self.check(&session).await?;
+        }
+        for id in self.store.sessions_to_wind_down(BATCH).await? {
+            // Held by whoever winds it down now.
+            if self.sandboxes.try_lock(&id).is_some() {
+                self.spawn_wind_down(id, None);
+            }
+        }
+        let retention =
+            chrono::TimeDelta::from_std(self.config.retention.0).unwrap_or(chrono::TimeDelta::MAX);
+        let before = now.checked_sub_signed(retention).unwrap_or(chrono::DateTime::<chrono::Utc>::MIN_UTC);
+        for id in self.store.sessions_to_purge(before, BATCH).await? {
+            self.purge(&id).await?;
+        }
+        Ok(())
+    }
+
+    async fn check(self: &Arc<Self>, session: &Model) -> Result<(), Error> {
+        let now = self.clock.now();
+        let times = SessionTimes {
+            state: session.state,
+            created_at: session.created_at.utc(),
+            expires_at: session.expires_at.utc(),
+            last_activity_at: session.last_activity_at.utc(),
+            idle_timeout: u64::try_from(session.idle_timeout_seconds)
+                .ok()
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
+            active_executions: self.store.count_active(&session.id).await?,
+        };
+        let Some(event) = due(&times, self.config.creating_timeout.0, now) else {
+            if session.state == SessionState::Creating {
+                self.resume_creation(session.id.clone());
+            }
+            return Ok(());
+        };
+        let reason = match event {
+            SessionEvent::LifetimeReached => "reached the end of its lifetime".to_owned(),
+            SessionEvent::IdleReached => format!("was idle for {} s", session.idle_timeout_seconds),
+            _ => format!("its sandbox was not created within {}", self.config.creating_timeout),
+        };
+        self.end(&session.id, event, &reason).await?;
+        Ok(())
+    }
+
+    /// Acknowledges what executors still keep of executions that had ended when a former process died.
+    pub(crate) async fn acknowledge_leftovers(self: Arc<Self>) {
+        let sessions = match self.store.sessions_in(SessionState::Running).await {
+            Ok(sessions) => sessions,
+            Err(error) => return tracing::error!(error = format!("{error:#?}"), "sessions not read"),
+        };
+        let service = &self;
+        let work = stream::iter(sessions).for_each_concurrent(EXECUTORS_AT_ONCE, |session| async move {
+            if let Err(error) = service.acknowledge_in(&session).await {
+                tracing::warn!(session.id, error = format!("{error:#?}"), "leftovers not acknowledged");
+            }
+        });
+        let token = self.tasks.token();
+        tokio::select! {
+            () = work => {}
+            () = token.cancelled() => {}
+        }
+    }
+
+    async fn acknowledge_in(&self, session: &Model) -> Result<(), Error> {
+        let mut executor = self.peers.executor(&session.endpoint)?;
+        let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
+        let list = executor.list_executions(executor::ListExecutionsRequest {});
+        for kept in call(EXECUTOR_LIMIT, list).await.map_err(unavailable)?.executions {
+            let ended =
+                self.store.execution(&kept.execution_id).await?.is_some_and(|row| row.state.is_final());
+            if kept.ended && ended {
+                self.acknowledge(&session.endpoint, &kept.execution_id).await;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! The database of the session role: its only writer.
+//!
+//! SQLite takes one writer at a time, so writes queue for one connection instead of failing as busy, and
+//! reads have connections of their own. Every change of a state is guarded by the state it leaves.
+
+mod column;
+pub(crate) mod execution;
+pub(crate) mod session;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context;
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
+use sea_orm_migration::MigratorTrait;
+
+pub(crate) use self::column::Instant;
+use crate::{error::Error, migration::Migrator};
+
+/// Connections for reading.
+const READERS: u32 = 4;
+
+/// How long a statement waits for another process that holds the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database of the session role. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    writer: DatabaseConnection,
+    readers: DatabaseConnection,
+}
+
+/// Where a page begins: after this row.
+#[derive(Debug, Clone)]
+pub(crate) struct Position {
+    pub(crate) created_at: Instant,
+    pub(crate) id: String,
+}
+
+/// Which rows of a list are wanted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Page {
+    pub(crate) after: Option<Position>,
+    pub(crate) offset: u64,
+    pub(crate) limit: u64,
+}
+
+impl Store {
+    /// Opens a database and brings it to the newest shape.
+    pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
+        make_directory(url)?;
+        let open = || format!("setting `session.database_url`: cannot open `{url}`");
+        let writer = connect(url, 1).await.with_context(open)?;
+        Migrator::up(&writer, None).await.with_context(|| format!("cannot migrate `{url}`"))?;
+        let readers = connect(url, READERS).await.with_context(open)?;
+        Ok(Self { writer, readers })
+    }
+
+    /// Asks the database whether it answers, for reading and for writing.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        self.readers.execute_unprepared("SELECT 1").await?;
+        self.writer.execute_unprepared("SELECT 1").await?;
+        Ok(())
+    }
+}
+
+fn make_directory(url: &str) -> anyhow::Result<()> {
+    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
+    let path = path.split('?').next().unwrap_or(path);
+    match Path::new(path).parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make directory `{}`", directory.display())),
+        _ => Ok(()),
+    }
+}
+
+async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, sea_orm::DbErr> {
+    let mut options = ConnectOptions::new(url);
+    options
+        .min_connections(1)
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false)
+        .map_sqlx_sqlite_opts(|options| {
+            options
+                .create_if_missing(true)
+                .foreign_keys(true)
+                .busy_timeout(BUSY_TIMEOUT)
+                .pragma("journal_mode", "WAL")
+                // In WAL mode a crash of the program loses nothing, a loss of power at most the last commits.
+                .pragma("synchronous", "NORMAL")
+        });
+    Database::connect(options).await
+}
+
+#[cfg(test)]
+mod tests;

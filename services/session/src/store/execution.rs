@@ -1,0 +1,279 @@
+//! The table of executions: its rows, and every statement on it.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveValue::Set, DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
+    entity::prelude::*, sea_query::Condition,
+};
+
+use super::{Instant, Page, Position, Store, session};
+use crate::{
+    error::Error,
+    lifecycle::{Cause, ExecutionEvent, ExecutionState, SessionState, execution_sources},
+    values::{Language, Metrics, Mode, Pairs, UserError, Words},
+};
+
+/// An execution, as it is stored. `code`, `event` and `stdin` that are NULL, a return value that is NULL
+/// with a size, and output longer than its column are in the object store below `object_prefix`.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "executions")]
+pub(crate) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub(crate) id: String,
+    pub(crate) session_id: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) state: ExecutionState,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) cause_detail: String,
+    /// Unset for a command.
+    pub(crate) language: Option<Language>,
+    /// Unset for a command.
+    pub(crate) mode: Option<Mode>,
+    pub(crate) code: Option<String>,
+    pub(crate) event: Option<String>,
+    pub(crate) stdin: Option<Vec<u8>>,
+    pub(crate) keep_stdin_open: bool,
+    pub(crate) entrypoint: String,
+    pub(crate) command: Words,
+    pub(crate) env: Pairs,
+    pub(crate) timeout_seconds: i32,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    /// The first bytes, up to the inline limit.
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stdout_kept: i64,
+    pub(crate) stdout_truncated: bool,
+    /// The first bytes, up to the inline limit.
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) stderr_kept: i64,
+    pub(crate) stderr_truncated: bool,
+    pub(crate) return_value: Option<String>,
+    pub(crate) return_value_bytes: Option<i64>,
+    pub(crate) error: Option<UserError>,
+    pub(crate) metrics: Option<Metrics>,
+    pub(crate) object_prefix: String,
+    pub(crate) retry_count: i32,
+    pub(crate) created_at: Instant,
+    pub(crate) started_at: Option<Instant>,
+    pub(crate) completed_at: Option<Instant>,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(crate) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+/// What is written when an execution ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ending {
+    pub(crate) cause: Option<Cause>,
+    pub(crate) cause_detail: String,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) stdout: Recorded,
+    pub(crate) stderr: Recorded,
+    pub(crate) return_value: Option<String>,
+    pub(crate) return_value_bytes: Option<i64>,
+    pub(crate) error: Option<UserError>,
+    pub(crate) metrics: Option<Metrics>,
+}
+
+/// What is recorded of one stream of output.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recorded {
+    /// The first bytes, up to the inline limit.
+    pub(crate) inline: Vec<u8>,
+    /// How many bytes are kept, here or in the object store.
+    pub(crate) kept: i64,
+    /// There was more.
+    pub(crate) truncated: bool,
+}
+
+/// How an insert of an execution went.
+#[derive(Debug)]
+pub(crate) enum Inserted {
+    /// It is there.
+    New,
+    /// It, or one of the same request, was there before.
+    Repeat(Box<Model>),
+    /// The id is taken in another session.
+    IdTaken,
+    /// The session is not there.
+    NoSession,
+    /// The session has ended.
+    NotActive(SessionState),
+    /// The session has as many active executions as it may have.
+    TooMany,
+}
+
+fn active() -> Condition {
+    Condition::all().add(Column::State.is_in(ExecutionState::ACTIVE))
+}
+
+impl Store {
+    /// Reads an execution; `None` when there is none, or its session was deleted.
+    pub(crate) async fn execution(&self, id: &str) -> Result<Option<Model>, Error> {
+        let Some(found) = self.execution_or_deleted(id).await? else { return Ok(None) };
+        Ok(self.session(&found.session_id).await?.map(|_| found))
+    }
+
+    /// Reads an execution, also of a deleted session.
+    pub(crate) async fn execution_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
+        Ok(Entity::find_by_id(id).one(&self.readers).await?)
+    }
+
+    /// Reads the execution that a request made before, by its own id or by its request id in the session.
+    pub(crate) async fn execution_of_request(
+        &self,
+        session_id: &str,
+        id: Option<&str>,
+        request_id: Option<&str>,
+    ) -> Result<Option<Model>, Error> {
+        if let Some(id) = id
+            && let Some(found) = Entity::find_by_id(id).one(&self.readers).await?
+        {
+            return if found.session_id == session_id {
+                Ok(Some(found))
+            } else {
+                Err(Error::ExecutionExists(id.into()))
+            };
+        }
+        let Some(request_id) = request_id else { return Ok(None) };
+        let request =
+            Entity::find().filter(Column::SessionId.eq(session_id)).filter(Column::RequestId.eq(request_id));
+        Ok(request.one(&self.readers).await?)
+    }
+
+    /// Adds an execution, unless it was there before, its session takes none, or `limit` are active.
+    pub(crate) async fn insert_execution(&self, execution: Model, limit: u32) -> Result<Inserted, Error> {
+        let transaction = self.writer.begin().await?;
+        let inserted = insert(&transaction, execution, limit).await?;
+        transaction.commit().await?;
+        Ok(inserted)
+    }
+
+    /// A page of the executions of a session, newest first, and how many match in all.
+    pub(crate) async fn executions(
+        &self,
+        session_id: &str,
+        state: Option<ExecutionState>,
+        page: &Page,
+    ) -> Result<(Vec<Model>, u64), Error> {
+        let mut matching = Condition::all().add(Column::SessionId.eq(session_id));
+        if let Some(state) = state {
+            matching = matching.add(Column::State.eq(state));
+        }
+        let total = Entity::find().filter(matching.clone()).count(&self.readers).await?;
+        let mut rows = Entity::find().filter(matching);
+        if let Some(Position { created_at, id }) = &page.after {
+            let older = Column::CreatedAt.lt(*created_at);
+            let same = Condition::all().add(Column::CreatedAt.eq(*created_at)).add(Column::Id.lt(id));
+            rows = rows.filter(Condition::any().add(older).add(same));
+        }
+        let rows = rows.order_by(Column::CreatedAt, Order::Desc).order_by(Column::Id, Order::Desc);
+        let rows = rows.offset(page.offset).limit(page.limit).all(&self.readers).await?;
+        Ok((rows, total))
+    }
+
+    /// The ids and sessions of every execution that has not ended.
+    pub(crate) async fn active_executions(&self) -> Result<Vec<(String, String)>, Error> {
+        let rows = Entity::find().select_only().column(Column::Id).column(Column::SessionId).filter(active());
+        Ok(rows.order_by_asc(Column::CreatedAt).into_tuple().all(&self.readers).await?)
+    }
+
+    /// The ids of the executions of a session that have not ended.
+    pub(crate) async fn active_executions_of(&self, session_id: &str) -> Result<Vec<String>, Error> {
+        let rows = Entity::find().select_only().column(Column::Id).filter(active());
+        Ok(rows.filter(Column::SessionId.eq(session_id)).into_tuple().all(&self.readers).await?)
+    }
+
+    /// PENDING -> RUNNING. False when it was not pending.
+    pub(crate) async fn execution_started(&self, id: &str, started_at: DateTime<Utc>) -> Result<bool, Error> {
+        let change = ActiveModel { started_at: Set(Some(started_at.into())), ..Default::default() };
+        let Some(update) = moved(id, ExecutionEvent::Started, change) else { return Ok(false) };
+        Ok(update.exec(&self.writer).await?.rows_affected == 1)
+    }
+
+    /// Ends an execution and notes that its session was used. False when it had ended before: the first
+    /// end is the end.
+    pub(crate) async fn end_execution(
+        &self,
+        row: &Model,
+        event: ExecutionEvent,
+        ending: Ending,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let change = ActiveModel { completed_at: Set(Some(now.into())), ..columns(ending) };
+        let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
+        let transaction = self.writer.begin().await?;
+        let ended = update.exec(&transaction).await?.rows_affected == 1;
+        if ended {
+            session::touch(&transaction, &row.session_id, now).await?;
+        }
+        transaction.commit().await?;
+        Ok(ended)
+    }
+
+    /// How many executions of a session have not ended.
+    pub(crate) async fn count_active(&self, session_id: &str) -> Result<u64, Error> {
+        Ok(Entity::find()
+            .filter(active())
+            .filter(Column::SessionId.eq(session_id))
+            .count(&self.readers)
+            .await?)
+    }
+}
+
+/// The update that takes an execution along `event`, guarded by the states that it leads out of.
+fn moved(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<sea_orm::UpdateMany<Entity>> {
+    let (from, to) = execution_sources(event);
+    change.state = Set(to?);
+    Some(Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(Column::State.is_in(from)))
+}
+
+fn columns(ending: Ending) -> ActiveModel {
+    ActiveModel {
+        cause: Set(ending.cause),
+        cause_detail: Set(ending.cause_detail),
+        exit_code: Set(ending.exit_code),
+        signal: Set(ending.signal),
+        stdout: Set(ending.stdout.inline),
+        stdout_kept: Set(ending.stdout.kept),
+        stdout_truncated: Set(ending.stdout.truncated),
+        stderr: Set(ending.stderr.inline),
+        stderr_kept: Set(ending.stderr.kept),
+        stderr_truncated: Set(ending.stderr.truncated),
+        return_value: Set(ending.return_value),
+        return_value_bytes: Set(ending.return_value_bytes),
+        error: Set(ending.error),
+        metrics: Set(ending.metrics),
+        ..Default::default()
+    }
+}
+
+async fn insert(transaction: &DatabaseTransaction, execution: Model, limit: u32) -> Result<Inserted, Error> {
+    if let Some(found) = Entity::find_by_id(&execution.id).one(transaction).await? {
+        let same = found.session_id == execution.session_id;
+        return Ok(if same { Inserted::Repeat(Box::new(found)) } else { Inserted::IdTaken });
+    }
+    let siblings = Entity::find().filter(Column::SessionId.eq(&execution.session_id));
+    if let Some(request_id) = &execution.request_id {
+        let first = siblings.clone().filter(Column::RequestId.eq(request_id)).one(transaction).await?;
+        if let Some(first) = first {
+            return Ok(Inserted::Repeat(Box::new(first)));
+        }
+    }
+    let session = session::Entity::find_by_id(&execution.session_id).one(transaction).await?;
+    let Some(session) = session.filter(|session| session.deleted_at.is_none()) else {
+        return Ok(Inserted::NoSession);
+    };
+    if session.state.is_final() {
+        return Ok(Inserted::NotActive(session.state));
+    }
+    if siblings.filter(active()).count(transaction).await? >= limit.into() {
+        return Ok(Inserted::TooMany);
+    }
+    session::touch(transaction, &session.id, execution.created_at.utc()).await?;
+    Entity::insert(ActiveModel::from(execution)).exec_without_returning(transaction).await?;
+    Ok(Inserted::New)
+}

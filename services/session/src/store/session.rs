@@ -1,0 +1,311 @@
+//! The table of sessions: its rows, and every statement on it.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveValue::Set,
+    ConnectionTrait, DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
+    entity::prelude::*,
+    sea_query::{Condition, Query},
+};
+
+use super::{Instant, Page, Position, Store, execution};
+use crate::{
+    error::Error,
+    lifecycle::{ExecutionState, SessionEvent, SessionState, session_sources},
+    values::{Isolation, Pairs, Resources},
+};
+
+/// A session, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "sessions")]
+pub(crate) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub(crate) id: String,
+    pub(crate) template_id: String,
+    pub(crate) state: SessionState,
+    pub(crate) status_reason: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) resources: Resources,
+    /// Set once it runs.
+    pub(crate) isolation: Option<Isolation>,
+    pub(crate) image: String,
+    pub(crate) workspace_path: String,
+    pub(crate) runtime_type: String,
+    /// The template's while it is being created, then what its executor found.
+    pub(crate) language_runtime: String,
+    pub(crate) node_id: String,
+    pub(crate) sandbox_id: String,
+    /// Empty until it runs.
+    pub(crate) endpoint: String,
+    /// It ended, its executions too, and its sandbox is gone: nothing is left to do.
+    pub(crate) sandbox_removed: bool,
+    pub(crate) env: Pairs,
+    pub(crate) labels: Pairs,
+    pub(crate) python_package_index_url: String,
+    pub(crate) timeout_seconds: i32,
+    /// 0 means never.
+    pub(crate) idle_timeout_seconds: i32,
+    pub(crate) created_at: Instant,
+    pub(crate) updated_at: Instant,
+    pub(crate) last_activity_at: Instant,
+    pub(crate) expires_at: Instant,
+    pub(crate) completed_at: Option<Instant>,
+    /// Set when somebody deleted it: it is not found any more, and its rows go when its sandbox is gone.
+    pub(crate) deleted_at: Option<Instant>,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(crate) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+/// What the scheduler made for a session.
+#[derive(Debug, Clone)]
+pub(crate) struct Placement {
+    pub(crate) endpoint: String,
+    pub(crate) node_id: String,
+    pub(crate) runtime_type: String,
+    pub(crate) language_runtime: String,
+    pub(crate) workspace_path: String,
+    pub(crate) isolation: Isolation,
+}
+
+/// How an insert of a session went.
+#[derive(Debug)]
+pub(crate) enum Inserted {
+    /// It is there.
+    New,
+    /// A request with the same request id was there before; this is its session.
+    Repeat(Box<Model>),
+    /// The id is taken.
+    IdTaken,
+    /// There are as many as there may be.
+    QuotaExceeded,
+}
+
+/// Which sessions are listed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) state: Option<SessionState>,
+    pub(crate) template_id: Option<String>,
+}
+
+const LIVE: [SessionState; 2] = [SessionState::Creating, SessionState::Running];
+
+fn live() -> Condition {
+    Condition::all().add(Column::State.is_in(LIVE))
+}
+
+impl Store {
+    /// Reads a session; `None` when there is none, or it was deleted.
+    pub(crate) async fn session(&self, id: &str) -> Result<Option<Model>, Error> {
+        Ok(Entity::find_by_id(id).filter(Column::DeletedAt.is_null()).one(&self.readers).await?)
+    }
+
+    /// Reads a session, also a deleted one whose sandbox is still to be removed.
+    pub(crate) async fn session_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
+        Ok(Entity::find_by_id(id).one(&self.readers).await?)
+    }
+
+    /// Reads the session that a request id made.
+    pub(crate) async fn session_of_request(&self, request_id: &str) -> Result<Option<Model>, Error> {
+        let found = Entity::find().filter(Column::RequestId.eq(request_id)).one(&self.readers).await?;
+        Ok(found.filter(|session| session.deleted_at.is_none()))
+    }
+
+    /// Adds a session, unless its request or its id was there before or `quota` sessions are live.
+    pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
+        let transaction = self.writer.begin().await?;
+        let inserted = insert(&transaction, session, quota).await?;
+        transaction.commit().await?;
+        Ok(inserted)
+    }
+
+    /// A page of the sessions that are not deleted, newest first, and how many match in all.
+    pub(crate) async fn sessions(&self, filter: &Filter, page: &Page) -> Result<(Vec<Model>, u64), Error> {
+        let mut matching = Condition::all().add(Column::DeletedAt.is_null());
+        if let Some(state) = filter.state {
+            matching = matching.add(Column::State.eq(state));
+        }
+        if let Some(template) = &filter.template_id {
+            matching = matching.add(Column::TemplateId.eq(template));
+        }
+        let total = Entity::find().filter(matching.clone()).count(&self.readers).await?;
+        let mut rows = Entity::find().filter(matching);
+        if let Some(Position { created_at, id }) = &page.after {
+            let older = Column::CreatedAt.lt(*created_at);
+            let same = Condition::all().add(Column::CreatedAt.eq(*created_at)).add(Column::Id.lt(id));
+            rows = rows.filter(Condition::any().add(older).add(same));
+        }
+        let rows = rows.order_by(Column::CreatedAt, Order::Desc).order_by(Column::Id, Order::Desc);
+        let rows = rows.offset(page.offset).limit(page.limit).all(&self.readers).await?;
+        Ok((rows, total))
+    }
+
+    /// CREATING -> RUNNING with what the scheduler made. False when the session had moved on.
+    pub(crate) async fn session_ready(
+        &self,
+        id: &str,
+        made: Placement,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let mut change = ActiveModel {
+            endpoint: Set(made.endpoint),
+            node_id: Set(made.node_id),
+            runtime_type: Set(made.runtime_type),
+            workspace_path: Set(made.workspace_path),
+            isolation: Set(Some(made.isolation)),
+            ..Default::default()
+        };
+        if !made.language_runtime.is_empty() {
+            change.language_runtime = Set(made.language_runtime);
+        }
+        self.move_session(id, SessionEvent::SandboxReady, change, now).await
+    }
+
+    /// Ends a session. False when the session had moved on.
+    pub(crate) async fn end_session(
+        &self,
+        id: &str,
+        event: SessionEvent,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let change = ActiveModel {
+            status_reason: Set(reason.to_owned()),
+            completed_at: Set(Some(now.into())),
+            ..Default::default()
+        };
+        self.move_session(id, event, change, now).await
+    }
+
+    /// The one place where the state of a session changes: guarded by the state it is to leave.
+    async fn move_session(
+        &self,
+        id: &str,
+        event: SessionEvent,
+        mut change: ActiveModel,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let (from, to) = session_sources(event);
+        let Some(to) = to else { return Ok(false) };
+        change.state = Set(to);
+        change.updated_at = Set(now.into());
+        let mut update =
+            Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(Column::State.is_in(from));
+        if event == SessionEvent::IdleReached {
+            // Something may have been started since the sweep looked.
+            let active = Query::select()
+                .column(execution::Column::SessionId)
+                .from(execution::Entity)
+                .and_where(execution::Column::State.is_in(ExecutionState::ACTIVE))
+                .take();
+            update = update.filter(Column::Id.not_in_subquery(active));
+        }
+        Ok(update.exec(&self.writer).await?.rows_affected == 1)
+    }
+
+    /// Forgets a session that never had a sandbox, as if it had not been asked for. False when it moved on,
+    /// or something is waiting to run in it.
+    pub(crate) async fn discard_session(&self, id: &str) -> Result<bool, Error> {
+        let waiting = Query::select().column(execution::Column::SessionId).from(execution::Entity).take();
+        let delete = Entity::delete_many()
+            .filter(Column::Id.eq(id))
+            .filter(Column::State.eq(SessionState::Creating))
+            .filter(Column::Id.not_in_subquery(waiting));
+        Ok(delete.exec(&self.writer).await?.rows_affected == 1)
+    }
+
+    /// Hides a session from now on. False when it is not there.
+    pub(crate) async fn delete_session(&self, id: &str, now: DateTime<Utc>) -> Result<bool, Error> {
+        let change = ActiveModel {
+            deleted_at: Set(Some(now.into())),
+            // The request may be made again.
+            request_id: Set(None),
+            ..Default::default()
+        };
+        let update = Entity::update_many().set(change).filter(Column::Id.eq(id));
+        Ok(update.filter(Column::DeletedAt.is_null()).exec(&self.writer).await?.rows_affected == 1)
+    }
+
+    /// Notes that nothing of an ended session is left on any node.
+    pub(crate) async fn sandbox_removed(&self, id: &str) -> Result<(), Error> {
+        let change = ActiveModel { sandbox_removed: Set(true), ..Default::default() };
+        Entity::update_many().set(change).filter(Column::Id.eq(id)).exec(&self.writer).await?;
+        Ok(())
+    }
+
+    /// Forgets a session with its executions. Its objects are the caller's to delete before.
+    pub(crate) async fn purge_session(&self, id: &str) -> Result<(), Error> {
+        Entity::delete_by_id(id).exec(&self.writer).await?;
+        Ok(())
+    }
+
+    /// The sessions in `state`; there are no more of them than the quota allows.
+    pub(crate) async fn sessions_in(&self, state: SessionState) -> Result<Vec<Model>, Error> {
+        Ok(Entity::find().filter(Column::State.eq(state)).all(&self.readers).await?)
+    }
+
+    /// The live sessions that time could have ended: in creation, past their lifetime, or with an idle
+    /// timeout.
+    pub(crate) async fn sessions_to_check(&self, now: DateTime<Utc>) -> Result<Vec<Model>, Error> {
+        let matter = Condition::any()
+            .add(Column::State.eq(SessionState::Creating))
+            .add(Column::ExpiresAt.lte(Instant::from(now)))
+            .add(Column::IdleTimeoutSeconds.gt(0));
+        Ok(Entity::find().filter(live()).filter(matter).all(&self.readers).await?)
+    }
+
+    /// Ended sessions that still have a sandbox or executions to end.
+    pub(crate) async fn sessions_to_wind_down(&self, limit: u64) -> Result<Vec<String>, Error> {
+        let matter =
+            Condition::all().add(Column::State.is_not_in(LIVE)).add(Column::SandboxRemoved.eq(false));
+        self.session_ids(matter, limit).await
+    }
+
+    /// Ended sessions with nothing left to end that were deleted, or ended before `before`.
+    pub(crate) async fn sessions_to_purge(
+        &self,
+        before: DateTime<Utc>,
+        limit: u64,
+    ) -> Result<Vec<String>, Error> {
+        let old = Condition::any()
+            .add(Column::DeletedAt.is_not_null())
+            .add(Column::CompletedAt.lt(Instant::from(before)));
+        self.session_ids(Condition::all().add(Column::SandboxRemoved.eq(true)).add(old), limit).await
+    }
+
+    async fn session_ids(&self, matter: Condition, limit: u64) -> Result<Vec<String>, Error> {
+        let ids = Entity::find().select_only().column(Column::Id).filter(matter).limit(limit);
+        Ok(ids.into_tuple().all(&self.readers).await?)
+    }
+}
+
+async fn insert(transaction: &DatabaseTransaction, session: Model, quota: u32) -> Result<Inserted, Error> {
+    if let Some(request_id) = &session.request_id {
+        let first = Entity::find().filter(Column::RequestId.eq(request_id)).one(transaction).await?;
+        if let Some(first) = first {
+            return Ok(Inserted::Repeat(Box::new(first)));
+        }
+    }
+    if Entity::find_by_id(&session.id).one(transaction).await?.is_some() {
+        return Ok(Inserted::IdTaken);
+    }
+    if Entity::find().filter(live()).count(transaction).await? >= quota.into() {
+        return Ok(Inserted::QuotaExceeded);
+    }
+    Entity::insert(ActiveModel::from(session)).exec_without_returning(transaction).await?;
+    Ok(Inserted::New)
+}
+
+/// Notes that a session was used.
+pub(super) async fn touch(
+    connection: &impl ConnectionTrait,
+    id: &str,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let change =
+        ActiveModel { last_activity_at: Set(now.into()), updated_at: Set(now.into()), ..Default::default() };
+    Entity::update_many().set(change).filter(Column::Id.eq(id)).exec(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,180 @@
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, Statement};
+
+use super::{
+    Store,
+    execution::{self, Ending},
+    session,
+};
+use crate::{
+    lifecycle::{ExecutionEvent, ExecutionState, SessionEvent, SessionState},
+    values::{Pairs, Resources, Words},
+};
+
+fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 123_456_000).unwrap()
+}
+
+async fn store() -> (Store, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    (Store::open(&url).await.unwrap(), directory)
+}
+
+fn session(id: &str) -> session::Model {
+    session::Model {
+        id: id.into(),
+        template_id: "t".into(),
+        state: SessionState::Creating,
+        status_reason: String::new(),
+        request_id: None,
+        resources: Resources { memory_bytes: 1 << 40, ..Resources::default() },
+        isolation: None,
+        image: String::new(),
+        workspace_path: String::new(),
+        runtime_type: String::new(),
+        language_runtime: "python3.11".into(),
+        node_id: String::new(),
+        sandbox_id: "sbx".into(),
+        endpoint: String::new(),
+        sandbox_removed: false,
+        env: Pairs([("A".to_owned(), "ü\n\"".to_owned())].into()),
+        labels: Pairs::default(),
+        python_package_index_url: String::new(),
+        timeout_seconds: 300,
+        idle_timeout_seconds: 0,
+        created_at: now().into(),
+        updated_at: now().into(),
+        last_activity_at: now().into(),
+        expires_at: now().into(),
+        completed_at: None,
+        deleted_at: None,
+    }
+}
+
+fn execution(id: &str, session_id: &str) -> execution::Model {
+    execution::Model {
+        id: id.into(),
+        session_id: session_id.into(),
+        request_id: None,
+        state: ExecutionState::Pending,
+        cause: None,
+        cause_detail: String::new(),
+        language: None,
+        mode: None,
+        code: Some("x".into()),
+        event: None,
+        stdin: Some(vec![0, 255]),
+        keep_stdin_open: false,
+        entrypoint: String::new(),
+        command: Words(vec!["a".into()]),
+        env: Pairs::default(),
+        timeout_seconds: 30,
+        exit_code: None,
+        signal: None,
+        stdout: Vec::new(),
+        stdout_kept: 0,
+        stdout_truncated: false,
+        stderr: Vec::new(),
+        stderr_kept: 0,
+        stderr_truncated: false,
+        return_value: None,
+        return_value_bytes: None,
+        error: None,
+        metrics: None,
+        object_prefix: String::new(),
+        retry_count: 0,
+        created_at: now().into(),
+        started_at: None,
+        completed_at: None,
+    }
+}
+
+async fn pragma(store: &Store, name: &str) -> String {
+    let statement = Statement::from_string(store.readers.get_database_backend(), format!("PRAGMA {name}"));
+    let row = store.writer.query_one_raw(statement).await.unwrap().unwrap();
+    row.try_get_by_index::<String>(0)
+        .or_else(|_| row.try_get_by_index::<i32>(0).map(|n| n.to_string()))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_database_is_in_wal_mode_with_foreign_keys() {
+    let (store, _directory) = store().await;
+    assert_eq!(pragma(&store, "journal_mode").await, "wal");
+    assert_eq!(pragma(&store, "synchronous").await, "1");
+    assert_eq!(pragma(&store, "foreign_keys").await, "1");
+}
+
+#[tokio::test]
+async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    drop(store);
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    let store = Store::open(&url).await.unwrap();
+    assert_eq!(store.session("s").await.unwrap().unwrap(), session("s"));
+    assert_eq!(store.execution("e").await.unwrap().unwrap(), execution("e", "s"));
+}
+
+#[tokio::test]
+async fn the_first_end_of_an_execution_is_the_end() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    let row = execution("e", "s");
+    let end = |event| store.end_execution(&row, event, Ending::default(), now());
+    let exited = ExecutionEvent::Exited { cause: None, success: true };
+    assert!(!end(exited).await.unwrap(), "what has not started cannot exit");
+    assert!(store.execution_started("e", now()).await.unwrap());
+    assert!(!store.execution_started("e", now()).await.unwrap());
+    assert!(end(exited).await.unwrap());
+    assert!(!end(ExecutionEvent::Cancelled).await.unwrap());
+    assert_eq!(store.execution("e").await.unwrap().unwrap().state, ExecutionState::Completed);
+}
+
+#[tokio::test]
+async fn of_two_ends_at_once_one_wins() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    for number in 0..20 {
+        let row = execution(&format!("e{number}"), "s");
+        store.insert_execution(row.clone(), 99).await.unwrap();
+        let cancel = store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now());
+        let crash = store.end_execution(&row, ExecutionEvent::SandboxLost, Ending::default(), now());
+        let (cancel, crash) = tokio::join!(cancel, crash);
+        assert!(cancel.unwrap() ^ crash.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn an_ended_session_takes_no_execution_and_no_other_end() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    assert!(store.end_session("s", SessionEvent::Ended, "why", now()).await.unwrap());
+    assert!(!store.end_session("s", SessionEvent::LifetimeReached, "", now()).await.unwrap());
+    assert_eq!(store.session("s").await.unwrap().unwrap().status_reason, "why");
+    let inserted = store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    assert!(matches!(inserted, execution::Inserted::NotActive(SessionState::Terminated)), "{inserted:?}");
+}
+
+#[tokio::test]
+async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idle() {
+    let (store, _directory) = store().await;
+    store.insert_session(session::Model { state: SessionState::Running, ..session("s") }, 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    assert!(!store.end_session("s", SessionEvent::IdleReached, "", now()).await.unwrap());
+    let row = execution("e", "s");
+    store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now()).await.unwrap();
+    assert!(store.end_session("s", SessionEvent::IdleReached, "", now()).await.unwrap());
+}
+
+#[tokio::test]
+async fn forgetting_a_session_forgets_its_executions() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    store.purge_session("s").await.unwrap();
+    assert!(store.execution_or_deleted("e").await.unwrap().is_none());
+}

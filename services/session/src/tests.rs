@@ -1,0 +1,207 @@
+//! The role through its own front door, with its peers played at the wire.
+
+mod executions;
+mod fakes;
+mod input;
+mod lists;
+mod recovery;
+mod sessions;
+mod time;
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use sandmesh_mesh::{HumanDuration, Link, ManualClock, Mesh, RoleName, Tasks, grpc_router};
+use sandmesh_proto::{
+    executor::Language,
+    session::{
+        self as pb, session_event_service_client::SessionEventServiceClient,
+        session_event_service_server::SessionEventServiceServer,
+        session_service_client::SessionServiceClient, session_service_server::SessionServiceServer,
+    },
+};
+use tempfile::TempDir;
+use tonic::{Code, Status, service::RoutesBuilder};
+
+use self::fakes::{FakeExecutor, World};
+use crate::{Config, Grpc, service::Service};
+
+/// One session role among played peers.
+struct Bench {
+    world: World,
+    clock: ManualClock,
+    config: Config,
+    directory: TempDir,
+    service: Arc<Service>,
+    tasks: Tasks,
+    client: SessionServiceClient<Link>,
+    events: SessionEventServiceClient<Link>,
+}
+
+fn config() -> Config {
+    Config { sweep_interval: HumanDuration(Duration::from_millis(20)), ..Config::default() }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(config()).await
+    }
+
+    async fn with(config: Config) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let world = World::new(directory.path().to_owned());
+        let clock = ManualClock::new(DateTime::from_timestamp(1_800_000_000, 0).unwrap());
+        Self::start(world, clock, config, directory).await
+    }
+
+    async fn start(world: World, clock: ManualClock, config: Config, directory: TempDir) -> Self {
+        let mesh = Mesh::builder(directory.path())
+            .clock(Arc::new(clock.clone()))
+            .link(RoleName::Scheduler, world.scheduler())
+            .link(RoleName::Template, world.template())
+            .build();
+        let service = crate::open(&config, &mesh).await.unwrap();
+        let grpc = Grpc(Arc::clone(&service));
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(SessionServiceServer::new(grpc.clone()));
+        routes.add_service(SessionEventServiceServer::new(grpc));
+        let link = Link::local(grpc_router(routes.routes()));
+        let tasks = mesh.tasks().clone();
+        tasks.spawn("acknowledge leftovers", Arc::clone(&service).acknowledge_leftovers());
+        tasks.spawn("sweep sessions", Arc::clone(&service).sweep_forever());
+        let client = SessionServiceClient::new(link.clone()).max_decoding_message_size(64 << 20);
+        let events = SessionEventServiceClient::new(link);
+        Self { world, clock, config, directory, service, tasks, client, events }
+    }
+
+    /// Stops the role in the middle of whatever it does, and starts another on the same data.
+    async fn restart(self) -> Self {
+        self.stop().await.start_again().await
+    }
+
+    async fn stop(self) -> Stopped {
+        assert_eq!(self.tasks.shut_down(Duration::from_secs(5)).await, 0, "every task ends when told to");
+        Stopped { world: self.world, clock: self.clock, config: self.config, directory: self.directory }
+    }
+
+    async fn session(&mut self) -> pb::Session {
+        let request = pb::CreateSessionRequest { template_id: "python-basic".into(), ..Default::default() };
+        self.create(request).await.unwrap()
+    }
+
+    async fn create(&mut self, request: pb::CreateSessionRequest) -> Result<pb::Session, Status> {
+        Ok(self.client.create_session(request).await?.into_inner().session.unwrap())
+    }
+
+    async fn get(&mut self, id: &str) -> Result<pb::Session, Status> {
+        let request = pb::GetSessionRequest { session_id: id.to_owned() };
+        Ok(self.client.get_session(request).await?.into_inner().session.unwrap())
+    }
+
+    async fn start_in(&mut self, session: &pb::Session, code: &str) -> pb::Execution {
+        self.try_start(start(&session.session_id, code)).await.unwrap()
+    }
+
+    async fn try_start(&mut self, request: pb::StartExecutionRequest) -> Result<pb::Execution, Status> {
+        Ok(self.client.start_execution(request).await?.into_inner().execution.unwrap())
+    }
+
+    async fn execution(&mut self, id: &str) -> Result<pb::Execution, Status> {
+        let request = pb::GetExecutionRequest { execution_id: id.to_owned() };
+        Ok(self.client.get_execution(request).await?.into_inner().execution.unwrap())
+    }
+
+    /// Waits for the end of an execution; fails the test when it takes longer than two seconds.
+    async fn ended(&mut self, execution: &pb::Execution) -> pb::Execution {
+        let request =
+            pb::WaitExecutionRequest { execution_id: execution.execution_id.clone(), wait_ms: 2000 };
+        let execution = self.client.wait_execution(request).await.unwrap().into_inner().execution.unwrap();
+        assert!(execution.completed_at.is_some(), "{} does not end", execution.execution_id);
+        execution
+    }
+
+    async fn run(&mut self, session: &pb::Session, code: &str) -> pb::Execution {
+        let execution = self.start_in(session, code).await;
+        self.ended(&execution).await
+    }
+
+    /// Waits until an execution runs.
+    async fn running(&mut self, execution: &pb::Execution) {
+        loop {
+            match self.execution(&execution.execution_id).await.unwrap().state() {
+                pb::execution::State::Running => return,
+                pb::execution::State::Pending => tokio::time::sleep(Duration::from_millis(5)).await,
+                state => panic!("{} ended as {state:?}", execution.execution_id),
+            }
+        }
+    }
+
+    /// Waits until a session is in a state.
+    async fn becomes(&mut self, id: &str, state: pb::session::State) -> pb::Session {
+        for _ in 0..400 {
+            let session = self.get(id).await.unwrap();
+            if session.state() == state {
+                return session;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("session {id} does not become {state:?}: {:?}", self.get(id).await);
+    }
+
+    fn executor(&self, session: &pb::Session) -> FakeExecutor {
+        self.world.executor(&session.sandbox_id)
+    }
+}
+
+/// A role that was stopped.
+struct Stopped {
+    world: World,
+    clock: ManualClock,
+    config: Config,
+    directory: TempDir,
+}
+
+impl Stopped {
+    async fn start_again(self) -> Bench {
+        Bench::start(self.world, self.clock, self.config, self.directory).await
+    }
+}
+
+fn spec(code: &str) -> pb::ExecutionSpec {
+    pb::ExecutionSpec { code: code.to_owned(), language: Language::Python.into(), ..Default::default() }
+}
+
+fn start(session_id: &str, code: &str) -> pb::StartExecutionRequest {
+    pb::StartExecutionRequest {
+        session_id: session_id.to_owned(),
+        spec: Some(spec(code)),
+        ..Default::default()
+    }
+}
+
+fn new_session() -> pb::CreateSessionRequest {
+    pb::CreateSessionRequest { template_id: "python-basic".into(), ..Default::default() }
+}
+
+/// Checks code and reason of a refusal.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let status = result.unwrap_err();
+    assert_eq!(
+        (status.code(), sandmesh_mesh::reason_of(&status).as_deref()),
+        (code, Some(reason)),
+        "{status}"
+    );
+    status
+}
+
+/// Waits until something is true; fails the test when it takes longer than two seconds.
+async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+    for _ in 0..400 {
+        if test() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("not within two seconds: {what}");
+}

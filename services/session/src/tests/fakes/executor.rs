@@ -1,0 +1,299 @@
+//! An executor that keeps its runs as the real one does, and runs what a small language says.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use futures::Stream;
+use sandmesh_proto::executor::{
+    self as ex,
+    execute_request::Frame as Request,
+    execute_response::Frame,
+    execution_exited::Status as Ended,
+    executor_service_server::{ExecutorService, ExecutorServiceServer},
+};
+use tokio::{net::UnixListener, runtime::Runtime, sync::mpsc, sync::watch};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request as Call, Response, Status, Streaming};
+
+/// An executor that plays what the code says, see [`FakeExecutor::play`].
+#[derive(Clone, Default)]
+pub(in crate::tests) struct FakeExecutor(Arc<Mutex<Runs>>);
+
+#[derive(Default)]
+pub(in crate::tests) struct Runs {
+    runs: HashMap<String, watch::Sender<Log>>,
+    /// How often each was really started.
+    pub(in crate::tests) started: HashMap<String, u32>,
+    pub(in crate::tests) starts: HashMap<String, ex::ExecutionStart>,
+    pub(in crate::tests) acknowledged: Vec<String>,
+    /// How many starts are refused because the queue is full.
+    pub(in crate::tests) full: u32,
+    /// Streams end after so many bytes of output, until this is cleared.
+    pub(in crate::tests) break_after: Option<usize>,
+    pub(in crate::tests) attaches: u32,
+}
+
+#[derive(Default, Clone)]
+struct Log {
+    started: bool,
+    out: Vec<u8>,
+    err: Vec<u8>,
+    end: Option<Frame>,
+    input: Vec<u8>,
+    input_closed: bool,
+    cancelled: bool,
+    lost: bool,
+}
+
+impl FakeExecutor {
+    pub(in crate::tests) fn lock(&self) -> MutexGuard<'_, Runs> {
+        self.0.lock().unwrap()
+    }
+
+    /// Loses a run, as an executor does that was replaced.
+    pub(in crate::tests) fn forget(&self, id: &str) {
+        let run = self.lock().runs.remove(id).unwrap();
+        run.send_modify(|log| log.lost = true);
+    }
+
+    /// Has a run that ended, and that nobody acknowledged.
+    pub(in crate::tests) fn keep_ended(&self, id: &str) {
+        let end = Frame::Failed(ex::ExecutionFailed::default());
+        let (log, _) = watch::channel(Log { end: Some(end), ..Log::default() });
+        self.lock().runs.insert(id.to_owned(), log);
+    }
+
+    pub(super) fn serve(&self, path: PathBuf) -> Runtime {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::bind(path).unwrap()
+        };
+        let service = ExecutorServiceServer::new(self.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        runtime.spawn(
+            async move { server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap() },
+        );
+        runtime
+    }
+
+    fn run(&self, start: ex::ExecutionStart) -> watch::Receiver<Log> {
+        let mut runs = self.lock();
+        if let Some(run) = runs.runs.get(&start.execution_id) {
+            return run.subscribe();
+        }
+        let (log, receiver) = watch::channel(Log::default());
+        *runs.started.entry(start.execution_id.clone()).or_default() += 1;
+        runs.runs.insert(start.execution_id.clone(), log.clone());
+        let code = String::from_utf8_lossy(&start.code).into_owned();
+        runs.starts.insert(start.execution_id.clone(), start);
+        tokio::runtime::Handle::current().spawn(play(code, log));
+        receiver
+    }
+}
+
+/// Plays a program: words, one after the other. `out:TEXT`, `err:TEXT`, `fill:N`, `value:JSON`, `exit:N`,
+/// `sleep:MS`, `forever`, `input` (echoes its input until it is closed), `oom`, `nostart`.
+async fn play(code: String, log: watch::Sender<Log>) {
+    let mut value = None;
+    let mut code_at_end = 0;
+    if code.contains("nostart") {
+        let failed = ex::ExecutionFailed {
+            kind: ex::FailureKind::NotFound.into(),
+            errno_name: "ENOENT".into(),
+            stage: "spawn_jail".into(),
+            message: "no such interpreter".into(),
+        };
+        return log.send_modify(|log| log.end = Some(Frame::Failed(failed)));
+    }
+    log.send_modify(|log| log.started = true);
+    for word in code.split_whitespace() {
+        let (verb, rest) = word.split_once(':').unwrap_or((word, ""));
+        match verb {
+            "out" => log.send_modify(|log| log.out.extend(rest.bytes())),
+            "err" => log.send_modify(|log| log.err.extend(rest.bytes())),
+            "fill" => log.send_modify(|log| {
+                log.out.extend((0..rest.parse::<usize>().unwrap()).map(|i| u8::try_from(i % 251).unwrap()))
+            }),
+            "value" => value = Some(rest.to_owned()),
+            "bigvalue" => value = Some(format!("\"{}\"", "v".repeat(rest.parse().unwrap()))),
+            "exit" => code_at_end = rest.parse().unwrap(),
+            "sleep" => tokio::time::sleep(Duration::from_millis(rest.parse().unwrap())).await,
+            "oom" => return end(&log, Ended::Signal(9), ex::Cause::Oom, None),
+            "input" => {
+                let mut changes = log.subscribe();
+                changes.wait_for(|log| log.input_closed || log.cancelled).await.unwrap();
+                log.send_modify(|log| log.out = log.input.clone());
+            }
+            "forever" => {
+                log.subscribe().wait_for(|log| log.cancelled).await.unwrap();
+            }
+            _ => panic!("{word} is no word of a fake program"),
+        }
+        if log.borrow().cancelled {
+            return end(&log, Ended::Signal(9), ex::Cause::Cancelled, None);
+        }
+    }
+    end(&log, Ended::ExitCode(code_at_end), ex::Cause::Unspecified, value);
+}
+
+fn end(log: &watch::Sender<Log>, status: Ended, cause: ex::Cause, value: Option<String>) {
+    log.send_modify(|log| {
+        log.end = Some(Frame::Exited(ex::ExecutionExited {
+            status: Some(status),
+            cause: cause.into(),
+            return_value_json: value.map(Into::into),
+            metrics: Some(ex::ExecutionMetrics {
+                peak_memory_bytes: 4096,
+                ..ex::ExecutionMetrics::default()
+            }),
+            stdout_bytes: log.out.len() as u64,
+            ..ex::ExecutionExited::default()
+        }));
+    });
+}
+
+/// Sends what of a log a stream has not seen yet, as it comes.
+async fn tell(
+    mut log: watch::Receiver<Log>,
+    (mut out, mut err): (usize, usize),
+    break_after: Option<usize>,
+    frames: mpsc::Sender<Result<ex::ExecuteResponse, Status>>,
+) {
+    let send = async |frame| frames.send(Ok(ex::ExecuteResponse { frame: Some(frame) })).await.is_ok();
+    let mut started = false;
+    let mut sent = 0;
+    loop {
+        let now = log.borrow_and_update().clone();
+        if now.lost {
+            return;
+        }
+        if now.started && !std::mem::replace(&mut started, true) {
+            send(Frame::Started(ex::ExecutionStarted::default())).await;
+        }
+        while out < now.out.len() {
+            let end = now
+                .out
+                .len()
+                .min(out + (64 << 10))
+                .min(out.saturating_add(break_after.unwrap_or(usize::MAX)));
+            let data = now.out[out..end].to_vec().into();
+            send(Frame::Stdout(ex::OutputChunk { offset: out as u64, data })).await;
+            sent += end - out;
+            out = end;
+            if break_after.is_some_and(|limit| sent >= limit) {
+                let _ = frames.send(Err(Status::unavailable("broken by a test"))).await;
+                return;
+            }
+        }
+        if err < now.err.len() {
+            let data = now.err[err..].to_vec().into();
+            send(Frame::Stderr(ex::OutputChunk { offset: err as u64, data })).await;
+            err = now.err.len();
+        }
+        if let Some(end) = now.end {
+            send(end).await;
+            return;
+        }
+        tokio::select! {
+            changed = log.changed() => if changed.is_err() { return },
+            () = frames.closed() => return,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ExecutorService for FakeExecutor {
+    type ExecuteStream = std::pin::Pin<Box<dyn Stream<Item = Result<ex::ExecuteResponse, Status>> + Send>>;
+
+    async fn execute(
+        &self,
+        call: Call<Streaming<ex::ExecuteRequest>>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
+        let mut requests = call.into_inner();
+        let first = requests.message().await?.and_then(|request| request.frame);
+        let (id, log, at) = match first {
+            Some(Request::Start(start)) => {
+                {
+                    let mut runs = self.lock();
+                    if runs.full > 0 {
+                        runs.full -= 1;
+                        return Err(Status::resource_exhausted("the queue is full"));
+                    }
+                }
+                (start.execution_id.clone(), self.run(start), (0, 0))
+            }
+            Some(Request::Attach(attach)) => {
+                let mut runs = self.lock();
+                runs.attaches += 1;
+                let run = runs.runs.get(&attach.execution_id).ok_or_else(|| Status::not_found("unknown"))?;
+                let at = (attach.stdout_offset.try_into().unwrap(), attach.stderr_offset.try_into().unwrap());
+                (attach.execution_id, run.subscribe(), at)
+            }
+            _ => return Err(Status::invalid_argument("the first frame is start or attach")),
+        };
+        let (frames, stream) = mpsc::channel(4);
+        let (break_after, run) = {
+            let runs = self.lock();
+            (runs.break_after, runs.runs[&id].clone())
+        };
+        let here = tokio::runtime::Handle::current();
+        here.spawn(tell(log, at, break_after, frames));
+        here.spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                match request.frame {
+                    Some(Request::Stdin(chunk)) => run.send_modify(|log| log.input.extend(&chunk.data)),
+                    Some(Request::CloseStdin(_)) => run.send_modify(|log| log.input_closed = true),
+                    _ => {}
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn cancel_execution(
+        &self,
+        call: Call<ex::CancelExecutionRequest>,
+    ) -> Result<Response<ex::CancelExecutionResponse>, Status> {
+        let runs = self.lock();
+        let run = runs.runs.get(&call.get_ref().execution_id).ok_or_else(|| Status::not_found("unknown"))?;
+        let was_running = run.borrow().end.is_none();
+        run.send_modify(|log| log.cancelled = true);
+        Ok(Response::new(ex::CancelExecutionResponse { was_running }))
+    }
+
+    async fn acknowledge_execution(
+        &self,
+        call: Call<ex::AcknowledgeExecutionRequest>,
+    ) -> Result<Response<ex::AcknowledgeExecutionResponse>, Status> {
+        let id = call.into_inner().execution_id;
+        let mut runs = self.lock();
+        runs.runs.remove(&id);
+        runs.acknowledged.push(id);
+        Ok(Response::new(ex::AcknowledgeExecutionResponse {}))
+    }
+
+    async fn list_executions(
+        &self,
+        _: Call<ex::ListExecutionsRequest>,
+    ) -> Result<Response<ex::ListExecutionsResponse>, Status> {
+        let runs = self.lock();
+        let summary = |(id, run): (&String, &watch::Sender<Log>)| ex::ExecutionSummary {
+            execution_id: id.clone(),
+            ended: run.borrow().end.is_some(),
+        };
+        Ok(Response::new(ex::ListExecutionsResponse { executions: runs.runs.iter().map(summary).collect() }))
+    }
+
+    async fn get_executor(
+        &self,
+        _: Call<ex::GetExecutorRequest>,
+    ) -> Result<Response<ex::GetExecutorResponse>, Status> {
+        Err(Status::unimplemented("not asked by this role"))
+    }
+}

@@ -1,0 +1,228 @@
+use std::collections::HashMap;
+
+use sandmesh_proto::{
+    executor::{Cause, Resources},
+    session::{execution, session::State},
+};
+use tonic_types::StatusExt;
+
+use super::*;
+
+#[tokio::test]
+async fn a_new_session_runs_with_what_its_template_says() {
+    let mut bench = Bench::new().await;
+    let request = pb::CreateSessionRequest {
+        env: [("BOTH".to_owned(), "mine".to_owned())].into(),
+        resources: Some(Resources { memory_bytes: 1 << 30, ..Resources::default() }),
+        ..new_session()
+    };
+    let session = bench.create(request).await.unwrap();
+    assert_eq!(session.state(), State::Running);
+    assert!(session.session_id.starts_with("sess_20270115_"), "{}", session.session_id);
+    assert_eq!(session.timeout_seconds, 300);
+    let resources = session.resources.unwrap();
+    assert_eq!((resources.cpu_millis, resources.memory_bytes, resources.max_processes), (500, 1 << 30, 128));
+    assert_eq!(session.effective_isolation.unwrap().jail, "bubblewrap");
+    assert_eq!((session.runtime_type.as_str(), session.workspace_path.as_str()), ("process", "/workspace"));
+    let redacted = |name: &str| (name.to_owned(), "***".to_owned());
+    assert_eq!(session.env, HashMap::from([redacted("BOTH"), redacted("FROM_TEMPLATE")]));
+    let spec = bench.world.lock().last_spec.clone().unwrap();
+    assert_eq!((spec.session_id, spec.language), (session.session_id, Language::Python.into()));
+    let outlives = spec.expires_at.unwrap().seconds - session.expires_at.unwrap().seconds;
+    assert!(outlives > 0, "a session ends before its sandbox ends by itself");
+}
+
+#[tokio::test]
+async fn a_repeated_request_id_returns_the_first_session() {
+    let mut bench = Bench::new().await;
+    let request = pb::CreateSessionRequest { request_id: "r1".into(), ..new_session() };
+    let first = bench.create(request.clone()).await.unwrap();
+    let second = bench.create(request).await.unwrap();
+    assert_eq!(first.session_id, second.session_id);
+    assert_eq!(bench.world.lock().creates, 1);
+}
+
+#[tokio::test]
+async fn concurrent_requests_with_one_id_make_one_session() {
+    let bench = Bench::new().await;
+    let request = pb::CreateSessionRequest { request_id: "r1".into(), ..new_session() };
+    let attempts = (0..8).map(|_| {
+        let (mut client, request) = (bench.client.clone(), request.clone());
+        async move { client.create_session(request).await.unwrap().into_inner().session.unwrap().session_id }
+    });
+    let ids: std::collections::HashSet<String> =
+        futures::future::join_all(attempts).await.into_iter().collect();
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test]
+async fn an_id_is_taken_once() {
+    let mut bench = Bench::new().await;
+    let request = pb::CreateSessionRequest { session_id: "mine".into(), ..new_session() };
+    assert_eq!(bench.create(request.clone()).await.unwrap().session_id, "mine");
+    refused(bench.create(request).await, Code::AlreadyExists, "SESSION_EXISTS");
+}
+
+#[tokio::test]
+async fn a_template_that_is_unknown_or_retired_is_refused() {
+    let mut bench = Bench::new().await;
+    for template in ["unknown", "retired"] {
+        let request = pb::CreateSessionRequest { template_id: template.into(), ..Default::default() };
+        refused(bench.create(request).await, Code::FailedPrecondition, "TEMPLATE_NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_is_said_at_once() {
+    let mut bench = Bench::new().await;
+    let request = pb::CreateSessionRequest {
+        session_id: "../x".into(),
+        timeout_seconds: Some(3601),
+        dependencies: vec![pb::Dependency { name: "pandas2.3.3".into(), version: String::new() }],
+        ..Default::default()
+    };
+    let status = refused(bench.create(request).await, Code::InvalidArgument, "INVALID_ARGUMENT");
+    let fields: Vec<String> =
+        status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();
+    assert_eq!(fields, ["template_id", "session_id", "timeout_seconds", "dependencies[0].name"]);
+}
+
+#[tokio::test]
+async fn dependencies_are_refused_and_not_ignored() {
+    let mut bench = Bench::new().await;
+    let dependencies = vec![pb::Dependency { name: "click".into(), version: "==8.1".into() }];
+    let request = pb::CreateSessionRequest { dependencies, ..new_session() };
+    refused(bench.create(request).await, Code::Unimplemented, "DEPENDENCIES_NOT_SUPPORTED");
+}
+
+#[tokio::test]
+async fn there_are_no_more_sessions_than_the_quota() {
+    let mut bench = Bench::with(Config { max_sessions: 1, ..config() }).await;
+    let first = bench.session().await;
+    refused(bench.create(new_session()).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    let end = pb::TerminateSessionRequest { session_id: first.session_id };
+    bench.client.terminate_session(end).await.unwrap();
+    bench.session().await;
+}
+
+#[tokio::test]
+async fn a_scheduler_that_is_away_for_a_moment_is_asked_again() {
+    let mut bench = Bench::new().await;
+    bench.world.lock().create_errors = [Status::unavailable("1"), Status::unavailable("2")].into();
+    assert_eq!(bench.session().await.state(), State::Running);
+    assert_eq!(bench.world.lock().creates, 3);
+}
+
+#[tokio::test]
+async fn without_room_there_is_an_error_and_no_session() {
+    let mut bench = Bench::new().await;
+    bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
+    let request = pb::CreateSessionRequest { request_id: "r1".into(), ..new_session() };
+    let status = refused(bench.create(request.clone()).await, Code::ResourceExhausted, "NO_CAPACITY");
+    assert!(status.get_details_retry_info().is_some());
+    let list = bench.client.list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
+    assert_eq!(list.into_inner().total, 0);
+    assert_eq!(
+        bench.create(request).await.unwrap().state(),
+        State::Running,
+        "the same request may try again"
+    );
+}
+
+#[tokio::test]
+async fn a_slow_creation_is_answered_and_may_fail_later() {
+    let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
+    bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
+    bench.world.lock().create_delay = Duration::from_millis(100);
+    let session = bench.session().await;
+    assert_eq!(session.state(), State::Creating);
+    let waiting = bench.start_in(&session, "out:x").await;
+    let failed = bench.becomes(&session.session_id, State::Failed).await;
+    assert!(failed.status_reason.contains("full"), "{}", failed.status_reason);
+    let execution = bench.ended(&waiting).await;
+    assert_eq!(execution.state(), execution::State::Failed);
+    assert_eq!(execution.error.unwrap().r#type, "ExecutionStartError");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_can_never_run_fails_the_session() {
+    let mut bench = Bench::new().await;
+    bench.world.lock().create_errors = [Status::failed_precondition("no bubblewrap")].into();
+    let session = bench.session().await;
+    assert_eq!(session.state(), State::Failed);
+    assert!(session.status_reason.contains("no bubblewrap"));
+    assert!(session.completed_at.is_some());
+}
+
+#[tokio::test]
+async fn a_session_ended_during_its_creation_leaves_no_sandbox() {
+    let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
+    bench.world.lock().create_delay = Duration::from_millis(150);
+    let session = bench.session().await;
+    eventually("the creation began", || bench.world.lock().creates == 1).await;
+    let end = pb::TerminateSessionRequest { session_id: session.session_id.clone() };
+    let ended = bench.client.terminate_session(end).await.unwrap().into_inner().session.unwrap();
+    assert_eq!(ended.state(), State::Terminated);
+    assert!(bench.world.lock().sandboxes.is_empty());
+    assert_eq!(bench.world.lock().deleted, [session.sandbox_id]);
+}
+
+#[tokio::test]
+async fn terminating_ends_what_runs_and_keeps_its_output() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let running = bench.start_in(&session, "out:partial forever").await;
+    bench.running(&running).await;
+    let end = pb::TerminateSessionRequest { session_id: session.session_id.clone() };
+    for _ in 0..2 {
+        let ended = bench.client.terminate_session(end.clone()).await.unwrap().into_inner().session.unwrap();
+        assert_eq!(ended.state(), State::Terminated);
+        assert!(ended.completed_at.is_some());
+    }
+    assert!(bench.world.lock().sandboxes.is_empty(), "the sandbox is gone when the call returns");
+    let execution = bench.execution(&running.execution_id).await.unwrap();
+    assert_eq!((execution.state(), execution.cause()), (execution::State::Cancelled, Cause::SessionEnded));
+    assert_eq!(execution.stdout, "partial");
+    let late = bench.try_start(start(&session.session_id, "out:x")).await;
+    refused(late, Code::FailedPrecondition, "SESSION_NOT_ACTIVE");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_removed_now_is_removed_later() {
+    let mut bench = Bench::with(Config { terminate_wait: HumanDuration(Duration::ZERO), ..config() }).await;
+    let session = bench.session().await;
+    bench.world.lock().scheduler_down = true;
+    let end = pb::TerminateSessionRequest { session_id: session.session_id };
+    let ended = bench.client.terminate_session(end).await.unwrap().into_inner().session.unwrap();
+    assert_eq!(ended.state(), State::Terminated);
+    bench.world.lock().scheduler_down = false;
+    eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_deleted_session_is_not_found_nor_what_ran_in_it() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let execution = bench.run(&session, "fill:200000 value:1").await;
+    let id = session.session_id.clone();
+    bench.client.delete_session(pb::DeleteSessionRequest { session_id: id.clone() }).await.unwrap();
+    refused(bench.get(&id).await, Code::NotFound, "SESSION_NOT_FOUND");
+    refused(bench.execution(&execution.execution_id).await, Code::NotFound, "EXECUTION_NOT_FOUND");
+    let list = pb::ListExecutionsRequest { session_id: id.clone(), ..Default::default() };
+    refused(bench.client.list_executions(list).await, Code::NotFound, "SESSION_NOT_FOUND");
+    let again = bench.client.delete_session(pb::DeleteSessionRequest { session_id: id.clone() }).await;
+    refused(again, Code::NotFound, "SESSION_NOT_FOUND");
+    refused(bench.try_start(start(&id, "out:x")).await, Code::NotFound, "SESSION_NOT_FOUND");
+    let objects = std::fs::read_dir(bench.directory.path().join("objects")).unwrap().count();
+    assert_eq!(objects, 0, "the output is gone too");
+}
+
+#[tokio::test]
+async fn what_is_unknown_is_not_found() {
+    let mut bench = Bench::new().await;
+    refused(bench.get("x").await, Code::NotFound, "SESSION_NOT_FOUND");
+    let end = bench.client.terminate_session(pb::TerminateSessionRequest { session_id: "x".into() }).await;
+    refused(end, Code::NotFound, "SESSION_NOT_FOUND");
+    refused(bench.try_start(start("x", "out:x")).await, Code::NotFound, "SESSION_NOT_FOUND");
+    refused(bench.execution("x").await, Code::NotFound, "EXECUTION_NOT_FOUND");
+}

@@ -1,0 +1,15 @@
+//! From a request to values that cannot be wrong: every limit of the contract is checked here, all of a
+//! request at once, and nowhere below.
+
+mod check;
+mod dependency;
+mod execution;
+mod session;
+
+pub(crate) use self::{
+    execution::{NewExecution, new_execution},
+    session::{NewSession, check_resources, new_session},
+};
+
+#[cfg(test)]
+mod tests;

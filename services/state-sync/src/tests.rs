@@ -1,0 +1,424 @@
+//! The role against a session role and a scheduler of the test's own, over real gRPC.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{Router, extract::Request as HttpRequest, routing::post};
+use chrono::{DateTime, TimeDelta};
+use sandmesh_mesh::{HumanDuration, Link, ManualClock, grpc_router, timestamp};
+use sandmesh_proto::{
+    agent::{Node, Sandbox, SandboxSpec, sandbox},
+    scheduler::{
+        DeleteSandboxRequest, DeleteSandboxResponse, GetSandboxRequest, GetSandboxResponse, ListNodesRequest,
+        ListNodesResponse, ListSandboxesRequest, ListSandboxesResponse, NodeStatus,
+    },
+    session::{
+        GetSessionRequest, GetSessionResponse, ListSessionsRequest, ListSessionsResponse,
+        ReportSandboxLostRequest, ReportSandboxLostResponse, Session, session::State,
+    },
+    statesync::{ReconcileRequest, ReconcileResponse, state_sync_service_client::StateSyncServiceClient},
+};
+use tokio::{sync::Notify, time::timeout};
+use tonic::{Code, Request, Response, Status, server::Grpc as Codec, service::Routes};
+use tonic_prost::ProstCodec;
+
+use super::*;
+
+/// Long enough for a busy machine; nothing waits for it when all is well.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Small, so that every list has several pages.
+const PAGE: usize = 2;
+
+/// The sessions and sandboxes that there are, and what of it cannot be asked.
+#[derive(Default)]
+struct World {
+    sessions: Vec<Session>,
+    sandboxes: Vec<Sandbox>,
+    /// Sandboxes that their node has and the list does not (yet).
+    unlisted: BTreeSet<String>,
+    nodes: Vec<&'static str>,
+    unreachable: Vec<&'static str>,
+    /// The calls that fail, by the name of the method; a `#` after it spares the first page.
+    failing: BTreeSet<&'static str>,
+    /// The calls that were made and change something.
+    done: Vec<String>,
+    passes: usize,
+}
+
+type Shared = Arc<Mutex<World>>;
+
+fn lock(world: &Shared) -> MutexGuard<'_, World> {
+    world.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    fn fails(&self, method: &'static str) -> Result<(), Status> {
+        if self.failing.contains(method) { Err(Status::unavailable("down")) } else { Ok(()) }
+    }
+
+    fn list_sessions(&mut self, request: &ListSessionsRequest) -> Result<ListSessionsResponse, Status> {
+        self.fails("ListSessions")?;
+        let matching = self.sessions.iter().filter(|session| session.state == request.state);
+        let all: Vec<Session> = matching.cloned().collect();
+        let (sessions, next_page_token) = page(&all, &request.page_token);
+        Ok(ListSessionsResponse { sessions, next_page_token, total: 0 })
+    }
+
+    fn get_session(&mut self, request: &GetSessionRequest) -> Result<GetSessionResponse, Status> {
+        self.fails("GetSession")?;
+        let session = self.sessions.iter().find(|session| session.session_id == request.session_id);
+        let session = session.cloned().ok_or_else(|| Status::not_found("no such session"))?;
+        Ok(GetSessionResponse { session: Some(session) })
+    }
+
+    fn report_lost(
+        &mut self,
+        request: &ReportSandboxLostRequest,
+    ) -> Result<ReportSandboxLostResponse, Status> {
+        self.fails("ReportSandboxLost")?;
+        self.done.push(format!("lost {} {}: {}", request.session_id, request.sandbox_id, request.reason));
+        let session = self.sessions.iter_mut().find(|session| session.session_id == request.session_id);
+        let session = session.ok_or_else(|| Status::not_found("no such session"))?;
+        let applied = session.state() == State::Running;
+        session.set_state(State::Failed);
+        Ok(ReportSandboxLostResponse { applied })
+    }
+
+    fn list_sandboxes(&mut self, request: &ListSandboxesRequest) -> Result<ListSandboxesResponse, Status> {
+        self.fails("ListSandboxes")?;
+        self.passes += usize::from(request.page_token.is_empty());
+        if !request.page_token.is_empty() {
+            self.fails("ListSandboxes#")?;
+        }
+        let listed = self.sandboxes.iter().filter(|sandbox| !self.unlisted.contains(&sandbox.sandbox_id));
+        let (sandboxes, next_page_token) = page(&listed.cloned().collect::<Vec<_>>(), &request.page_token);
+        let unreachable_nodes = self.unreachable.iter().map(|&node| node.to_owned()).collect();
+        Ok(ListSandboxesResponse { sandboxes, next_page_token, unreachable_nodes })
+    }
+
+    fn get_sandbox(&mut self, request: &GetSandboxRequest) -> Result<GetSandboxResponse, Status> {
+        self.fails("GetSandbox")?;
+        let sandbox = self.sandboxes.iter().find(|sandbox| sandbox.sandbox_id == request.sandbox_id);
+        let sandbox = sandbox.cloned().ok_or_else(|| Status::not_found("no such sandbox"))?;
+        Ok(GetSandboxResponse { sandbox: Some(sandbox) })
+    }
+
+    fn delete_sandbox(&mut self, request: &DeleteSandboxRequest) -> Result<DeleteSandboxResponse, Status> {
+        self.fails("DeleteSandbox")?;
+        self.done.push(format!("delete {}", request.sandbox_id));
+        self.sandboxes.retain(|sandbox| sandbox.sandbox_id != request.sandbox_id);
+        Ok(DeleteSandboxResponse {})
+    }
+
+    fn list_nodes(&mut self, _: &ListNodesRequest) -> Result<ListNodesResponse, Status> {
+        self.fails("ListNodes")?;
+        let node = |id: &&str| NodeStatus {
+            node: Some(Node { node_id: (*id).to_owned(), ..Node::default() }),
+            healthy: true,
+            last_seen_at: None,
+        };
+        Ok(ListNodesResponse { nodes: self.nodes.iter().map(node).collect() })
+    }
+}
+
+fn page<T: Clone>(all: &[T], token: &str) -> (Vec<T>, String) {
+    let start: usize = token.parse().unwrap_or(0);
+    let items: Vec<T> = all.iter().skip(start).take(PAGE).cloned().collect();
+    let next = start + items.len();
+    (items, if next < all.len() { next.to_string() } else { String::new() })
+}
+
+/// Serves one method, on the world.
+fn serve<Q, R>(
+    router: Router,
+    path: &str,
+    world: &Shared,
+    answer: fn(&mut World, &Q) -> Result<R, Status>,
+) -> Router
+where
+    Q: prost::Message + Default + 'static,
+    R: prost::Message + Default + 'static,
+{
+    let world = Arc::clone(world);
+    let method = tower::service_fn(move |request: Request<Q>| {
+        std::future::ready(answer(&mut lock(&world), request.get_ref()).map(Response::new))
+    });
+    let handler = move |request: HttpRequest| {
+        let method = method.clone();
+        async move { Codec::new(ProstCodec::default()).unary(method, request).await }
+    };
+    router.route(path, post(handler))
+}
+
+fn others(world: &Shared) -> Link {
+    let (session, event) =
+        ("/sandmesh.session.v1.SessionService", "/sandmesh.session.v1.SessionEventService");
+    let scheduler = "/sandmesh.scheduler.v1.SchedulerService";
+    let router = Router::new();
+    let router = serve(router, &format!("{session}/ListSessions"), world, World::list_sessions);
+    let router = serve(router, &format!("{session}/GetSession"), world, World::get_session);
+    let router = serve(router, &format!("{event}/ReportSandboxLost"), world, World::report_lost);
+    let router = serve(router, &format!("{scheduler}/ListSandboxes"), world, World::list_sandboxes);
+    let router = serve(router, &format!("{scheduler}/GetSandbox"), world, World::get_sandbox);
+    let router = serve(router, &format!("{scheduler}/DeleteSandbox"), world, World::delete_sandbox);
+    let router = serve(router, &format!("{scheduler}/ListNodes"), world, World::list_nodes);
+    Link::local(router)
+}
+
+struct Bench {
+    world: Shared,
+    client: StateSyncServiceClient<Link>,
+    reconciler: Arc<Reconciler>,
+    clock: ManualClock,
+    tasks: Tasks,
+}
+
+fn start() -> DateTime<chrono::Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+fn bench(world: World) -> Bench {
+    let world = Arc::new(Mutex::new(world));
+    let link = others(&world);
+    bench_over(world, link)
+}
+
+fn bench_over(world: Shared, link: Link) -> Bench {
+    let clock = ManualClock::new(start());
+    let tasks = Tasks::new();
+    let config = Config { interval: HumanDuration(Duration::from_millis(100)), ..Config::default() };
+    let reconciler = Reconciler::new(link.clone(), link, Arc::new(clock.clone()), tasks.clone(), config);
+    let reconciler = Arc::new(reconciler);
+    let service = StateSyncServiceServer::new(Grpc(Arc::clone(&reconciler)));
+    let client = StateSyncServiceClient::new(Link::local(grpc_router(Routes::new(service))));
+    Bench { world, client, reconciler, clock, tasks }
+}
+
+impl Bench {
+    async fn reconcile(&mut self) -> Result<ReconcileResponse, Status> {
+        self.client.reconcile(ReconcileRequest {}).await.map(Response::into_inner)
+    }
+
+    fn done(&self) -> Vec<String> {
+        lock(&self.world).done.clone()
+    }
+}
+
+fn session(number: usize, state: State) -> Session {
+    Session {
+        session_id: format!("s{number}"),
+        sandbox_id: format!("b{number}"),
+        node_id: "n".to_owned(),
+        state: state.into(),
+        ..Session::default()
+    }
+}
+
+/// A sandbox of session `number`, created at the start of the clock.
+fn sandbox(number: usize, state: sandbox::State) -> Sandbox {
+    Sandbox {
+        sandbox_id: format!("b{number}"),
+        spec: Some(SandboxSpec { session_id: format!("s{number}"), ..SandboxSpec::default() }),
+        state: state.into(),
+        node_id: "n".to_owned(),
+        created_at: Some(timestamp(start())),
+        ..Sandbox::default()
+    }
+}
+
+fn world(sessions: Vec<Session>, sandboxes: Vec<Sandbox>) -> World {
+    World { sessions, sandboxes, nodes: vec!["n"], ..World::default() }
+}
+
+#[tokio::test]
+async fn a_world_over_many_pages_that_matches_is_left_alone() {
+    let sessions = (0..7).map(|number| session(number, State::Running)).collect();
+    let sandboxes = (0..7).map(|number| sandbox(number, sandbox::State::Running)).collect();
+    let mut bench = bench(world(sessions, sandboxes));
+    bench.clock.advance(Duration::from_secs(3600));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.checked, report.healthy, report.unhealthy, report.recovered), (7, 7, 0, 0));
+    assert_eq!((report.errors.len(), bench.done().len()), (0, 0));
+    assert_eq!(report.completed_at, Some(timestamp(start() + TimeDelta::seconds(3600))));
+}
+
+#[tokio::test]
+async fn a_dead_sandbox_is_reported_and_then_removed() {
+    let dead = Sandbox { reason: "out of memory".to_owned(), ..sandbox(1, sandbox::State::Dead) };
+    let mut bench = bench(world(vec![session(1, State::Running)], vec![dead]));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.checked, report.unhealthy, report.failed, report.orphans_removed), (1, 1, 1, 0));
+    assert_eq!(bench.done(), ["lost s1 b1: out of memory", "delete b1"]);
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.checked, report.failed, bench.done().len()), (0, 0, 2));
+}
+
+#[tokio::test]
+async fn a_dead_sandbox_is_kept_until_its_session_was_told() {
+    let mut bench = bench(world(vec![session(1, State::Running)], vec![sandbox(1, sandbox::State::Dead)]));
+    lock(&bench.world).failing.insert("ReportSandboxLost");
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.failed, report.errors.len(), bench.done().len()), (0, 1, 0));
+    lock(&bench.world).failing.clear();
+    assert_eq!(bench.reconcile().await.unwrap().failed, 1);
+    assert_eq!(bench.done().len(), 2);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_gone_is_reported_after_its_node_said_so() {
+    let mut bench = bench(world(vec![session(1, State::Running)], vec![]));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.unhealthy, report.failed), (1, 1));
+    assert_eq!(bench.done(), ["lost s1 b1: sandbox is gone"]);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_only_the_list_does_not_have_is_not_lost() {
+    let mut world = world(vec![session(1, State::Running)], vec![sandbox(1, sandbox::State::Running)]);
+    world.unlisted.insert("b1".to_owned());
+    let mut bench = bench(world);
+    assert_eq!(bench.reconcile().await.unwrap().failed, 0);
+    lock(&bench.world).failing.insert("GetSandbox");
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.failed, report.errors.len(), bench.done().len()), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_sandbox_on_a_node_that_cannot_be_asked_is_not_lost() {
+    for (nodes, unreachable) in [(vec!["n", "other"], vec!["n"]), (vec!["other"], vec![]), (vec![], vec![])] {
+        let world = World { nodes, unreachable, ..world(vec![session(1, State::Running)], vec![]) };
+        let mut bench = bench(world);
+        let report = bench.reconcile().await.unwrap();
+        assert_eq!((report.failed, report.errors.len(), bench.done().len()), (0, 1, 0));
+    }
+}
+
+#[tokio::test]
+async fn the_sandbox_of_an_ended_session_goes_at_once_and_that_of_an_unknown_one_after_the_grace() {
+    let sandboxes = vec![sandbox(1, sandbox::State::Running), sandbox(2, sandbox::State::Running)];
+    let mut bench = bench(world(vec![session(1, State::Terminated)], sandboxes));
+    assert_eq!(bench.reconcile().await.unwrap().orphans_removed, 1);
+    assert_eq!(bench.done(), ["delete b1"]);
+    bench.clock.advance(Duration::from_secs(31));
+    assert_eq!(bench.reconcile().await.unwrap().orphans_removed, 1);
+    assert_eq!(bench.done(), ["delete b1", "delete b2"]);
+}
+
+#[tokio::test]
+async fn the_sandbox_of_a_session_that_is_being_created_stays() {
+    let creating = Session { sandbox_id: String::new(), ..session(1, State::Creating) };
+    let mut bench = bench(world(vec![creating], vec![sandbox(1, sandbox::State::Running)]));
+    bench.clock.advance(Duration::from_secs(3600));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.checked, report.orphans_removed, bench.done().len()), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn nothing_is_done_when_anything_cannot_be_listed_to_its_end() {
+    for method in ["ListSessions", "GetSession", "ListSandboxes", "ListSandboxes#", "ListNodes"] {
+        let sessions = vec![session(1, State::Running), session(2, State::Running)];
+        let orphans = (3..9).map(|number| sandbox(number, sandbox::State::Running)).collect();
+        let mut bench = bench(world(sessions, orphans));
+        bench.clock.advance(Duration::from_secs(3600));
+        lock(&bench.world).failing.insert(method);
+        let status = bench.reconcile().await.unwrap_err();
+        assert_eq!((status.code(), bench.done().len()), (Code::Unavailable, 0), "{method}");
+        assert_eq!(sandmesh_mesh::reason_of(&status).as_deref(), Some("UNAVAILABLE"));
+        lock(&bench.world).failing.clear();
+        let report = bench.reconcile().await.unwrap();
+        assert_eq!((report.failed, report.orphans_removed), (2, 6), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_is_told_and_tried_again() {
+    let mut bench = bench(world(vec![session(1, State::Failed)], vec![sandbox(1, sandbox::State::Running)]));
+    lock(&bench.world).failing.insert("DeleteSandbox");
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!(report.orphans_removed, 0);
+    assert!(report.errors[0].contains("sandbox `b1`"), "{:?}", report.errors);
+    lock(&bench.world).failing.clear();
+    assert_eq!(bench.reconcile().await.unwrap().orphans_removed, 1);
+}
+
+/// A link whose calls wait for the gate, so that a pass lasts as long as the test wants.
+fn gated(world: &Shared, gate: &Arc<Notify>) -> Link {
+    let (inner, gate) = (others(world), Arc::clone(gate));
+    let handler = move |request: HttpRequest| {
+        let (mut inner, gate) = (inner.clone(), Arc::clone(&gate));
+        async move {
+            gate.notified().await;
+            gate.notify_one();
+            let answer = tower::Service::call(&mut inner, request.map(tonic::body::Body::new)).await;
+            answer.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http())
+        }
+    };
+    Link::local(Router::new().fallback(handler))
+}
+
+#[tokio::test]
+async fn calls_during_a_pass_share_its_report_and_a_later_one_gets_a_new_pass() {
+    let world = Arc::new(Mutex::new(world(vec![], vec![])));
+    let gate = Arc::new(Notify::new());
+    let mut bench = bench_over(Arc::clone(&world), gated(&world, &gate));
+    let calls = (0..5).map(|_| {
+        let mut client = bench.client.clone();
+        async move { client.reconcile(ReconcileRequest {}).await.unwrap() }
+    });
+    let (_, ()) = tokio::join!(futures::future::join_all(calls), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        gate.notify_one();
+    });
+    assert_eq!(lock(&world).passes, 1);
+    bench.reconcile().await.unwrap();
+    assert_eq!(lock(&world).passes, 2);
+}
+
+#[tokio::test]
+async fn a_pass_goes_on_when_its_caller_is_gone() {
+    let sandboxes = vec![sandbox(1, sandbox::State::Running)];
+    let world = Arc::new(Mutex::new(world(vec![session(1, State::Failed)], sandboxes)));
+    let gate = Arc::new(Notify::new());
+    let mut bench = bench_over(Arc::clone(&world), gated(&world, &gate));
+    assert!(timeout(Duration::from_millis(50), bench.reconcile()).await.is_err());
+    gate.notify_one();
+    assert_eq!(bench.reconcile().await.unwrap().orphans_removed, 1);
+    assert_eq!(lock(&world).passes, 1);
+}
+
+#[tokio::test]
+async fn the_loop_reconciles_at_the_start_and_again_and_ends_when_told_to() {
+    let bench = bench(world(vec![session(1, State::Failed)], vec![sandbox(1, sandbox::State::Running)]));
+    bench.tasks.spawn("loop", Arc::clone(&bench.reconciler).run());
+    timeout(PATIENCE, async {
+        while lock(&bench.world).passes < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(bench.done(), ["delete b1"]);
+    assert_eq!(bench.tasks.shut_down(PATIENCE).await, 0);
+}
+
+#[tokio::test]
+async fn a_pass_that_the_shutdown_cuts_short_is_unavailable() {
+    let world = Arc::new(Mutex::new(world(vec![], vec![])));
+    let mut bench = bench_over(Arc::clone(&world), gated(&world, &Arc::new(Notify::new())));
+    let tasks = bench.tasks.clone();
+    let (answer, late) = tokio::join!(bench.reconcile(), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tasks.shut_down(PATIENCE).await
+    });
+    assert_eq!((answer.unwrap_err().code(), late), (Code::Unavailable, 0));
+}
+
+#[tokio::test]
+async fn a_role_without_a_link_to_the_scheduler_is_not_made() {
+    let mesh = Mesh::builder("/nowhere").link(RoleName::Session, Link::local(Router::new())).build();
+    let error = create(&Config::default(), &mesh).await.unwrap_err();
+    assert!(error.to_string().contains("mesh.links.scheduler"), "{error}");
+}

@@ -1,0 +1,35 @@
+//! `/health`: is the process up, is everything behind it well, and reconcile now.
+
+use sandmesh_proto::{health::CheckHealthRequest, statesync::ReconcileRequest};
+
+use super::json::health::{Detailed, Health, Synced};
+use crate::{app::Call, error::ApiError, extract::Json};
+
+/// Answers while the process serves. Looks at nothing else: see `/health/detailed`.
+#[utoipa::path(
+    get, path = "/api/v1/health", tag = "health", operation_id = "health", security(()),
+    responses((status = 200, description = "The process serves.", body = Health))
+)]
+pub(crate) async fn get(call: Call) -> Json<Health> {
+    Json(Health::up(call.app()))
+}
+
+/// Measures every role, database, object store and node now.
+#[utoipa::path(
+    get, path = "/api/v1/health/detailed", tag = "health", operation_id = "health_detailed",
+    responses((status = 200, description = "What was measured; `status` tells the worst.", body = Detailed))
+)]
+pub(crate) async fn detailed(call: Call) -> Json<Detailed> {
+    let measured = call.health().check_health(call.unary(CheckHealthRequest {})).await;
+    Json(Detailed::of(call.app(), measured.map(tonic::Response::into_inner)))
+}
+
+/// Makes the sandboxes that exist match the sessions that should have one, now.
+#[utoipa::path(
+    post, path = "/api/v1/health/sync", tag = "health", operation_id = "health_sync",
+    responses((status = 200, description = "What was done.", body = Synced))
+)]
+pub(crate) async fn sync(call: Call) -> Result<Json<Synced>, ApiError> {
+    let reply = call.state_sync().reconcile(call.unary(ReconcileRequest {})).await?.into_inner();
+    Ok(Json(reply.into()))
+}

@@ -111,7 +111,7 @@ impl Default for MeshConfig {
             token: None,
             shutdown_grace: HumanDuration(std::time::Duration::from_secs(10)),
             log_format: LogFormat::Text,
-            log_filter: "info".into(),
+            log_filter: "info,sea_orm_migration=warn".into(),
             otlp_endpoint: String::new(),
         }
     }

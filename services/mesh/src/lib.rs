@@ -23,7 +23,7 @@ pub use error::{Fault, FieldViolation, reason_of, status};
 pub use link::{Link, LinkError};
 pub use node::{Mesh, MeshBuilder, Node};
 pub use role::{Role, RoleName};
-pub use server::{ServerBuilder, grpc_router, public_reflection};
+pub use server::{ServerBuilder, grpc_router, public_reflection, traced};
 pub use tasks::Tasks;
 pub use telemetry::Telemetry;
 pub use time::{datetime, duration_from, duration_pb, timestamp};

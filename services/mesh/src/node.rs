@@ -27,7 +27,7 @@ use tonic_health::{
 };
 
 use crate::{
-    Clock, Link, LinkError, MeshConfig, Role, RoleName, ServerBuilder, SystemClock, Tasks, VERSION,
+    Clock, Link, LinkError, MeshConfig, Role, RoleName, Secret, ServerBuilder, SystemClock, Tasks, VERSION,
     link::Slot, server,
 };
 
@@ -38,6 +38,7 @@ pub struct Mesh {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     links: Arc<BTreeMap<RoleName, Link>>,
+    token: Option<Secret>,
     started_at: DateTime<Utc>,
 }
 
@@ -45,7 +46,8 @@ impl Mesh {
     /// Parts of a mesh, for tests and for embedding.
     #[must_use]
     pub fn builder(data_dir: impl Into<PathBuf>) -> MeshBuilder {
-        MeshBuilder { data_dir: data_dir.into(), clock: Arc::new(SystemClock), links: BTreeMap::new() }
+        let (clock, links) = (Arc::new(SystemClock), BTreeMap::new());
+        MeshBuilder { data_dir: data_dir.into(), clock, links, token: None }
     }
 
     /// The link to a role.
@@ -54,6 +56,15 @@ impl Mesh {
     /// When the role does not run here and the configuration does not say where it runs.
     pub fn link(&self, role: RoleName) -> Result<Link, LinkError> {
         self.links.get(&role).cloned().ok_or(LinkError::NotConfigured(role))
+    }
+
+    /// A link to a process of this mesh at an address that is learned while running, as of a node that
+    /// registers.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
+        Link::dial_with(endpoint, self.token.clone())
     }
 
     /// Where the time comes from.
@@ -93,6 +104,7 @@ pub struct MeshBuilder {
     data_dir: PathBuf,
     clock: Arc<dyn Clock>,
     links: BTreeMap<RoleName, Link>,
+    token: Option<Secret>,
 }
 
 impl MeshBuilder {
@@ -110,6 +122,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Shows `token` to the processes that [`Mesh::dial`] reaches.
+    #[must_use]
+    pub fn token(mut self, token: Option<Secret>) -> Self {
+        self.token = token;
+        self
+    }
+
     /// The mesh.
     #[must_use]
     pub fn build(self) -> Mesh {
@@ -119,6 +138,7 @@ impl MeshBuilder {
             clock: self.clock,
             tasks: Tasks::new(),
             links: Arc::new(self.links),
+            token: self.token,
         }
     }
 }
@@ -157,7 +177,7 @@ impl Node {
             address => Some(bind(address).await?),
         };
         let slot = Slot::default();
-        let mut mesh = Mesh::builder(&config.data_dir);
+        let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone());
         for (role, endpoint) in &config.links {
             mesh = mesh.link(*role, Link::dial_with(endpoint, config.token.clone())?);
         }

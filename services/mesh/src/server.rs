@@ -81,6 +81,7 @@ fn add_reflection(routes: &mut RoutesBuilder, names: &[&str]) -> anyhow::Result<
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(sandmesh_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("grpc.health.v1.Health");
         names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
@@ -96,6 +97,12 @@ pub fn grpc_router(routes: Routes) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(deadline))
         .layer(middleware::from_fn(trace))
+}
+
+/// Gives each request a span that goes on with the caller's trace. For the gateway; what is served by
+/// [`grpc_router`] has it.
+pub fn traced(router: Router) -> Router {
+    router.layer(middleware::from_fn(trace))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is the layer's")]
@@ -145,7 +152,8 @@ impl Extractor for Headers<'_> {
 }
 
 async fn trace(request: Request, next: Next) -> Response {
-    let span = tracing::info_span!("rpc", path = request.uri().path());
+    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let span = tracing::info_span!("rpc", path = request.uri().path(), request.id = id);
     let parent = opentelemetry::global::get_text_map_propagator(|propagator| {
         propagator.extract(&Headers(request.headers()))
     });

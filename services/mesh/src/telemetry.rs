@@ -1,5 +1,7 @@
 //! Logs to stderr, and traces by OTLP where an endpoint is configured.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig;
@@ -29,7 +31,9 @@ impl Telemetry {
             let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("sandmesh"));
             layer.with_filter(EnvFilter::new(EXPORT_FILTER))
         });
-        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
+        let logs = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
         let logs: Box<dyn Layer<Registry> + Send + Sync> = match config.log_format {
             LogFormat::Text => logs.compact().with_filter(filter).boxed(),
             LogFormat::Json => logs.json().with_filter(filter).boxed(),

@@ -141,10 +141,6 @@ impl Running {
     }
 }
 
-fn sent() -> pb::SandboxSpec {
-    convert::spec_pb(&spec())
-}
-
 #[tokio::test]
 async fn a_node_reports_what_it_is_again_and_again_and_at_its_end() {
     let bench = ProcessBench::new();
@@ -153,7 +149,7 @@ async fn a_node_reports_what_it_is_again_and_again_and_at_its_end() {
     assert_eq!((first.node_id.as_str(), first.runtime.as_str(), first.sandboxes), ("bench", "process", 0));
     assert!(first.max_sandboxes >= 100 && first.capacity.unwrap().memory_bytes > 0);
     assert!(!first.languages.is_empty() && !first.draining);
-    node.create(id(1).as_str(), Some(sent())).await.unwrap();
+    node.create(id(1).as_str(), Some(convert::spec_pb(&spec()))).await.unwrap();
     while node.report().await.unwrap().allocated.unwrap().memory_bytes != spec().resources.memory_bytes {}
     node.stop.cancel();
     assert_eq!(node.ended.shut_down(Duration::from_secs(5)).await, 0);
@@ -169,17 +165,18 @@ async fn the_rpcs_of_an_agent_do_as_its_contract_says() {
     let bench = ProcessBench::new();
     let mut node = Running::start(&bench).await.unwrap();
     while node.report().await.is_none() {}
+    let sent = convert::spec_pb(&spec());
     for n in 1..=3 {
-        let sandbox = node.create(id(n).as_str(), Some(sent())).await.unwrap();
+        let sandbox = node.create(id(n).as_str(), Some(sent.clone())).await.unwrap();
         assert_eq!((sandbox.node_id.as_str(), sandbox.workspace_path.as_str()), ("bench", "/workspace"));
-        assert_eq!(sandbox.spec, Some(sent()));
+        assert_eq!(sandbox.spec.as_ref(), Some(&sent));
     }
     let page = node.list(2, "").await.unwrap();
     let rest = node.list(2, &page.next_page_token).await.unwrap();
     assert_eq!((page.sandboxes.len(), rest.sandboxes.len(), rest.next_page_token.as_str()), (2, 1, ""));
     for (status, reason) in [
         (node.list(0, "made up").await.unwrap_err(), "PAGE_TOKEN_INVALID"),
-        (node.create("../../etc", Some(sent())).await.unwrap_err(), "INVALID_ARGUMENT"),
+        (node.create("../../etc", Some(sent)).await.unwrap_err(), "INVALID_ARGUMENT"),
         (node.create(id(4).as_str(), None).await.unwrap_err(), "INVALID_ARGUMENT"),
     ] {
         assert_eq!(

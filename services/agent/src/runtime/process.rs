@@ -20,6 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
+use rand::Rng;
 use rustix::process::Signal;
 use sandmesh_mesh::{Clock, Link};
 use sandmesh_proto::executor::{
@@ -89,7 +90,7 @@ impl ProcessRuntime {
             root: std::path::absolute(data_dir)?.join("sandboxes"),
             start_timeout: config.start_timeout.0,
             clock,
-            uids: dedicated.then(|| Mutex::new(Uids::new(config.uid_base, config.uid_count))),
+            uids: dedicated.then(|| Mutex::new(uids(config))),
             held: Mutex::default(),
         })
     }
@@ -275,6 +276,11 @@ impl Runtime for ProcessRuntime {
         self.free_uid(held.and_then(|held| held.uid));
         Ok(())
     }
+}
+
+/// They start anywhere, so that two data directories on one machine seldom share one.
+fn uids(config: &Config) -> Uids {
+    Uids::new(config.uid_base, config.uid_count, rand::rng().random_range(0..config.uid_count))
 }
 
 /// Makes the directory of a sandbox with its record, and opens its log.

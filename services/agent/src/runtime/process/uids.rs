@@ -12,8 +12,9 @@ pub(super) struct Uids {
 }
 
 impl Uids {
-    pub(super) fn new(base: u32, count: u32) -> Self {
-        Self { base, count, next: 0, held: HashSet::new() }
+    /// Those from `base` on, `count` of them; `first` of the range is handed out first.
+    pub(super) fn new(base: u32, count: u32, first: u32) -> Self {
+        Self { base, count, next: first % count, held: HashSet::new() }
     }
 
     /// The first of the range, whether it is held or not.
@@ -50,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_uid_is_held_once_and_comes_back_last() {
-        let mut uids = Uids::new(1000, 3);
+        let mut uids = Uids::new(1000, 3, 0);
         uids.hold(1001);
         assert_eq!((uids.take(), uids.take(), uids.take()), (Some(1000), Some(1002), None));
         uids.free(1000);
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_freed_uid_is_not_the_next_one_taken() {
-        let mut uids = Uids::new(1000, 10);
+        let mut uids = Uids::new(1000, 10, 9);
         let first = uids.take().unwrap();
         uids.free(first);
         assert_ne!(uids.take(), Some(first));

@@ -1,0 +1,72 @@
+# Each recipe calls one program; what there is to know is in that program.
+
+# List the recipes.
+default:
+    @just --list --unsorted
+
+# Set the machine up, build the release, start a server and run hello world.
+quickstart *args:
+    deploy/quickstart {{args}}
+
+# Serve the mesh from a debug build, in the foreground.
+run *args: build
+    cargo run --quiet -p sandmesh -- serve {{args}}
+
+# The same on an empty data directory that is not kept.
+clean-run *args: build
+    SANDMESH_AGENT__ON_SHUTDOWN=destroy cargo run --quiet -p sandmesh -- serve --data-dir "$(mktemp -d)" {{args}}
+
+# Build the program and the executor for debugging.
+build:
+    cargo build -p sandmesh -p sandmesh-executor
+
+# Build the release: the program and the static executor.
+release:
+    deploy/build
+
+# Build the static executor alone.
+executor:
+    deploy/build --executor-only
+
+# Install what tests need, check everything, run every test: what CI runs.
+test:
+    deploy/test
+
+# Install what tests need and stop there.
+setup-tests:
+    deploy/test --setup-only
+
+# Run chosen tests, for example `just t -p sandmesh-session lifecycle`.
+t *args:
+    cargo nextest run {{args}}
+
+# Check without running tests: format, lints, contract, who depends on whom.
+check: fmt-check clippy lint-proto architecture
+
+# Check the format.
+fmt-check:
+    cargo fmt --all --check
+
+# Lint the code.
+clippy:
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# Lint the contract.
+lint-proto:
+    .venv/bin/buf lint
+
+# Check who depends on whom.
+architecture:
+    cargo nextest run --locked -p sandmesh --test architecture
+
+# Measure executions and sessions against starting a process, on release builds.
+bench *args: release
+    cargo bench --locked -p sandmesh --bench mesh -- {{args}}
+
+# Print every setting with its value.
+dump-config:
+    cargo run --quiet -p sandmesh -- serve --dump-config
+
+# Generate clients from proto/ into gen/.
+generate:
+    .venv/bin/buf generate

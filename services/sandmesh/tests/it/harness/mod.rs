@@ -1,0 +1,292 @@
+//! Starts the real program on a directory, a port and a cgroup of its own, in one process or in several,
+//! and leaves nothing behind.
+
+pub(crate) mod api;
+pub(crate) mod events;
+mod grpc;
+pub(crate) mod leftovers;
+pub(crate) mod process;
+pub(crate) mod tools;
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+pub(crate) use api::{Api, Reply};
+pub(crate) use events::Events;
+pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
+use process::{Launch, Process};
+
+/// How long a start or an orderly stop may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The credential of a mesh of several processes.
+pub(crate) const TOKEN: &str = "a-credential-of-this-test-only";
+
+/// A setting that the processes of the server see in their environment, and user code must not.
+pub(crate) const HOST_SECRET: (&str, &str) = ("HOST_SECRET", "do-not-show-this-to-user-code");
+
+/// How the roles are spread over processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wiring {
+    /// All roles in one process.
+    Embedded,
+    /// Roles in five processes, on unix sockets and on TCP with a credential.
+    Split,
+}
+
+/// The processes of the split wiring: a name, its roles, and whether it listens on TCP.
+const SPLIT: [(&str, &[&str], bool); 5] = [
+    ("control", &["template", "scheduler"], true),
+    ("agent", &["agent"], true),
+    ("session", &["session"], false),
+    ("watch", &["health-probe", "state-sync"], false),
+    ("gateway", &["gateway"], false),
+];
+
+/// A running server. It is stopped, and what it left is removed, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) api: Api,
+    pub(crate) port: u16,
+    pub(crate) processes: Vec<Process>,
+    cgroup_parent: String,
+    dir: TempDir,
+}
+
+impl Wiring {
+    /// Starts a server with the default settings.
+    pub(crate) async fn start(self) -> Server {
+        self.start_with(&[]).await
+    }
+
+    /// Starts a server with some settings, as in `("SANDMESH_AGENT__MAX_SANDBOXES", "2")`.
+    pub(crate) async fn start_with(self, settings: &[(&str, &str)]) -> Server {
+        let mut server = self.spawn(settings);
+        server.ready().await;
+        server
+    }
+
+    /// As `start_with`, but waits only until the server answers at all.
+    pub(crate) async fn start_unready(self, settings: &[(&str, &str)]) -> Server {
+        let server = self.spawn(settings);
+        let answers = async || server.api.try_get("/health").await.is_some();
+        eventually("the server answers", PATIENCE, answers).await;
+        server
+    }
+
+    fn spawn(self, settings: &[(&str, &str)]) -> Server {
+        process::executor();
+        // Sockets live below it and their paths are short: directly below the system's directory.
+        let dir = tempfile::Builder::new().prefix("smt-").tempdir().unwrap();
+        let port = free_port();
+        let cgroup_parent = format!("smt-{}-{port}", std::process::id());
+        let mut server = Server { api: Api::new(port), port, processes: Vec::new(), cgroup_parent, dir };
+        for launch in server.launches(self, settings) {
+            server.processes.push(launch.spawn());
+        }
+        server
+    }
+}
+
+impl Server {
+    fn launches(&self, wiring: Wiring, settings: &[(&str, &str)]) -> Vec<Launch> {
+        match wiring {
+            Wiring::Embedded => vec![self.launch("sandmesh", &["--listen", &self.address()], settings)],
+            Wiring::Split => self.split_launches(settings),
+        }
+    }
+
+    fn split_launches(&self, settings: &[(&str, &str)]) -> Vec<Launch> {
+        let listen = |name: &str, tcp: bool| match tcp {
+            true => format!("127.0.0.1:{}", free_port()),
+            false => format!("unix:{}", self.data_dir().join(format!("{name}.sock")).display()),
+        };
+        let listens = SPLIT.map(|(name, _, tcp)| listen(name, tcp));
+        let dial = |listen: &str| {
+            if listen.starts_with("unix:") { listen.into() } else { format!("http://{listen}") }
+        };
+        let mut links = Vec::new();
+        for ((_, roles, _), listen) in SPLIT.iter().zip(&listens) {
+            links.extend(roles.iter().map(|role| format!("{role}={}", dial(listen))));
+        }
+        let mut launches = Vec::new();
+        for ((name, roles, _), listen) in SPLIT.iter().zip(&listens) {
+            let roles_flag = roles.join(",");
+            let mut args = vec!["--roles", &roles_flag, "--mesh-listen", listen];
+            let address = self.address();
+            if *name == "gateway" {
+                args.extend(["--listen", &address]);
+            }
+            links.iter().for_each(|link| args.extend(["--link", link]));
+            let advertise = dial(listen);
+            let mut settings = settings.to_vec();
+            settings.push(("SANDMESH_MESH__TOKEN", TOKEN));
+            if *name == "agent" {
+                settings.push(("SANDMESH_AGENT__ADVERTISE", &advertise));
+            }
+            launches.push(self.launch(name, &args, &settings));
+        }
+        launches
+    }
+
+    /// One process. Test servers share a machine: each has uids and a cgroup of its own.
+    fn launch(&self, name: &str, args: &[&str], settings: &[(&str, &str)]) -> Launch {
+        let data_dir = self.data_dir().display().to_string();
+        let mut all: Vec<String> = ["serve", "--data-dir", &data_dir].map(str::to_owned).into();
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let uid_base = (300_000 + u32::from(self.port) * 300).to_string();
+        let own = [
+            ("SANDMESH_AGENT__CGROUP_PARENT", self.cgroup_parent.as_str()),
+            ("SANDMESH_AGENT__UID_BASE", &uid_base),
+            ("SANDMESH_AGENT__UID_COUNT", "300"),
+            ("SANDMESH_AGENT__ON_SHUTDOWN", "destroy"),
+            HOST_SECRET, ("SANDMESH_AGENT__EXECUTOR", "/tmp/fakeexec/sandmesh-executor"),
+        ];
+        let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let env = own.iter().chain(settings).map(pair).collect();
+        let log = self.dir.path().join(format!("{name}.log"));
+        Launch { name: name.into(), args: all, env, log }
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The directory that the server works in.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A directory for the test's own files.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The cgroup that the sandboxes of this server are made in.
+    pub(crate) fn cgroup_parent(&self) -> &str {
+        &self.cgroup_parent
+    }
+
+    /// Clients of the gRPC services at the public port.
+    pub(crate) async fn grpc(&self) -> Grpc {
+        Grpc::connect(&format!("http://{}", self.address())).await
+    }
+
+    /// Waits until every part of the mesh says that it is well.
+    pub(crate) async fn ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(reply) = self.api.try_get("/health/detailed").await
+                && reply.status == 200
+                && reply.body["status"] == "healthy"
+            {
+                return;
+            }
+            let ended: Vec<String> = self.processes.iter_mut().filter_map(ended).collect();
+            assert!(ended.is_empty(), "ended at its start:\n{}", ended.join("\n"));
+            if Instant::now() > deadline {
+                let health = self.api.try_get("/health/detailed").await.map(|reply| reply.body);
+                panic!("not healthy within {PATIENCE:?}: {health:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// One process of the server, by its name.
+    pub(crate) fn process(&mut self, name: &str) -> &mut Process {
+        self.processes.iter_mut().find(|process| process.launch.name == name).unwrap()
+    }
+
+    /// `kill -9` of every process.
+    pub(crate) fn kill(&mut self) {
+        self.processes.iter_mut().for_each(Process::kill);
+    }
+
+    /// An orderly stop of every process; panics when one does not end, or not well.
+    pub(crate) fn stop(&mut self) {
+        self.processes.iter().for_each(Process::terminate);
+        for process in &mut self.processes {
+            let status = process.wait(PATIENCE).expect("ends after SIGTERM");
+            assert!(status.success(), "{status}\n{}", process.log_tail(20));
+        }
+    }
+
+    /// Starts every process that has ended, as it was started before.
+    pub(crate) async fn start_again(&mut self) {
+        for process in &mut self.processes {
+            if process.exited().is_some() {
+                *process = process.launch.spawn();
+            }
+        }
+        self.ready().await;
+    }
+
+    /// What there is of sandboxes on the machine, in words.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        leftovers::of(&self.data_dir(), &self.cgroup_parent)
+    }
+
+    /// Waits until nothing is left of sandboxes.
+    pub(crate) async fn expect_nothing_left(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left after {at_most:?}:\n{}", left.join("\n"));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The executor of the only sandbox.
+    pub(crate) fn only_executor(&self) -> i32 {
+        let pids =
+            process::processes_with(&["sandmesh-executor", " serve ", &self.data_dir().to_string_lossy()]);
+        assert_eq!(pids.len(), 1, "one executor: {pids:?}");
+        pids[0]
+    }
+}
+
+fn ended(process: &mut Process) -> Option<String> {
+    process.exited().map(|status| format!("{status}\n{}", process.log_tail(20)))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.processes.iter().for_each(|process| eprintln!("{}", process.log_tail(60)));
+        }
+        self.processes.iter().for_each(Process::terminate);
+        for process in &mut self.processes {
+            if process.wait(Duration::from_secs(15)).is_none() {
+                process.kill();
+            }
+        }
+        leftovers::remove(&self.data_dir(), &self.cgroup_parent);
+    }
+}
+
+/// A port of this machine that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` holds, looking often.
+pub(crate) async fn eventually(
+    what: &str,
+    at_most: Duration,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> Duration {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < at_most, "not within {at_most:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    start.elapsed()
+}

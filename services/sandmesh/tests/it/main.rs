@@ -1,0 +1,51 @@
+//! The front door: the real program, started as a user starts it, asked over REST, gRPC, gRPC-web and
+//! its command line.
+//!
+//! One binary, so that it is linked once. A body that takes a [`harness::Wiring`] is a test in both
+//! wirings of the mesh: all roles in one process, and roles in several processes on unix sockets and TCP.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::large_futures,
+    reason = "a test fails by panicking, tells the time by the real clock, and need not be lean"
+)]
+
+/// Makes two tests of each body: `embedded::NAME` and `split::NAME`.
+macro_rules! in_both_wirings {
+    ($($body:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $body() {
+                super::$body(crate::harness::Wiring::Embedded).await;
+            })+
+        }
+        mod split {
+            $(#[tokio::test]
+            async fn $body() {
+                super::$body(crate::harness::Wiring::Split).await;
+            })+
+        }
+    };
+}
+
+mod harness;
+
+mod bad_input;
+mod bad_input_grpc;
+mod behaviours_executions;
+mod behaviours_results;
+mod behaviours_sessions;
+mod behaviours_templates;
+mod behaviours_workspace;
+mod cli;
+mod clients;
+mod control;
+mod crash;
+mod crash_roles;
+mod grpc_executions;
+mod grpc_sessions;
+mod streams;
+mod wiring;

@@ -73,7 +73,6 @@ fn session(session_id: &str) -> pb::Session {
         state: pb::session::State::Running.into(),
         runtime_type: "process".into(),
         sandbox_id: "sbx_1".into(),
-        executor_endpoint: "unix:/secret/path".into(),
         resources: Some(Resources {
             cpu_millis: 500,
             memory_bytes: 512 << 20,

@@ -52,7 +52,6 @@ pub(crate) fn session(row: session::Model) -> pb::Session {
         last_activity_at: Some(time(row.last_activity_at)),
         completed_at: row.completed_at.map(time),
         python_package_index_url: row.python_package_index_url,
-        executor_endpoint: row.endpoint,
     }
 }
 

@@ -18,11 +18,20 @@ use tonic::{Response, Status};
 use crate::error::Error;
 
 /// The services that this role calls.
+///
+/// Each executor has a connection for its drivers and one for control, which must not wait for a place
+/// among many streams. A watcher has one of its own: a slow reader fills the window of its connection.
 #[derive(Debug)]
 pub(crate) struct Peers {
     scheduler: Link,
     template: Link,
-    executors: Mutex<HashMap<String, Link>>,
+    executors: Mutex<HashMap<String, Connections>>,
+}
+
+#[derive(Debug, Clone)]
+struct Connections {
+    drivers: Link,
+    control: Link,
 }
 
 impl Peers {
@@ -42,27 +51,53 @@ impl Peers {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// The executor at an endpoint. The connection is kept until [`Peers::forget`].
+    /// The executor at an endpoint, to drive executions. Connected until [`Peers::forget`].
     ///
     /// # Errors
     /// When the endpoint is not one.
-    pub(crate) fn executor(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
-        let mut executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
-        let link = match executors.get(endpoint) {
-            Some(link) => link.clone(),
-            None => {
-                let link = Link::dial(endpoint).map_err(anyhow::Error::new)?;
-                executors.entry(endpoint.to_owned()).or_insert(link).clone()
-            }
-        };
-        let client = ExecutorServiceClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(client.max_encoding_message_size(MAX_MESSAGE_BYTES))
+    pub(crate) fn driver(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
+        Ok(executor(self.connections(endpoint)?.drivers))
     }
 
-    /// Closes the connection to the executor of a session that ended.
+    /// The executor at an endpoint, for short calls. Connected until [`Peers::forget`].
+    ///
+    /// # Errors
+    /// When the endpoint is not one.
+    pub(crate) fn control(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
+        Ok(executor(self.connections(endpoint)?.control))
+    }
+
+    /// The executor at an endpoint, for one watcher. Connected as long as the client lives.
+    ///
+    /// # Errors
+    /// When the endpoint is not one.
+    pub(crate) fn watcher(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
+        Ok(executor(dial(endpoint)?))
+    }
+
+    fn connections(&self, endpoint: &str) -> Result<Connections, Error> {
+        let mut executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = executors.get(endpoint) {
+            return Ok(found.clone());
+        }
+        let made = Connections { drivers: dial(endpoint)?, control: dial(endpoint)? };
+        Ok(executors.entry(endpoint.to_owned()).or_insert(made).clone())
+    }
+
+    /// Closes the connections to the executor of a session that ended.
     pub(crate) fn forget(&self, endpoint: &str) {
         self.executors.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
     }
+}
+
+fn dial(endpoint: &str) -> Result<Link, Error> {
+    Ok(Link::dial(endpoint).map_err(anyhow::Error::new)?)
+}
+
+fn executor(link: Link) -> ExecutorServiceClient<Link> {
+    ExecutorServiceClient::new(link)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// Makes a call that ends after `limit` at the latest.

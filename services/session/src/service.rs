@@ -76,6 +76,16 @@ impl Service {
             .unwrap_or_else(|_| Err(Error::Unavailable("the session service failed at it".to_owned())))
     }
 
+    /// Spawns work that the next process takes up where this one stopped: it is dropped when the service
+    /// stops.
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let token = self.tasks.token();
+        self.tasks.spawn(name, async move {
+            // Dropped or ended, both are well.
+            let _ = token.run_until_cancelled(work).await;
+        });
+    }
+
     /// Waits, but not longer than until the service stops. False when it stops.
     async fn pause(&self, duration: Duration) -> bool {
         let token = self.tasks.token();

@@ -169,7 +169,6 @@ async fn session_is_created_once_over_grpc(wiring: Wiring) {
     );
     assert_eq!(created.effective_isolation.unwrap().jail, "bubblewrap");
     assert_eq!((created.runtime_type.as_str(), created.language_runtime.as_str()), ("process", "python3.11"));
-    assert!(created.executor_endpoint.is_empty(), "is no business of clients: {}", created.executor_endpoint);
     refused(grpc.sessions.create_session(request).await, Code::AlreadyExists, "SESSION_EXISTS");
     refused(
         grpc.sessions.create_session(session("none")).await,

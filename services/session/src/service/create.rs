@@ -190,7 +190,7 @@ impl Service {
 
     fn spawn_creation(self: &Arc<Self>, id: String, waiter: Option<Waiter>) {
         let service = Arc::clone(self);
-        self.tasks.spawn("create sandbox", async move {
+        self.spawn("create sandbox", async move {
             if let Err(error) = service.create_sandbox(&id, waiter).await {
                 // The sweep tries again.
                 tracing::error!(session.id = id, error = format!("{error:#?}"), "sandbox not created");

@@ -65,15 +65,9 @@ impl Service {
     pub(super) fn spawn_driver(self: &Arc<Self>, execution_id: &str, session_id: &str, fresh: bool) {
         let Some(registration) = self.drivers.register(execution_id, session_id) else { return };
         let service = Arc::clone(self);
-        self.tasks.spawn("drive execution", async move {
-            let token = service.tasks.token();
+        self.spawn("drive execution", async move {
             let id = registration.execution_id.clone();
-            let driven = tokio::select! {
-                driven = drive(&service, registration, fresh) => driven,
-                // The next process takes it up where the executor has it.
-                () = token.cancelled() => Ok(()),
-            };
-            if let Err(error) = driven {
+            if let Err(error) = drive(&service, registration, fresh).await {
                 // The sweep drives it again.
                 tracing::error!(execution.id = id, error = format!("{error:#?}"), "driver failed");
             }
@@ -82,7 +76,7 @@ impl Service {
 
     /// Tells an executor that the end of an execution is recorded, so that it may forget it.
     pub(super) async fn acknowledge(&self, endpoint: &str, execution_id: &str) {
-        let Ok(mut executor) = self.peers.executor(endpoint) else { return };
+        let Ok(mut executor) = self.peers.control(endpoint) else { return };
         let mut backoff = Backoff::new(self.config.retry_max.0);
         for _ in 0..3 {
             let request = executor::AcknowledgeExecutionRequest { execution_id: execution_id.to_owned() };

@@ -109,7 +109,7 @@ impl Service {
     /// Winds a session down in the background.
     pub(super) fn spawn_wind_down(self: &Arc<Self>, id: String, done: Option<oneshot::Sender<()>>) {
         let service = Arc::clone(self);
-        self.tasks.spawn("wind down session", async move {
+        self.spawn("wind down session", async move {
             if let Err(error) = service.wind_down(&id).await {
                 // The sweep tries again.
                 tracing::error!(session.id = id, error = format!("{error:#?}"), "session not wound down");
@@ -184,8 +184,9 @@ impl Service {
 
     /// Forgets a session of which nothing is left, with its executions and their output.
     pub(super) async fn purge(&self, id: &str) -> Result<(), Error> {
-        let gone = self.store.session_or_deleted(id).await?.is_some_and(|session| session.sandbox_removed);
-        if gone {
+        let session = self.store.session_or_deleted(id).await?;
+        if let Some(session) = session.filter(|session| session.sandbox_removed) {
+            self.peers.forget(&session.endpoint);
             self.objects.delete_session(id).await?;
             self.store.purge_session(id).await?;
         }

@@ -150,7 +150,7 @@ impl Follower {
             return Err(stopping());
         }
         let session = self.service.session(&row.session_id).await?;
-        let mut executor = self.service.peers.executor(&session.endpoint)?;
+        let mut executor = self.service.peers.watcher(&session.endpoint)?;
         let (frames, requests) = mpsc::channel(1);
         let attach = ExecutionAttach {
             execution_id: self.id.clone(),

@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
 use sandmesh_proto::executor;
 
@@ -29,35 +30,47 @@ impl Service {
     /// Sweeps until the service stops.
     pub(crate) async fn sweep_forever(self: Arc<Self>) {
         loop {
-            if let Err(error) = self.sweep().await {
-                tracing::error!(error = format!("{error:#?}"), "sweep failed");
-            }
+            // One that fails is tried again in the next sweep, and holds up no other.
+            logged("executions not driven", self.drive_undriven().await);
+            logged("sessions not checked", self.check_sessions().await);
+            logged("ended sessions not wound down", self.wind_down_ended().await);
+            logged("old sessions not forgotten", self.purge_old().await);
             if !self.pause(self.config.sweep_interval.0).await {
                 return;
             }
         }
     }
 
-    /// Does what time and crashes left to do.
-    pub(crate) async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
+    async fn drive_undriven(self: &Arc<Self>) -> Result<(), Error> {
         for (execution, session) in self.store.active_executions().await? {
             self.spawn_driver(&execution, &session, false);
         }
-        let now = self.clock.now();
-        for session in self.store.sessions_to_check(now).await? {
-            self.check(&session).await?;
+        Ok(())
+    }
+
+    async fn check_sessions(self: &Arc<Self>) -> Result<(), Error> {
+        for session in self.store.sessions_to_check(self.clock.now()).await? {
+            logged("session not checked", self.check(&session).await);
         }
+        Ok(())
+    }
+
+    async fn wind_down_ended(self: &Arc<Self>) -> Result<(), Error> {
         for id in self.store.sessions_to_wind_down(BATCH).await? {
             // Held by whoever winds it down now.
             if self.sandboxes.try_lock(&id).is_some() {
                 self.spawn_wind_down(id, None);
             }
         }
+        Ok(())
+    }
+
+    async fn purge_old(&self) -> Result<(), Error> {
         let retention =
             chrono::TimeDelta::from_std(self.config.retention.0).unwrap_or(chrono::TimeDelta::MAX);
-        let before = now.checked_sub_signed(retention).unwrap_or(chrono::DateTime::<chrono::Utc>::MIN_UTC);
+        let before = self.clock.now().checked_sub_signed(retention).unwrap_or(DateTime::<Utc>::MIN_UTC);
         for id in self.store.sessions_to_purge(before, BATCH).await? {
-            self.purge(&id).await?;
+            logged("session not forgotten", self.purge(&id).await);
         }
         Ok(())
     }
@@ -110,7 +123,7 @@ impl Service {
     }
 
     async fn acknowledge_in(&self, session: &Model) -> Result<(), Error> {
-        let mut executor = self.peers.executor(&session.endpoint)?;
+        let mut executor = self.peers.control(&session.endpoint)?;
         let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
         let list = executor.list_executions(executor::ListExecutionsRequest {});
         for kept in call(EXECUTOR_LIMIT, list).await.map_err(unavailable)?.executions {
@@ -121,5 +134,11 @@ impl Service {
             }
         }
         Ok(())
+    }
+}
+
+fn logged(what: &str, result: Result<(), Error>) {
+    if let Err(error) = result {
+        tracing::error!(error = format!("{error:#?}"), "{what}");
     }
 }

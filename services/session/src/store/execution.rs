@@ -76,6 +76,8 @@ pub(crate) struct Ending {
     pub(crate) return_value_bytes: Option<i64>,
     pub(crate) error: Option<UserError>,
     pub(crate) metrics: Option<Metrics>,
+    /// When its process ended; unset: now.
+    pub(crate) ended_at: Option<DateTime<Utc>>,
 }
 
 /// What is recorded of one stream of output.
@@ -203,7 +205,8 @@ impl Store {
         ending: Ending,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
-        let change = ActiveModel { completed_at: Set(Some(now.into())), ..columns(ending) };
+        let ended_at = ending.ended_at.unwrap_or(now);
+        let change = ActiveModel { completed_at: Set(Some(ended_at.into())), ..columns(ending) };
         let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
         let transaction = self.writer.begin().await?;
         let ended = update.exec(&transaction).await?.rows_affected == 1;

@@ -246,13 +246,17 @@ impl Store {
         Ok(Entity::find().filter(Column::State.eq(state)).all(&self.readers).await?)
     }
 
-    /// The live sessions that time could have ended: in creation, past their lifetime, or with an idle
-    /// timeout.
+    /// The live sessions that time may have ended: in creation, past their lifetime, or not used for longer
+    /// than they may be idle.
     pub(crate) async fn sessions_to_check(&self, now: DateTime<Utc>) -> Result<Vec<Model>, Error> {
+        let now = Instant::from(now);
+        let idle_until =
+            Expr::col(Column::LastActivityAt).add(Expr::col(Column::IdleTimeoutSeconds).mul(1_000_000_i64));
+        let idle = Condition::all().add(Column::IdleTimeoutSeconds.gt(0)).add(idle_until.lte(now.micros()));
         let matter = Condition::any()
             .add(Column::State.eq(SessionState::Creating))
-            .add(Column::ExpiresAt.lte(Instant::from(now)))
-            .add(Column::IdleTimeoutSeconds.gt(0));
+            .add(Column::ExpiresAt.lte(now))
+            .add(idle);
         Ok(Entity::find().filter(live()).filter(matter).all(&self.readers).await?)
     }
 

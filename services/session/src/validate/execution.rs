@@ -23,6 +23,9 @@ const MAX_STDIN: usize = 8 << 20;
 /// The words of a command together may be this long.
 const MAX_COMMAND: usize = 1 << 20;
 
+/// One word of a command may be this long: the kernel takes 128 KiB with the final NUL.
+const MAX_WORD: usize = (128 << 10) - 1;
+
 /// The time limit of an execution that does not say, in seconds.
 const DEFAULT_TIMEOUT: u32 = 30;
 
@@ -111,6 +114,13 @@ fn check_command(check: &mut Check, spec: &pb::ExecutionSpec) {
     if spec.command.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND {
         check.fail("spec.command", "too_long", &format!("must be at most {MAX_COMMAND} bytes long in all"));
     }
+    if spec.command.iter().any(|word| word.len() > MAX_WORD) {
+        check.fail(
+            "spec.command",
+            "string_too_long",
+            &format!("must have words of at most {MAX_WORD} bytes"),
+        );
+    }
     if spec.command.first().is_some_and(String::is_empty)
         || spec.command.iter().any(|word| word.contains('\0'))
     {
@@ -153,7 +163,7 @@ fn check_event(check: &mut Check, event: &str) {
 }
 
 fn check_entrypoint(check: &mut Check, entrypoint: &str) {
-    check.length("spec.entrypoint", entrypoint, 0..=128);
+    check.length("spec.entrypoint", entrypoint, 0..=64);
     if !entrypoint.is_empty() && !is_identifier(entrypoint, true) {
         check.fail("spec.entrypoint", "string_pattern_mismatch", "must be the name of a function");
     }

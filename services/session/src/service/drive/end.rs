@@ -1,6 +1,7 @@
 //! How an execution ended, and the writing of it.
 
 use bytes::Bytes;
+use sandmesh_mesh::datetime;
 use sandmesh_proto::executor::{self, execution_exited::Status};
 
 use super::Driver;
@@ -86,6 +87,7 @@ impl End {
             signal,
             error,
             metrics: exited.metrics.as_ref().map(encode::metrics_from),
+            ended_at: exited.ended_at.as_ref().and_then(datetime),
             ..Ending::default()
         };
         Self {

@@ -53,7 +53,7 @@ enum Next {
 impl Driver {
     /// Follows the execution on one stream, to its end or until the stream breaks.
     pub(super) async fn follow(&mut self) -> Result<Result<End, Status>, Error> {
-        let mut executor = self.service.peers.executor(&self.session.endpoint)?;
+        let mut executor = self.service.peers.driver(&self.session.endpoint)?;
         let (frames, requests) = mpsc::channel(FRAMES);
         let first = self.first_frame().await?;
         self.unsent = false;
@@ -213,7 +213,7 @@ impl Driver {
     }
 
     pub(super) async fn cancel_in_executor(&self) -> Result<Result<(), Status>, Error> {
-        let mut executor = self.service.peers.executor(&self.session.endpoint)?;
+        let mut executor = self.service.peers.control(&self.session.endpoint)?;
         let request = executor::CancelExecutionRequest { execution_id: self.row.id.clone() };
         Ok(call(CANCEL_LIMIT, executor.cancel_execution(request)).await.map(|_| ()))
     }

@@ -228,7 +228,7 @@ impl Service {
     fn follow(self: &Arc<Self>, sandbox: &Sandbox) {
         let (service, stopped) = (Arc::clone(self), self.tasks.token());
         let (id, created_at) = (sandbox.id.clone(), sandbox.created_at);
-        self.tasks.spawn("follow sandbox", async move {
+        self.tasks.spawn_detached("follow sandbox", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
                 reason = service.runtime.wait(&id) => service.died(&id, created_at, &reason),

@@ -40,7 +40,9 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The role does not run here, and the configuration does not say where it runs.
-    #[error("role `{0}` does not run in this process and setting `mesh.links.{0}` does not say where it does")]
+    #[error(
+        "role `{0}` does not run in this process and setting `mesh.links.{0}` does not say where it does"
+    )]
     NotConfigured(RoleName),
     /// The address is neither `http://HOST:PORT` nor `unix:PATH`.
     #[error("`{0}` is not an address such as `http://127.0.0.1:8001` or `unix:/run/sandmesh/session.sock`")]
@@ -154,7 +156,9 @@ impl Service<Request> for Link {
             match link.to {
                 To::Local(slot) => match slot.get() {
                     Some(router) => Ok(router.oneshot(request).await?.map(Body::new)),
-                    None => Ok(Status::unavailable(format!("role `{}` is not running", link.target)).into_http()),
+                    None => {
+                        Ok(Status::unavailable(format!("role `{}` is not running", link.target)).into_http())
+                    }
                 },
                 To::Remote(channel, token) => call_remote(channel, token, request).await,
             }
@@ -162,7 +166,11 @@ impl Service<Request> for Link {
     }
 }
 
-async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Request) -> Result<Response, BoxError> {
+async fn call_remote(
+    channel: Channel,
+    token: Option<Secret>,
+    mut request: Request,
+) -> Result<Response, BoxError> {
     if let Some(value) = token.and_then(|token| token.expose().parse().ok()) {
         request.headers_mut().insert(TOKEN_HEADER, value);
     }

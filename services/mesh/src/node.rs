@@ -7,7 +7,6 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -168,10 +167,12 @@ impl Node {
     /// on it.
     pub async fn bind(config: &MeshConfig) -> anyhow::Result<Self> {
         config.validate()?;
-        fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("setting `mesh.data_dir`: cannot make `{}`", config.data_dir.display()))?;
+        fs::create_dir_all(&config.data_dir).with_context(|| {
+            format!("setting `mesh.data_dir`: cannot make `{}`", config.data_dir.display())
+        })?;
         fs::set_permissions(&config.data_dir, fs::Permissions::from_mode(0o700))?;
-        let locks = config.roles.iter().map(|role| lock(&config.data_dir, *role)).collect::<Result<_, _>>()?;
+        let locks =
+            config.roles.iter().map(|role| lock(&config.data_dir, *role)).collect::<Result<_, _>>()?;
         let internal = match config.listen.as_str() {
             "" => None,
             address => Some(bind(address).await?),
@@ -199,8 +200,8 @@ impl Node {
         self.roles.push(role);
     }
 
-    /// Serves until `stop` resolves, then stops in order: not ready, no new calls, calls in flight,
-    /// background tasks; all within the grace period.
+    /// Serves until `stop` resolves, then stops in order: not ready, no new calls, then calls in flight
+    /// and background tasks together; all within the grace period.
     ///
     /// # Errors
     /// When an address cannot be bound.
@@ -247,16 +248,14 @@ impl Node {
         }
     }
 
+    /// Servers and tasks are told at once: the streams that follow something end with their task's token,
+    /// and would hold up their server otherwise.
     async fn shut_down(&self, serving: &Tasks) {
-        let deadline = tokio::time::Instant::now() + self.config.shutdown_grace.0;
-        // Calls get most of the time, tasks the rest: a client that follows a run for an hour must not
-        // keep the tasks from ending in order.
-        let cut = serving.shut_down(self.config.shutdown_grace.0.mul_f64(0.6)).await;
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let late = self.mesh.tasks.shut_down(left.max(Duration::from_millis(100))).await;
+        let grace = self.config.shutdown_grace.0;
+        let (servers, tasks) = tokio::join!(serving.shut_down(grace), self.mesh.tasks.shut_down(grace));
         self.slot.set(None);
-        if cut + late > 0 {
-            tracing::warn!(servers = cut, tasks = late, "the grace period ended before these did");
+        if servers + tasks > 0 {
+            tracing::warn!(servers, tasks, "the grace period ended before these did");
         }
     }
 }

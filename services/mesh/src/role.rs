@@ -63,7 +63,9 @@ impl fmt::Display for RoleName {
 
 /// A word that is not the name of a role.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a role; the roles are session, template, scheduler, agent, health-probe, state-sync, gateway")]
+#[error(
+    "`{0}` is not a role; the roles are session, template, scheduler, agent, health-probe, state-sync, gateway"
+)]
 pub struct UnknownRole(String);
 
 impl FromStr for RoleName {

@@ -4,7 +4,7 @@ use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// The tasks of one node. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +23,17 @@ impl Tasks {
     /// Spawns a task. It must end soon after [`Tasks::token`] is cancelled; one that panics is logged and
     /// does not take the others along.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let task = AssertUnwindSafe(task.instrument(tracing::info_span!("task", name)));
+        self.run(name, tracing::info_span!("task", name), task);
+    }
+
+    /// As [`Tasks::spawn`], for a task that goes on long after the call that starts it: its span is a root,
+    /// as the span of that call would otherwise stay open with it.
+    pub fn spawn_detached(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.run(name, tracing::info_span!(parent: None, "task", name), task);
+    }
+
+    fn run(&self, name: &'static str, span: Span, task: impl Future<Output = ()> + Send + 'static) {
+        let task = AssertUnwindSafe(task.instrument(span));
         self.tracker.spawn(async move {
             if task.catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked");

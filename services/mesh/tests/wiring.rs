@@ -1,6 +1,6 @@
 //! The same calls, inside the process and across a socket, must behave alike.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 
 use std::{
     path::Path,
@@ -159,7 +159,8 @@ async fn a_stopped_node_answers_unavailable_and_holds_nothing() {
     eventually_up(&running.local).await;
     running.stop.cancel();
     running.node.await.unwrap().unwrap();
-    let refused = StateSyncServiceClient::new(running.local).reconcile(ReconcileRequest {}).await.unwrap_err();
+    let refused =
+        StateSyncServiceClient::new(running.local).reconcile(ReconcileRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
 }
 

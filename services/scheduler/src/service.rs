@@ -73,7 +73,7 @@ impl Service {
             let registry = Arc::clone(&self.registry);
             let follower =
                 Follower { registry, node_id, link, call_timeout: self.config.call_timeout.0, stop };
-            self.mesh.tasks().spawn("follow node", follower.run());
+            self.mesh.tasks().spawn_detached("follow node", follower.run());
         }
         Ok(self.config.heartbeat_interval.0)
     }

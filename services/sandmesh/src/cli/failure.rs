@@ -129,21 +129,22 @@ fn root_cause(status: &Status) -> String {
     }
 }
 
-/// The message, the reason and the fields that are wrong, in one line.
+/// The message, the reason and the fields that are wrong, in one line; what the message says already is
+/// not said again.
 fn refusal(status: &Status) -> String {
-    let mut text = match status.message() {
+    let message = match status.message() {
         "" => status.code().description().to_lowercase(),
         message => message.to_owned(),
     };
-    if let Some(reason) = reason(status) {
-        text.push_str(&format!(" ({reason})"));
-    }
     let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    for (index, violation) in violations.iter().enumerate() {
-        let separator = if index == 0 { ": " } else { "; " };
-        text.push_str(&format!("{separator}{}: {}", violation.field, violation.description));
-    }
-    text
+    let fields: Vec<String> = violations
+        .iter()
+        .filter(|violation| !message.contains(&violation.description))
+        .map(|violation| format!("{}: {}", violation.field, violation.description))
+        .collect();
+    let reason = reason(status).map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let separator = if fields.is_empty() { "" } else { ": " };
+    format!("{message}{reason}{separator}{}", fields.join("; "))
 }
 
 fn remedy(status: &Status, url: &str) -> Option<String> {
@@ -185,6 +186,12 @@ mod tests {
               spec.code: is required"]
         );
         assert_eq!(failure.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_field_that_the_message_names_is_not_named_twice() {
+        let failure = refused(Code::InvalidArgument, "INVALID_ARGUMENT", &[("spec", "no good")]);
+        assert_eq!(failure.lines("http://x"), ["error: no good (INVALID_ARGUMENT)"]);
     }
 
     #[test]

@@ -228,3 +228,15 @@ async fn nothing_of_the_agents_environment_reaches_an_executor() {
     let names: Vec<&str> = environ.split('\0').filter_map(|pair| pair.split('=').next()).collect();
     assert!(names.iter().all(|name| ["", "PATH"].contains(name)), "{names:?}");
 }
+
+#[tokio::test]
+async fn an_executor_that_died_is_reaped() {
+    let bench = ProcessBench::new();
+    let runtime = bench.process_runtime();
+    runtime.create(&order(1)).await.unwrap();
+    let pid = Record::load(&bench.sandbox_dir(&id(1))).unwrap().process.unwrap().pid;
+    let id = id(1);
+    let (waited, ()) = tokio::join!(runtime.wait(&id), bench.kill(&id));
+    assert!(waited.contains("signal 9"), "{waited}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is a zombie");
+}

@@ -10,7 +10,7 @@ mod stream;
 use std::{sync::Arc, time::Duration};
 
 use sandmesh_proto::{agent, executor, scheduler};
-use tokio::{sync::mpsc, sync::watch, time::Instant};
+use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
 
 use self::{
@@ -19,7 +19,7 @@ use self::{
 };
 use super::{Service, end::of_session};
 use crate::{
-    drivers::{Input, Registration, Stop},
+    drivers::{Registration, Stop},
     error::Error,
     lifecycle::SessionState,
     peers::{Backoff, call},
@@ -43,8 +43,7 @@ struct Driver {
     service: Arc<Service>,
     row: execution::Model,
     session: session::Model,
-    stop: watch::Receiver<Stop>,
-    input: mpsc::Receiver<Input>,
+    registration: Registration,
     stdout: Spool,
     stderr: Spool,
     /// No executor can know it: it was accepted by this process and not sent yet.
@@ -61,13 +60,28 @@ struct Driver {
 }
 
 impl Service {
-    /// Drives an execution, unless it is driven. `fresh`: this process accepted it just now.
-    pub(super) fn spawn_driver(self: &Arc<Self>, execution_id: &str, session_id: &str, fresh: bool) {
-        let Some(registration) = self.drivers.register(execution_id, session_id) else { return };
+    /// Drives an execution, unless it is driven.
+    pub(super) fn spawn_driver(self: &Arc<Self>, execution_id: &str, session_id: &str) {
+        if let Some(registration) = self.drivers.register(execution_id, session_id) {
+            self.spawn_registered(registration, None);
+        }
+    }
+
+    /// Drives an execution that was accepted just now in `session`: no executor can know it.
+    pub(super) fn drive_accepted(
+        self: &Arc<Self>,
+        registration: Registration,
+        row: execution::Model,
+        session: session::Model,
+    ) {
+        self.spawn_registered(registration, Some((row, session)));
+    }
+
+    fn spawn_registered(self: &Arc<Self>, registration: Registration, accepted: Option<Rows>) {
         let service = Arc::clone(self);
         self.spawn("drive execution", async move {
             let id = registration.execution_id.clone();
-            if let Err(error) = drive(&service, registration, fresh).await {
+            if let Err(error) = drive(service, registration, accepted).await {
                 // The sweep drives it again.
                 tracing::error!(execution.id = id, error = format!("{error:#?}"), "driver failed");
             }
@@ -92,58 +106,70 @@ impl Service {
     }
 }
 
-async fn drive(service: &Arc<Service>, mut registration: Registration, fresh: bool) -> Result<(), Error> {
-    let Some(row) = service.store.execution_or_deleted(&registration.execution_id).await? else {
-        return Ok(());
+type Rows = (execution::Model, session::Model);
+
+async fn drive(
+    service: Arc<Service>,
+    mut registration: Registration,
+    accepted: Option<Rows>,
+) -> Result<(), Error> {
+    let unsent = accepted.is_some();
+    let known = match accepted {
+        Some(rows) => Some(rows),
+        None => rows(&service, &registration.execution_id).await?,
     };
-    if row.state.is_final() {
-        return Ok(());
-    }
-    let Some(session) = ready_session(service, &row, &mut registration.stop).await? else { return Ok(()) };
-    let spool = || {
-        let (inline, most) = (service.config.inline_limit.0, service.config.max_output.0);
-        Spool::new(service.spool_dir.clone(), inline, most)
-    };
-    let started = row.started_at.is_some();
-    let (stop, input) =
-        (registration.stop.clone(), std::mem::replace(&mut registration.input, mpsc::channel(1).1));
+    let Some((row, session)) = known else { return Ok(()) };
+    let Some(session) = ready(&service, session, &mut registration.stop).await? else { return Ok(()) };
+    let (inline, most) = (service.config.inline_limit.0, service.config.max_output.0);
+    let spool = || Spool::new(service.spool_dir.clone(), inline, most);
     let mut driver = Driver {
-        service: Arc::clone(service),
         session,
-        stop,
-        input,
+        registration,
         stdout: spool(),
         stderr: spool(),
-        unsent: fresh,
-        started,
+        unsent,
+        started: row.started_at.is_some(),
         stopping: Stopping::default(),
         overdue: None,
         silences: 0,
         refused_attaches: 0,
         stdin: Stdin::Unknown,
         row,
+        service,
     };
     let end = driver.run().await?;
     driver.finish(end).await
 }
 
-/// Waits until the session runs or has ended; `None` when the execution ended or was cancelled before.
-async fn ready_session(
-    service: &Arc<Service>,
-    row: &execution::Model,
+/// The rows of an execution that has not ended, and of its session.
+async fn rows(service: &Service, id: &str) -> Result<Option<Rows>, Error> {
+    let row = service.store.execution_or_deleted(id).await?;
+    let Some(row) = row.filter(|row| !row.state.is_final()) else { return Ok(None) };
+    Ok(service.store.session_or_deleted(&row.session_id).await?.map(|session| (row, session)))
+}
+
+/// Waits until a session runs or has ended, or its execution is to be stopped; `None` when it is not there
+/// any more.
+async fn ready(
+    service: &Service,
+    mut session: session::Model,
     stop: &mut watch::Receiver<Stop>,
 ) -> Result<Option<session::Model>, Error> {
-    let mut changes = service.session_changes.subscribe(&row.session_id);
-    loop {
-        let Some(session) = service.store.session_or_deleted(&row.session_id).await? else { return Ok(None) };
-        if session.state != SessionState::Creating || *stop.borrow_and_update() != Stop::No {
-            return Ok(Some(session));
+    let mut changes = service.session_changes.subscribe(&session.id);
+    // Read again after subscribing, so that no change is missed in between.
+    while session.state == SessionState::Creating && *stop.borrow_and_update() == Stop::No {
+        match service.store.session_or_deleted(&session.id).await? {
+            Some(now) => session = now,
+            None => return Ok(None),
         }
-        tokio::select! {
-            () = changes.changed() => {}
-            _ = stop.changed() => {}
+        if session.state == SessionState::Creating {
+            tokio::select! {
+                () = changes.changed() => {}
+                _ = stop.changed() => {}
+            }
         }
     }
+    Ok(Some(session))
 }
 
 impl Driver {
@@ -175,7 +201,7 @@ impl Driver {
         if self.session.state.is_final() {
             return Ok(Some(self.ended_with_session().await?));
         }
-        let stop = *self.stop.borrow_and_update();
+        let stop = *self.registration.stop.borrow_and_update();
         if stop == Stop::SandboxLost {
             return Ok(Some(self.ended_with_session().await?));
         }

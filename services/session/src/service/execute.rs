@@ -52,26 +52,16 @@ impl Service {
             self.session(&new.session_id).await?;
             return Ok(first);
         }
-        let session = self.session(&new.session_id).await?;
-        if session.state.is_final() {
-            return Err(Error::SessionNotActive { id: session.id, state: session.state.as_str() });
-        }
         let given = new.execution_id.is_some();
         let mut row = self.execution_from(new);
         self.spill_input(&mut row).await?;
         let prefix = row.object_prefix.clone();
-        let inserted = self.insert_execution(&mut row, given).await;
-        if !matches!(inserted, Ok(None)) {
+        let accepted = self.accept(&mut row, given).await;
+        if !matches!(accepted, Ok(None)) {
             // Not needed: another was first, or nothing runs.
             self.objects.delete_below(&prefix).await?;
         }
-        match inserted? {
-            Some(first) => Ok(first),
-            None => {
-                self.spawn_driver(&row.id, &row.session_id, true);
-                Ok(row)
-            }
-        }
+        Ok(accepted?.unwrap_or(row))
     }
 
     fn execution_from(&self, new: NewExecution) -> Model {
@@ -114,13 +104,21 @@ impl Service {
         }
     }
 
-    /// Adds an execution; `Some` when it was there before.
-    async fn insert_execution(&self, row: &mut Model, given: bool) -> Result<Option<Model>, Error> {
+    /// Adds an execution and begins to drive it; `Some` when it was there before.
+    async fn accept(self: &Arc<Self>, row: &mut Model, given: bool) -> Result<Option<Model>, Error> {
         let limit = self.config.max_executions_per_session;
         for _ in 0..ID_ATTEMPTS {
+            // Before the row is there: whoever ends the session from then on finds its driver.
+            let registration = self.drivers.register(&row.id, &row.session_id);
             match self.store.insert_execution(row.clone(), limit).await? {
-                Inserted::New => return Ok(None),
-                Inserted::Repeat(first) if given || first.request_id == row.request_id => {
+                Inserted::New(session) => {
+                    // Where another request has the same id and no luck, the sweep drives it.
+                    if let Some(registration) = registration {
+                        self.drive_accepted(registration, row.clone(), *session);
+                    }
+                    return Ok(None);
+                }
+                Inserted::Repeat(first) if given || same_request(&first, row) => {
                     return Ok(Some(*first));
                 }
                 Inserted::IdTaken if given => break,
@@ -224,7 +222,7 @@ impl Service {
             return Err(Error::ExecutionEnded { id: row.id, state: row.state.as_str() });
         }
         // It has one already, unless that crashed and the sweep did not come by yet.
-        self.spawn_driver(&row.id, &row.session_id, false);
+        self.spawn_driver(&row.id, &row.session_id);
         if let Some(driver) = self.drivers.get(id) {
             driver.stop(Stop::Cancel);
         }
@@ -253,6 +251,11 @@ impl Service {
         let driver = self.drivers.get(&row.id).ok_or_else(refused)?;
         driver.send(frame).await.unwrap_or_else(|| Err(refused()))
     }
+}
+
+/// Made by the same request; ids that are equal by chance are not.
+fn same_request(first: &Model, row: &Model) -> bool {
+    row.request_id.is_some() && first.request_id == row.request_id
 }
 
 fn input_frame(input: Option<Input>) -> Result<Frame, Error> {

@@ -43,7 +43,7 @@ impl Service {
 
     async fn drive_undriven(self: &Arc<Self>) -> Result<(), Error> {
         for (execution, session) in self.store.active_executions().await? {
-            self.spawn_driver(&execution, &session, false);
+            self.spawn_driver(&execution, &session);
         }
         Ok(())
     }

@@ -2,8 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::Set, DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
-    entity::prelude::*, sea_query::Condition,
+    ActiveValue::Set,
+    DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
+    entity::prelude::*,
+    sea_query::{Condition, ExprTrait, Query},
 };
 
 use super::{Instant, Page, Position, Store, session};
@@ -94,8 +96,8 @@ pub(crate) struct Recorded {
 /// How an insert of an execution went.
 #[derive(Debug)]
 pub(crate) enum Inserted {
-    /// It is there.
-    New,
+    /// It is there, in this session.
+    New(Box<session::Model>),
     /// It, or one of the same request, was there before.
     Repeat(Box<Model>),
     /// The id is taken in another session.
@@ -115,8 +117,13 @@ fn active() -> Condition {
 impl Store {
     /// Reads an execution; `None` when there is none, or its session was deleted.
     pub(crate) async fn execution(&self, id: &str) -> Result<Option<Model>, Error> {
-        let Some(found) = self.execution_or_deleted(id).await? else { return Ok(None) };
-        Ok(self.session(&found.session_id).await?.map(|_| found))
+        let session = Query::select()
+            .expr(Expr::val(1))
+            .from(session::Entity)
+            .and_where(Expr::col((session::Entity, session::Column::Id)).equals((Entity, Column::SessionId)))
+            .and_where(session::Column::DeletedAt.is_null())
+            .take();
+        Ok(Entity::find_by_id(id).filter(Expr::exists(session)).one(&self.readers).await?)
     }
 
     /// Reads an execution, also of a deleted session.
@@ -278,5 +285,5 @@ async fn insert(transaction: &DatabaseTransaction, execution: Model, limit: u32)
     }
     session::touch(transaction, &session.id, execution.created_at.utc()).await?;
     Entity::insert(ActiveModel::from(execution)).exec_without_returning(transaction).await?;
-    Ok(Inserted::New)
+    Ok(Inserted::New(Box::new(session)))
 }

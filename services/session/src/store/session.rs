@@ -5,7 +5,7 @@ use sea_orm::{
     ActiveValue::Set,
     ConnectionTrait, DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
     entity::prelude::*,
-    sea_query::{Condition, Query},
+    sea_query::{Condition, ExprTrait, Query},
 };
 
 use super::{Instant, Page, Position, Store, execution};
@@ -250,9 +250,11 @@ impl Store {
     /// than they may be idle.
     pub(crate) async fn sessions_to_check(&self, now: DateTime<Utc>) -> Result<Vec<Model>, Error> {
         let now = Instant::from(now);
-        let idle_until =
-            Expr::col(Column::LastActivityAt).add(Expr::col(Column::IdleTimeoutSeconds).mul(1_000_000_i64));
-        let idle = Condition::all().add(Column::IdleTimeoutSeconds.gt(0)).add(idle_until.lte(now.micros()));
+        let idle_timeout = ExprTrait::mul(Expr::col(Column::IdleTimeoutSeconds), 1_000_000_i64);
+        let idle_until = ExprTrait::add(Expr::col(Column::LastActivityAt), idle_timeout);
+        let idle = Condition::all()
+            .add(Column::IdleTimeoutSeconds.gt(0))
+            .add(ExprTrait::lte(idle_until, now.micros()));
         let matter = Condition::any()
             .add(Column::State.eq(SessionState::Creating))
             .add(Column::ExpiresAt.lte(now))

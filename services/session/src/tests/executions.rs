@@ -139,7 +139,7 @@ async fn an_execution_id_of_another_session_is_taken() {
 #[tokio::test]
 async fn a_session_being_created_accepts_and_runs_later() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
-    bench.world.lock().create_delay = Duration::from_millis(150);
+    bench.world.lock().create_delay = Duration::from_millis(400);
     let session = bench.session().await;
     let execution = bench.start_in(&session, "out:later").await;
     assert_eq!(execution.state(), State::Pending);
@@ -177,7 +177,7 @@ async fn cancelling_ends_a_run_and_keeps_its_output() {
 #[tokio::test]
 async fn an_execution_cancelled_before_its_start_never_runs() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
-    bench.world.lock().create_delay = Duration::from_millis(200);
+    bench.world.lock().create_delay = Duration::from_millis(600);
     let session = bench.session().await;
     let pending = bench.start_in(&session, "out:x").await;
     let cancel = pb::CancelExecutionRequest { execution_id: pending.execution_id };

@@ -8,12 +8,12 @@ async fn what_ran_before_a_restart_is_found_again_and_ran_once() {
     let session = bench.session().await;
     let mut running = Vec::new();
     for number in 0..20 {
-        running.push(
-            bench.start_in(&session, &format!("out:{number}- fill:50000 sleep:400 out:end exit:0")).await,
-        );
+        running
+            .push(bench.start_in(&session, &format!("out:{number}- fill:50000 gate out:end exit:0")).await);
     }
     bench.running(&running[0]).await;
     let mut bench = bench.restart().await;
+    bench.executor(&session).open_gate();
     for (number, execution) in running.iter().enumerate() {
         let ended = bench.ended(execution).await;
         assert_eq!((ended.state(), ended.exit_code), (State::Completed, Some(0)));
@@ -30,10 +30,12 @@ async fn what_ran_before_a_restart_is_found_again_and_ran_once() {
 async fn what_ended_while_nobody_looked_is_recorded() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
-    let execution = bench.start_in(&session, "out:a sleep:100 out:b value:7").await;
+    let execution = bench.start_in(&session, "out:a gate out:b value:7").await;
     bench.running(&execution).await;
+    let executor = bench.executor(&session);
     let stopped = bench.stop().await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    executor.open_gate();
+    eventually("it ended", || executor.has_ended(&execution.execution_id)).await;
     let mut bench = stopped.start_again().await;
     let ended = bench.ended(&execution).await;
     assert_eq!((ended.stdout.as_ref(), ended.return_value_json.as_deref()), (&b"ab"[..], Some("7")));
@@ -42,7 +44,7 @@ async fn what_ended_while_nobody_looked_is_recorded() {
 #[tokio::test]
 async fn what_was_pending_at_a_restart_is_started_once() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
-    bench.world.lock().create_delay = Duration::from_millis(200);
+    bench.world.lock().create_delay = Duration::from_millis(600);
     let session = bench.session().await;
     let pending = bench.start_in(&session, "out:late").await;
     let mut bench = bench.restart().await;

@@ -133,7 +133,7 @@ async fn without_room_there_is_an_error_and_no_session() {
 async fn a_slow_creation_is_answered_and_may_fail_later() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
-    bench.world.lock().create_delay = Duration::from_millis(100);
+    bench.world.lock().create_delay = Duration::from_millis(500);
     let session = bench.session().await;
     assert_eq!(session.state(), State::Creating);
     let waiting = bench.start_in(&session, "out:x").await;
@@ -157,7 +157,7 @@ async fn a_sandbox_that_can_never_run_fails_the_session() {
 #[tokio::test]
 async fn a_session_ended_during_its_creation_leaves_no_sandbox() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
-    bench.world.lock().create_delay = Duration::from_millis(150);
+    bench.world.lock().create_delay = Duration::from_millis(400);
     let session = bench.session().await;
     eventually("the creation began", || bench.world.lock().creates == 1).await;
     let end = pb::TerminateSessionRequest { session_id: session.session_id.clone() };

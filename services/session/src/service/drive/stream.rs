@@ -89,11 +89,11 @@ impl Driver {
                 Ok(None) => Ok(Next::Broken(Status::unavailable("the stream ended early"))),
                 Err(status) => Ok(Next::Broken(status)),
             },
-            changed = self.stop.changed() => match changed {
-                Ok(()) if *self.stop.borrow() == Stop::SandboxLost => Ok(Next::End(Box::new(self.ended_with_session().await?))),
+            changed = self.registration.stop.changed() => match changed {
+                Ok(()) if *self.registration.stop.borrow() == Stop::SandboxLost => Ok(Next::End(Box::new(self.ended_with_session().await?))),
                 _ => { self.note_stop(); Ok(Next::More) }
             },
-            Some(input) = self.input.recv() => { self.pass(input, frames); Ok(Next::More) }
+            Some(input) = self.registration.input.recv() => { self.pass(input, frames); Ok(Next::More) }
             () = sleep_until(wake), if wake.is_some() => self.wake().await,
         }
     }
@@ -144,9 +144,11 @@ impl Driver {
                 if !self.started {
                     self.process_started(None).await?;
                 }
-                Ok(Next::End(Box::new(End::exited(exited, *self.stop.borrow()))))
+                Ok(Next::End(Box::new(End::exited(exited, *self.registration.stop.borrow()))))
             }
-            Frame::Failed(failed) => Ok(Next::End(Box::new(End::failed(failed, *self.stop.borrow())))),
+            Frame::Failed(failed) => {
+                Ok(Next::End(Box::new(End::failed(failed, *self.registration.stop.borrow()))))
+            }
         }
     }
 
@@ -178,7 +180,7 @@ impl Driver {
 
     /// Begins to stop, when somebody wants that.
     fn note_stop(&mut self) {
-        let stop = *self.stop.borrow_and_update();
+        let stop = *self.registration.stop.borrow_and_update();
         if stop == Stop::No {
             return;
         }

@@ -35,6 +35,7 @@ pub(in crate::tests) struct Runs {
     /// Streams end after so many bytes of output, until this is cleared.
     pub(in crate::tests) break_after: Option<usize>,
     pub(in crate::tests) attaches: u32,
+    gate: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Default, Clone)]
@@ -54,10 +55,20 @@ impl FakeExecutor {
         self.0.lock().unwrap()
     }
 
+    /// Lets every program go on that waits at `gate`.
+    pub(in crate::tests) fn open_gate(&self) {
+        self.lock().gate.send_replace(true);
+    }
+
     /// Loses a run, as an executor does that was replaced.
     pub(in crate::tests) fn forget(&self, id: &str) {
         let run = self.lock().runs.remove(id).unwrap();
         run.send_modify(|log| log.lost = true);
+    }
+
+    /// Whether a run has ended.
+    pub(in crate::tests) fn has_ended(&self, id: &str) -> bool {
+        self.lock().runs[id].borrow().end.is_some()
     }
 
     /// Has a run that ended, and that nobody acknowledged.
@@ -92,14 +103,14 @@ impl FakeExecutor {
         runs.runs.insert(start.execution_id.clone(), log.clone());
         let code = String::from_utf8_lossy(&start.code).into_owned();
         runs.starts.insert(start.execution_id.clone(), start);
-        tokio::runtime::Handle::current().spawn(play(code, log));
+        tokio::runtime::Handle::current().spawn(play(code, log, runs.gate.subscribe()));
         receiver
     }
 }
 
 /// Plays a program: words, one after the other. `out:TEXT`, `err:TEXT`, `fill:N`, `value:JSON`, `exit:N`,
-/// `sleep:MS`, `forever`, `input` (echoes its input until it is closed), `oom`, `nostart`.
-async fn play(code: String, log: watch::Sender<Log>) {
+/// `sleep:MS`, `gate`, `forever`, `input` (echoes its input until it is closed), `oom`, `nostart`.
+async fn play(code: String, log: watch::Sender<Log>, mut gate: watch::Receiver<bool>) {
     let mut value = None;
     let mut code_at_end = 0;
     if code.contains("nostart") {
@@ -124,6 +135,7 @@ async fn play(code: String, log: watch::Sender<Log>) {
             "bigvalue" => value = Some(format!("\"{}\"", "v".repeat(rest.parse().unwrap()))),
             "exit" => code_at_end = rest.parse().unwrap(),
             "sleep" => tokio::time::sleep(Duration::from_millis(rest.parse().unwrap())).await,
+            "gate" => drop(gate.wait_for(|open| *open).await.unwrap()),
             "oom" => return end(&log, Ended::Signal(9), ex::Cause::Oom, None),
             "input" => {
                 let mut changes = log.subscribe();

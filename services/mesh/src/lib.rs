@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod link;
+mod listener;
 mod node;
 pub mod page_token;
 mod role;

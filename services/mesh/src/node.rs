@@ -10,14 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use axum::{Router, serve::ListenerExt};
+use axum::Router;
 use chrono::{DateTime, Utc};
 use sandmesh_proto::health::{
     CheckRoleRequest, CheckRoleResponse,
     role_health_service_server::{RoleHealthService, RoleHealthServiceServer},
 };
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tonic_health::{
     ServingStatus,
@@ -27,7 +25,7 @@ use tonic_health::{
 
 use crate::{
     Clock, Link, LinkError, MeshConfig, Role, RoleName, Secret, ServerBuilder, SystemClock, Tasks, VERSION,
-    link::Slot, server,
+    link::Slot, listener::Listener, server,
 };
 
 /// What a role gets to work with. Cheap to clone.
@@ -153,12 +151,6 @@ pub struct Node {
     _locks: Vec<File>,
 }
 
-#[derive(Debug)]
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
 impl Node {
     /// Binds the address for other processes and takes the data directory, before anything is built.
     ///
@@ -175,7 +167,7 @@ impl Node {
             config.roles.iter().map(|role| lock(&config.data_dir, *role)).collect::<Result<_, _>>()?;
         let internal = match config.listen.as_str() {
             "" => None,
-            address => Some(bind(address).await?),
+            address => Some(Listener::bind(address).await?),
         };
         let slot = Slot::default();
         let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone());
@@ -214,7 +206,7 @@ impl Node {
         let readiness = Readiness::new(server.names()).await;
         server.add(readiness.service());
         let public = match server.take_public() {
-            Some((address, router)) => Some((bind_tcp(&address.to_string()).await?, router)),
+            Some((address, router)) => Some((Listener::tcp(&address.to_string()).await?, router)),
             None => None,
         };
         let router = server.router()?;
@@ -222,14 +214,14 @@ impl Node {
         let serving = Tasks::new();
         if let Some(listener) = self.internal.take() {
             tracing::info!(address = self.config.listen, "serving the mesh");
-            serving.spawn("mesh server", serve(listener, self.guarded(router), serving.token()));
+            serving.spawn("mesh server", listener.serve(self.guarded(router), serving.clone()));
         }
         for role in &self.roles {
             Arc::clone(role).start(&self.mesh.tasks);
         }
         if let Some((listener, router)) = public {
             tracing::info!(address = %listener.address(), "serving clients");
-            serving.spawn("public server", serve(listener, router, serving.token()));
+            serving.spawn("public server", listener.serve(router, serving.clone()));
         }
         stop.await;
         tracing::info!("shutting down");
@@ -271,40 +263,6 @@ fn lock(data_dir: &Path, role: RoleName) -> anyhow::Result<File> {
             data_dir.display()
         ),
         Err(TryLockError::Error(error)) => Err(error).context("cannot lock the data directory"),
-    }
-}
-
-async fn bind(address: &str) -> anyhow::Result<Listener> {
-    let Some(path) = address.strip_prefix("unix:") else { return bind_tcp(address).await };
-    if UnixStream::connect(path).await.is_ok() {
-        bail!("cannot listen on `{address}`: another process serves it");
-    }
-    // What is left there is of a process that was killed.
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on `{address}`"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(Listener::Unix(listener))
-}
-
-async fn bind_tcp(address: &str) -> anyhow::Result<Listener> {
-    let listener = TcpListener::bind(address).await;
-    Ok(Listener::Tcp(listener.with_context(|| format!("cannot listen on `{address}`"))?))
-}
-
-async fn serve(listener: Listener, router: Router, done: CancellationToken) {
-    let done = done.cancelled_owned();
-    let served = match listener {
-        Listener::Tcp(listener) => {
-            let listener = listener.tap_io(|stream| {
-                // Small frames go out at once: a stream of output is no bulk transfer.
-                let _ = stream.set_nodelay(true);
-            });
-            axum::serve(listener, router).with_graceful_shutdown(done).await
-        }
-        Listener::Unix(listener) => axum::serve(listener, router).with_graceful_shutdown(done).await,
-    };
-    if let Err(error) = served {
-        tracing::error!(%error, "the server ended");
     }
 }
 
@@ -353,14 +311,5 @@ impl RoleHealthService for RoleHealth {
         let role = self.0.iter().find(|role| role.name().as_str() == name);
         let role = role.ok_or_else(|| Status::not_found(format!("role `{name}` does not run here")))?;
         Ok(Response::new(CheckRoleResponse { probes: role.probe().await }))
-    }
-}
-
-impl Listener {
-    fn address(&self) -> String {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(|a| a.to_string()).unwrap_or_default(),
-            Self::Unix(_) => "unix".into(),
-        }
     }
 }

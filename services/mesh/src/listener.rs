@@ -1,0 +1,121 @@
+//! Where a node is reached: TCP or a unix socket, HTTP/1 and HTTP/2 on the same port.
+
+use std::{fs, io, os::unix::fs::PermissionsExt, time::Duration};
+
+use anyhow::{Context, bail};
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+};
+
+use crate::Tasks;
+
+/// Calls at once on one connection. One connection carries all calls between two roles, and many of them
+/// wait for something: the usual 200 would make short calls wait behind those.
+const MAX_STREAMS: u32 = 16 * 1024;
+
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long to wait when no connection can be accepted, as with too many open files.
+const PAUSE: Duration = Duration::from_millis(200);
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A bound address.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds `HOST:PORT` or `unix:PATH`. A socket file that nobody serves is replaced.
+    pub(crate) async fn bind(address: &str) -> anyhow::Result<Self> {
+        let Some(path) = address.strip_prefix("unix:") else { return Self::tcp(address).await };
+        if UnixStream::connect(path).await.is_ok() {
+            bail!("cannot listen on `{address}`: another process serves it");
+        }
+        // What is left there is of a process that was killed.
+        let _ = fs::remove_file(path);
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on `{address}`"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self::Unix(listener))
+    }
+
+    /// Binds `HOST:PORT`.
+    pub(crate) async fn tcp(address: &str) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        Ok(Self::Tcp(listener.with_context(|| format!("cannot listen on `{address}`"))?))
+    }
+
+    /// The address that was bound, for the log.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(|a| a.to_string()).unwrap_or_default(),
+            Self::Unix(_) => "unix".into(),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small frames go out at once: a stream of output is no bulk transfer.
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
+            }
+            Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+
+    /// Serves until `tasks` are told to end: then no new connection is taken, and those that are open end
+    /// after the calls in flight.
+    pub(crate) async fn serve(self, router: Router, tasks: Tasks) {
+        let (builder, connections, done) = (builder(), GracefulShutdown::new(), tasks.token());
+        loop {
+            let stream = tokio::select! {
+                accepted = self.accept() => match accepted {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                },
+                () = done.cancelled() => break,
+            };
+            let service = TowerToHyperService::new(router.clone());
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+            let connection = connections.watch(connection.into_owned());
+            tasks.spawn("connection", async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(error, "a connection broke");
+                }
+            });
+        }
+        drop(self);
+        connections.shutdown().await;
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(30));
+    builder
+}

@@ -89,7 +89,11 @@ impl Findings {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         if version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
             let (major, minor) = OLDEST_KERNEL;
-            self.problem("kernel", format!("Linux {major}.{minor}, this is {}", release.trim()), "use a newer kernel");
+            self.problem(
+                "kernel",
+                format!("Linux {major}.{minor}, this is {}", release.trim()),
+                "use a newer kernel",
+            );
         }
     }
 
@@ -107,7 +111,8 @@ impl Findings {
             return;
         };
         let output = Command::new(program).arg("--version").output();
-        let release = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let release =
+            output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         let found = release.trim().trim_start_matches("bubblewrap ");
         if version(found).is_some_and(|version| version < OLDEST_BUBBLEWRAP) {
             let missing = format!("bubblewrap 0.8, this is {found}");
@@ -147,8 +152,10 @@ impl Findings {
         match try_group(options) {
             Ok(name) => self.isolation.limits = name,
             Err(err) => {
-                let problem = Problem { what: "control groups", missing: format!("{err:#}"), fix: fix.to_owned() };
-                let list = if options.cgroups == Need::Required { &mut self.problems } else { &mut self.warnings };
+                let problem =
+                    Problem { what: "control groups", missing: format!("{err:#}"), fix: fix.to_owned() };
+                let list =
+                    if options.cgroups == Need::Required { &mut self.problems } else { &mut self.warnings };
                 list.push(problem);
             }
         }
@@ -227,11 +234,10 @@ fn try_group(options: &IsolationOptions) -> anyhow::Result<&'static str> {
     let parent = root.child(&options.cgroup_parent);
     let group = parent.child(&format!("check-{}", std::process::id()));
     parent.create()?;
-    let tried = root
-        .hand_down()
-        .and_then(|()| parent.hand_down())
-        .and_then(|()| group.create())
-        .and_then(|()| group.limit(Limits { memory_bytes: 64 << 20, cpu_millis: 1000, max_processes: 16 }));
+    let tried =
+        root.hand_down().and_then(|()| parent.hand_down()).and_then(|()| group.create()).and_then(|()| {
+            group.limit(Limits { memory_bytes: 64 << 20, cpu_millis: 1000, max_processes: 16 })
+        });
     group.remove();
     // Only if it is empty, that is, if it was made for this.
     parent.remove_if_unused();
@@ -253,7 +259,9 @@ mod tests {
     fn versions_are_compared_by_number() {
         assert_eq!(version("0.8.0\n"), Some((0, 8)));
         assert_eq!(version("6.18.44-fc"), Some((6, 18)));
-        assert!(version("0.11.0") < Some(HARDENED_BUBBLEWRAP) && version("0.12.1") >= Some(HARDENED_BUBBLEWRAP));
+        assert!(
+            version("0.11.0") < Some(HARDENED_BUBBLEWRAP) && version("0.12.1") >= Some(HARDENED_BUBBLEWRAP)
+        );
         assert_eq!(version("unknown"), None);
     }
 }

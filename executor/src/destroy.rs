@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kills and removes.
 pub(crate) fn run(options: &DestroyOptions) -> anyhow::Result<()> {
-    check_id("--sandbox-id", &options.sandbox_id).map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
+    check_id("--sandbox-id", &options.sandbox_id)
+        .map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
     kill_executor(&options.dir.join("executor.pid"))?;
     // Without control groups there is nothing to remove there, and the executor's death ended its jails.
     if let Ok(root) = Group::root()
@@ -32,7 +33,8 @@ pub(crate) fn run(options: &DestroyOptions) -> anyhow::Result<()> {
 
 fn kill_executor(pid_file: &Path) -> anyhow::Result<()> {
     const PAUSE: Duration = Duration::from_millis(2);
-    let executor = ProcessId::load(pid_file).with_context(|| format!("cannot read {}", pid_file.display()))?;
+    let executor =
+        ProcessId::load(pid_file).with_context(|| format!("cannot read {}", pid_file.display()))?;
     let Some(executor) = executor else { return Ok(()) };
     executor.signal(Signal::SIGKILL);
     let mut waited = Duration::ZERO;

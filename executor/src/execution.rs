@@ -141,7 +141,9 @@ impl Execution {
 
     /// Refuses a cursor that cannot be continued from.
     pub(crate) async fn check(&self, from: Cursor) -> Result<(), Error> {
-        for (log, stream, offset) in [(&self.stdout, "stdout", from.stdout), (&self.stderr, "stderr", from.stderr)] {
+        for (log, stream, offset) in
+            [(&self.stdout, "stdout", from.stdout), (&self.stderr, "stderr", from.stderr)]
+        {
             if log.read(offset, 1).await.is_ok_and(|read| read == Read::Beyond) {
                 return Err(Error::CursorExpired { stream, offset });
             }

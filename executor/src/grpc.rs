@@ -49,7 +49,10 @@ impl ExecutorService for Grpc {
         Ok(Response::new(Box::pin(answer(execution, from, refused))))
     }
 
-    async fn cancel_execution(&self, request: Request<pb::CancelExecutionRequest>) -> Answer<pb::CancelExecutionResponse> {
+    async fn cancel_execution(
+        &self,
+        request: Request<pb::CancelExecutionRequest>,
+    ) -> Answer<pb::CancelExecutionResponse> {
         let was_running = self.0.cancel(&request.into_inner().execution_id)?;
         Ok(Response::new(pb::CancelExecutionResponse { was_running }))
     }
@@ -62,12 +65,17 @@ impl ExecutorService for Grpc {
         Ok(Response::new(pb::AcknowledgeExecutionResponse {}))
     }
 
-    async fn list_executions(&self, _: Request<pb::ListExecutionsRequest>) -> Answer<pb::ListExecutionsResponse> {
+    async fn list_executions(
+        &self,
+        _: Request<pb::ListExecutionsRequest>,
+    ) -> Answer<pb::ListExecutionsResponse> {
         let summary = |execution: &Arc<Execution>| pb::ExecutionSummary {
             execution_id: execution.id.clone(),
             ended: execution.has_ended(),
         };
-        Ok(Response::new(pb::ListExecutionsResponse { executions: self.0.list().iter().map(summary).collect() }))
+        Ok(Response::new(pb::ListExecutionsResponse {
+            executions: self.0.list().iter().map(summary).collect(),
+        }))
     }
 
     async fn get_executor(&self, _: Request<pb::GetExecutorRequest>) -> Answer<pb::GetExecutorResponse> {
@@ -105,7 +113,11 @@ fn answer(
 }
 
 /// Takes the caller's further frames until it sends no more or the execution has ended.
-async fn feed(execution: Arc<Execution>, mut input: Streaming<pb::ExecuteRequest>, refuse: oneshot::Sender<Error>) {
+async fn feed(
+    execution: Arc<Execution>,
+    mut input: Streaming<pb::ExecuteRequest>,
+    refuse: oneshot::Sender<Error>,
+) {
     let take_all = async {
         // An error of the stream means that the caller is gone; the run is none of its business.
         while let Ok(Some(request)) = input.message().await {
@@ -145,4 +157,3 @@ async fn take(execution: &Execution, frame: Option<Input>) -> Result<(), Error> 
         None => Err(Error::invalid("frame", "must be set")),
     }
 }
-

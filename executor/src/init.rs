@@ -97,17 +97,9 @@ pub(crate) enum Report {
     /// The user's process runs its program.
     Started,
     /// It ended, by exactly one of these.
-    Exited {
-        code: Option<i32>,
-        signal: Option<i32>,
-        usage: ChildUsage,
-    },
+    Exited { code: Option<i32>, signal: Option<i32>, usage: ChildUsage },
     /// It could not be started.
-    Failed {
-        stage: String,
-        errno: i32,
-        message: String,
-    },
+    Failed { stage: String, errno: i32, message: String },
 }
 
 /// What all reaped processes of the jail used.
@@ -153,6 +145,7 @@ fn supervise() -> anyhow::Result<()> {
         send_result_file(Path::new(path), *limit);
     }
     if !spec.owns_pid_namespace {
+        // Nothing ends by itself with us.
         kill_all(false);
     }
     report(&Report::Exited { code, signal: status.signal(), usage: usage() });
@@ -265,7 +258,9 @@ fn reap(main: Pid) -> anyhow::Result<Option<Ending>> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == main => ending = Some(Ending::Code(code)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => ending = Some(Ending::Signal(signal as i32)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
+                ending = Some(Ending::Signal(signal as i32))
+            }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ending),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -283,7 +278,8 @@ fn kill_all(owns_pid_namespace: bool) {
     const GENERATIONS: usize = 1000;
     for _ in 0..GENERATIONS {
         let own = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-        let pids: Vec<_> = own.split_whitespace().filter_map(|pid| pid.parse().ok().map(Pid::from_raw)).collect();
+        let pids: Vec<_> =
+            own.split_whitespace().filter_map(|pid| pid.parse().ok().map(Pid::from_raw)).collect();
         if pids.is_empty() {
             return;
         }

@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod clock;
 mod destroy;
+mod disk;
 mod execution;
 mod grpc;
 mod init;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use sandmesh_proto::executor::{self as pb, execute_response::Frame, execution_exited::Status};
-use tokio::time::Instant;
 
 use crate::{
     clock,
@@ -14,6 +13,9 @@ use crate::{
     status::Failure,
     supervise::{Exit, Life},
 };
+
+/// How a shell exits whose last command wrote beyond its limit.
+const FILE_TOO_LARGE: i32 = 128 + libc::SIGXFSZ;
 
 /// What the executor measured of a run.
 #[derive(Debug, Clone, Copy)]
@@ -70,18 +72,21 @@ impl Ended<'_> {
 
     /// Why the user's process was never there.
     fn failure(&self) -> Failure {
-        let stopped = self.life.stopped.map(|_| {
-            Failure::new(pb::FailureKind::Cancelled, "spawn_jail", "it was cancelled before it was started")
-        });
-        let out_of_memory = self.measured.usage.filter(|(_, hits)| hits.oom_kills > 0).map(|_| {
-            let message = format!("the memory limit of {} does not suffice to start", mebibytes(self.measured.limits.memory_bytes));
-            Failure::new(pb::FailureKind::ResourceExhausted, "spawn_jail", message)
-        });
-        stopped.or(out_of_memory).or_else(|| self.life.failed.clone()).unwrap_or_else(|| {
-            let complaint = self.life.complaint.trim();
-            let why = if complaint.is_empty() { "it ended without a word" } else { complaint };
-            Failure::new(pb::FailureKind::Isolation, "spawn_jail", format!("cannot build the jail: {why}"))
-        })
+        const STAGE: &str = "spawn_jail";
+        if self.life.stopped.is_some() {
+            return Failure::new(pb::FailureKind::Cancelled, STAGE, "it was cancelled before it was started");
+        }
+        if self.measured.usage.is_some_and(|(_, hits)| hits.oom_kills > 0) {
+            let limit = mebibytes(self.measured.limits.memory_bytes);
+            let message = format!("the memory limit of {limit} does not suffice to start");
+            return Failure::new(pb::FailureKind::ResourceExhausted, STAGE, message);
+        }
+        if let Some(failed) = &self.life.failed {
+            return failed.clone();
+        }
+        let complaint = self.life.complaint.trim();
+        let why = if complaint.is_empty() { "it ended without a word" } else { complaint };
+        Failure::new(pb::FailureKind::Isolation, STAGE, format!("cannot build the jail: {why}"))
     }
 
     /// Why it ended, where that is not simply that it did.
@@ -95,10 +100,14 @@ impl Ended<'_> {
                 let (limit, peak) = (mebibytes(limits.memory_bytes), mebibytes(usage.peak_memory_bytes));
                 (pb::Cause::Oom, format!("limit {limit}, peak {peak}"))
             }
-            _ if hits.refused_forks > 0 => {
-                (pb::Cause::PidsLimit, format!("limit {} processes, {} refused", limits.max_processes, hits.refused_forks))
+            _ if hits.refused_forks > 0 => (
+                pb::Cause::PidsLimit,
+                format!("limit {} processes, {} refused", limits.max_processes, hits.refused_forks),
+            ),
+            // A shell tells the signal that ended its last command as 128 and its number.
+            (Status::Signal(libc::SIGXFSZ) | Status::ExitCode(FILE_TOO_LARGE), _) => {
+                (pb::Cause::DiskLimit, "a file grew beyond the disk limit".to_owned())
             }
-            (Status::Signal(libc::SIGXFSZ), _) => (pb::Cause::DiskLimit, "a file grew beyond the disk limit".to_owned()),
             _ if self.life.exited.is_none() => {
                 (pb::Cause::ExecutorLost, "the jail was killed from outside".to_owned())
             }
@@ -107,13 +116,14 @@ impl Ended<'_> {
     }
 
     fn metrics(&self) -> pb::ExecutionMetrics {
-        let ended = self.life.ended.unwrap_or_else(Instant::now);
         let child = self.life.exited.map(|exit| exit.usage).unwrap_or_default();
         let cgroup = self.measured.usage.map(|(usage, _)| usage);
-        let startup = self.life.started.map(|started| started.startup).unwrap_or_default();
+        let started = self.life.started;
+        let (startup, lived) =
+            started.map(|at| (at.startup, self.life.ended - at.instant)).unwrap_or_default();
         pb::ExecutionMetrics {
-            duration: self.life.started.and_then(|started| duration(ended - started.instant)),
-            cpu_time: duration(cgroup.map_or(Duration::from_micros(child.cpu_us), |usage| usage.cpu)),
+            duration: duration(lived),
+            cpu_time: duration(cgroup.map_or_else(|| Duration::from_micros(child.cpu_us), |usage| usage.cpu)),
             peak_memory_bytes: cgroup.map_or(child.peak_rss_bytes, |usage| usage.peak_memory_bytes),
             io_read_bytes: child.read_bytes,
             io_write_bytes: child.write_bytes,

@@ -9,7 +9,10 @@ use std::{
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -153,7 +156,19 @@ impl ReplayLog {
 
 /// A file that is gone with its last descriptor, so that nothing is ever left over.
 fn unnamed_file(dir: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(dir)
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
+        // A file system without such files: one that loses its name at once.
+        Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            static NUMBER: AtomicU64 = AtomicU64::new(0);
+            let path = dir.join(format!("tail-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+            let file = options.create_new(true).open(&path)?;
+            std::fs::remove_file(path)?;
+            Ok(file)
+        }
+        opened => opened,
+    }
 }
 
 /// `bytes`, at most `most`.

@@ -84,7 +84,8 @@ fn program(start: &pb::ExecutionStart) -> Result<Program, Error> {
     if std::str::from_utf8(&start.code).is_err() {
         return Err(Error::invalid("start.code", "must be UTF-8"));
     }
-    let mode = pb::Mode::try_from(start.mode).map_err(|_| Error::invalid("start.mode", "must be handler or script"))?;
+    let mode = pb::Mode::try_from(start.mode)
+        .map_err(|_| Error::invalid("start.mode", "must be handler or script"))?;
     let entry = match (mode, language) {
         (pb::Mode::Script, _) | (pb::Mode::Unspecified, pb::Language::Shell) => None,
         (pb::Mode::Handler, pb::Language::Shell) => {
@@ -196,7 +197,10 @@ mod tests {
         assert_eq!(field_of(|s| s.event_json = "{".into()), "start.event_json");
         assert_eq!(field_of(|s| s.timeout = None), "start.timeout");
         assert_eq!(field_of(|s| s.timeout = Some(prost_types::Duration::default())), "start.timeout");
-        assert_eq!(field_of(|s| s.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })), "start.timeout");
+        assert_eq!(
+            field_of(|s| s.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
+            "start.timeout"
+        );
         assert_eq!(field_of(|s| drop(s.env.insert("a=b".into(), String::new()))), "start.env");
         assert_eq!(field_of(|s| drop(s.env.insert("a".into(), "x".repeat(MAX_STRING_BYTES)))), "start.env");
         assert_eq!(field_of(|s| s.command = vec!["x".into()]), "start.command");

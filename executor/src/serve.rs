@@ -19,7 +19,7 @@ use tonic::transport::Server;
 
 use crate::{
     cli::ServeOptions,
-    clock,
+    clock, disk,
     grpc::Grpc,
     isolation::{
         cgroup::Limits,
@@ -34,7 +34,7 @@ use crate::{
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Output kept in memory per stream; more goes to the spool.
-const MEMORY_BYTES: u64 = 128 << 10;
+const MEMORY_BYTES: u64 = 64 << 10;
 
 /// How long streams may take to hand out the last outcomes when the executor ends.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -45,7 +45,8 @@ const WORKERS: usize = 2;
 /// Serves until it is told to end or expires.
 pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
-    check_id("--sandbox-id", &options.sandbox_id).map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
+    check_id("--sandbox-id", &options.sandbox_id)
+        .map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
     let plan = Plan {
         dir: &options.dir,
         sandbox_id: &options.sandbox_id,
@@ -82,6 +83,7 @@ async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option
         .add_service(grpc)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(farewell.await) });
     tokio::pin!(server);
+    clock::spawn(disk::watch(Arc::clone(&service)));
     tracing::info!(isolation = ?service.sandbox().isolation(), "serving");
     let reason = select! {
         served = &mut server => return served.context("cannot serve"),

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -42,13 +45,14 @@ pub(crate) struct Service {
     /// One permit per execution that may run.
     slots: Arc<Semaphore>,
     registry: Mutex<Registry>,
+    /// How many executions arrived so far, which gives each its place in their order.
+    arrivals: AtomicU64,
     languages: OnceCell<Vec<pb::LanguageRuntime>>,
 }
 
 #[derive(Debug, Default)]
 struct Registry {
     executions: HashMap<String, Arc<Execution>>,
-    arrivals: u64,
     draining: bool,
 }
 
@@ -63,6 +67,7 @@ impl Service {
             places: Arc::new(Semaphore::new(capacity.max_executions + capacity.max_queued)),
             slots: Arc::new(Semaphore::new(capacity.max_executions)),
             registry: Mutex::default(),
+            arrivals: AtomicU64::new(0),
             languages: OnceCell::new(),
         }
     }
@@ -74,7 +79,7 @@ impl Service {
 
     /// Starts an execution; one that is known already is not started again.
     pub(crate) async fn start(&self, start: Start) -> Result<Arc<Execution>, Error> {
-        let number = self.registry().arrivals;
+        let number = self.arrivals.fetch_add(1, Ordering::Relaxed);
         let (execution, stdin) =
             Execution::new(start.id.clone(), number, self.capacity.keep, self.sandbox.spool()).await;
         let execution = Arc::new(execution);
@@ -84,7 +89,6 @@ impl Service {
                 return Ok(Arc::clone(known));
             }
             let place = self.admit(&registry)?;
-            registry.arrivals += 1;
             registry.executions.insert(start.id.clone(), Arc::clone(&execution));
             place
         };
@@ -148,7 +152,7 @@ impl Service {
     pub(crate) async fn describe(&self) -> pb::GetExecutorResponse {
         let languages = self.languages.get_or_init(|| self.sandbox.interpreters().describe()).await;
         let Capacity { max_executions, max_queued, .. } = self.capacity;
-        let running = max_executions - self.slots.available_permits();
+        let running = self.running();
         let inside = max_executions + max_queued - self.places.available_permits();
         pb::GetExecutorResponse {
             sandbox_id: self.sandbox_id.clone(),
@@ -160,6 +164,11 @@ impl Service {
             queued: count(inside.saturating_sub(running)),
             usage: Some(self.sandbox.usage()),
         }
+    }
+
+    /// How many executions run.
+    pub(crate) fn running(&self) -> usize {
+        self.capacity.max_executions - self.slots.available_permits()
     }
 
     /// Stops every execution that has not ended.

@@ -47,7 +47,9 @@ impl Error {
         match self {
             Self::Invalid { field, problem } => format!("{field}: {problem}"),
             Self::NotFound(id) => format!("execution `{id}` not found"),
-            Self::CursorExpired { stream, offset } => format!("{stream} has no byte {offset} to continue from"),
+            Self::CursorExpired { stream, offset } => {
+                format!("{stream} has no byte {offset} to continue from")
+            }
             Self::Full(what) | Self::Internal(what) => what.clone(),
             Self::StillRunning(id) => format!("execution `{id}` still runs"),
             Self::Draining => "the sandbox is about to end".to_owned(),

@@ -32,7 +32,7 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPORT_BYTES: u64 = 64 << 10;
 
 /// What became of a jail.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Life {
     /// Set once the user's process ran.
     pub(crate) started: Option<StartedAt>,
@@ -43,7 +43,7 @@ pub(crate) struct Life {
     /// Why it was stopped from outside, if it was.
     pub(crate) stopped: Option<Stop>,
     /// When it ended.
-    pub(crate) ended: Option<Instant>,
+    pub(crate) ended: Instant,
     /// What bubblewrap said, which only speaks when it fails.
     pub(crate) complaint: String,
 }
@@ -71,7 +71,7 @@ enum Phase {
 
 /// Watches until the jail is gone (or does not die of being killed).
 pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, limit: Duration) -> Life {
-    let mut life = Life::default();
+    let mut life = Life::new();
     let mut reports = Reports::new(process.report.take());
     let (mut phase, mut until) = (Phase::Starting, Instant::now() + START_PATIENCE);
     loop {
@@ -105,7 +105,7 @@ pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, li
             }
         }
     }
-    life.ended = Some(Instant::now());
+    life.ended = Instant::now();
     // The last words may have come together with the end.
     while let Ok(Some(report)) = timeout(GRACE, reports.next_open()).await {
         life.note(report, process, announce);
@@ -124,6 +124,17 @@ async fn ask_to_die(process: &mut Process, announce: &Announce<'_>) -> (Phase, I
 }
 
 impl Life {
+    fn new() -> Self {
+        Self {
+            started: None,
+            exited: None,
+            failed: None,
+            stopped: None,
+            ended: Instant::now(),
+            complaint: String::new(),
+        }
+    }
+
     /// Notes a report; true if it says that the user's process runs.
     fn note(&mut self, report: Line, process: &mut Process, announce: &Announce<'_>) -> bool {
         match report {
@@ -131,7 +142,9 @@ impl Life {
                 self.started = process.control.take().map(|control| announce.started(control));
                 return true;
             }
-            Line::Report(Report::Exited { code, signal, usage }) => self.exited = Some(Exit { code, signal, usage }),
+            Line::Report(Report::Exited { code, signal, usage }) => {
+                self.exited = Some(Exit { code, signal, usage })
+            }
             Line::Report(Report::Failed { stage, errno, message }) => {
                 self.failed = Some(match errno {
                     0 => Failure::new(pb::FailureKind::Internal, &stage, message),

@@ -98,7 +98,8 @@ fn try_become(spec: &Spec, filter: &[u8], failure: RawFd) -> Result<Infallible, 
     if let Some(rlimits) = &spec.rlimits {
         rlimits.apply().map_err(at(Stage::Limits))?;
     }
-    let env = c_strings(spec.env.iter().map(|(name, value)| format!("{name}={value}"))).map_err(at(Stage::Exec))?;
+    let env =
+        c_strings(spec.env.iter().map(|(name, value)| format!("{name}={value}"))).map_err(at(Stage::Exec))?;
     let argv = c_strings(spec.argv.iter().cloned()).map_err(at(Stage::Exec))?;
     if !filter.is_empty() {
         seccomp::install(filter).map_err(|_| Failed { stage: Stage::Filter, errno: Errno::last() })?;

@@ -85,7 +85,8 @@ impl Group {
     /// Finds the root of the hierarchy that can limit memory and processes here.
     /// An error says what is missing.
     pub(crate) fn root() -> anyhow::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
         Self::detect(&mounts, &own)
     }
@@ -95,7 +96,8 @@ impl Group {
         let v1: Vec<_> = CONTROLLERS
             .iter()
             .filter_map(|(controller, name)| {
-                let mount = mounts.iter().find(|m| m.kind == "cgroup" && m.options.split(',').any(|o| o == *name))?;
+                let mount =
+                    mounts.iter().find(|m| m.kind == "cgroup" && m.options.split(',').any(|o| o == *name))?;
                 Some((*controller, PathBuf::from(mount.point)))
             })
             .collect();
@@ -104,7 +106,9 @@ impl Group {
             return Ok(Self { version: Version::V1, dirs: v1 });
         }
         let Some(mount) = mounts.iter().find(|m| m.kind == "cgroup2") else {
-            bail!("no cgroup file system with the controllers memory and pids is mounted below /sys/fs/cgroup");
+            bail!(
+                "no cgroup file system with the controllers memory and pids is mounted below /sys/fs/cgroup"
+            );
         };
         let mut dir = PathBuf::from(mount.point);
         if !writable(&dir)
@@ -140,7 +144,7 @@ impl Group {
     pub(crate) fn create(&self) -> io::Result<()> {
         for (_, dir) in &self.dirs {
             match fs::create_dir(dir) {
-                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(at(dir, err)),
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(at(dir, &err)),
                 _ => {}
             }
         }
@@ -197,11 +201,21 @@ impl Group {
         }
     }
 
-    /// Hands the group to a uid, which may then make groups below it and move its processes there.
+    /// Hands the group to a uid, which may then make groups below it and move its processes there,
+    /// but not change the group's own limits.
     pub(crate) fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
+        self.give(&["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"], uid, gid)
+    }
+
+    /// Lets a uid move its processes between groups below this one, which v2 asks for; and no more.
+    pub(crate) fn allow_moves(&self, uid: u32, gid: u32) -> io::Result<()> {
+        if self.version == Version::V2 { self.give(&["cgroup.procs"], uid, gid) } else { Ok(()) }
+    }
+
+    fn give(&self, names: &[&str], uid: u32, gid: u32) -> io::Result<()> {
         for (_, dir) in &self.dirs {
-            for name in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
-                optional(chown(dir.join(name), Some(uid), Some(gid)).map_err(|err| at(dir, err)))?;
+            for name in names {
+                optional(chown(dir.join(name), Some(uid), Some(gid)).map_err(|err| at(dir, &err)))?;
             }
         }
         Ok(())
@@ -276,7 +290,8 @@ impl Group {
 
     /// Removes it and everything below it. Returns false while processes are still in it.
     pub(crate) fn remove(&self) -> bool {
-        self.dirs.iter().map(|(_, dir)| remove_tree(dir)).fold(true, |all, one| all && one)
+        // Each of them, even if one cannot be removed yet.
+        self.dirs.iter().filter(|(_, dir)| !remove_tree(dir)).count() == 0
     }
 
     /// Removes it if there is no group and no process in it.
@@ -341,26 +356,36 @@ impl<'a> Mount<'a> {
 }
 
 fn collect_pids(dir: &Path, pids: &mut Vec<Pid>) {
-    pids.extend(read(&dir.join("cgroup.procs")).lines().filter_map(|line| line.parse().ok().map(Pid::from_raw)));
+    pids.extend(
+        read(&dir.join("cgroup.procs")).lines().filter_map(|line| line.parse().ok().map(Pid::from_raw)),
+    );
     for child in subgroups(dir) {
         collect_pids(&child, pids);
     }
 }
 
 fn remove_tree(dir: &Path) -> bool {
-    let below = subgroups(dir).iter().map(|child| remove_tree(child)).fold(true, |all, one| all && one);
-    below
-        && match fs::remove_dir(dir) {
-            Ok(()) => true,
-            Err(err) => err.kind() == io::ErrorKind::NotFound,
+    let remove = || match fs::remove_dir(dir) {
+        Ok(()) => true,
+        Err(err) => err.kind() == io::ErrorKind::NotFound,
+    };
+    // Most have nothing below them.
+    remove() || {
+        for child in subgroups(dir) {
+            remove_tree(&child);
         }
+        remove()
+    }
 }
 
 /// The groups directly below one. Only root and the sandbox's uid can make groups here, never user
 /// code, so the depth is ours.
 fn subgroups(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn writable(dir: &Path) -> bool {
@@ -371,10 +396,10 @@ fn write(file: &Path, value: &str) -> io::Result<()> {
     // Not fs::write: a control file is never created or truncated.
     let mut open = fs::OpenOptions::new();
     let result = open.write(true).open(file).and_then(|mut f| io::Write::write_all(&mut f, value.as_bytes()));
-    result.map_err(|err| at(file, err))
+    result.map_err(|err| at(file, &err))
 }
 
-fn at(path: &Path, err: io::Error) -> io::Error {
+fn at(path: &Path, err: &io::Error) -> io::Error {
     io::Error::new(err.kind(), format!("{}: {err}", path.display()))
 }
 

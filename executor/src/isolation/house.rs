@@ -24,6 +24,7 @@ use anyhow::{Context as _, bail};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
+    sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid},
 };
 use rustix::{
@@ -66,9 +67,11 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     let owner = owner(plan.isolation);
     let interpreters = Interpreters::find(plan.isolation)?;
     let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile).transpose()?;
+    refuse_second(plan.dir)?;
     make_directories(plan.dir, owner)?;
-    let listener = bind(&plan.dir.join("executor.sock"))?;
     let cgroup = control_group(plan, owner)?;
+    // After what may be refused, and before the mounts, which may cover the way there.
+    let listener = bind(&plan.dir.join("executor.sock"))?;
     let rooms = if Uid::effective().is_root() {
         own_mounts(plan.dir, &interpreters)?
     } else {
@@ -78,11 +81,14 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     if let Some((uid, gid)) = owner {
         drop_privileges(uid, gid)?;
     }
+    allow_many_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
-    let jail = plan.isolation.jail.is_on().then(|| {
-        jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes)
-    });
+    let jail = plan
+        .isolation
+        .jail
+        .is_on()
+        .then(|| jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes));
     let sandbox = Sandbox {
         rooms,
         cgroup,
@@ -94,6 +100,15 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         interpreters,
     };
     Ok((sandbox, listener))
+}
+
+/// Raises the limit of open files as far as that goes: every kept execution may hold two.
+fn allow_many_files() {
+    const ENOUGH: u64 = 65_536;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // With fewer the executor works, and says so when they do not suffice.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(ENOUGH)), hard);
+    }
 }
 
 /// The identity to take: as asked, and only root can take one.
@@ -139,12 +154,22 @@ impl Rooms {
     }
 }
 
+/// Refuses to serve a sandbox that another executor serves: what it runs would be killed.
+fn refuse_second(dir: &Path) -> anyhow::Result<()> {
+    let recorded = ProcessId::load(&dir.join("executor.pid")).context("cannot read executor.pid")?;
+    if recorded.is_some_and(ProcessId::is_alive) {
+        bail!("an executor serves {} already", dir.display());
+    }
+    Ok(())
+}
+
 fn own_program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find the executor's own program")
 }
 
 fn make_directories(dir: &Path, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
-    for (path, theirs) in [(dir.to_owned(), false), (dir.join("workspace"), true), (dir.join("spool"), true)] {
+    for (path, theirs) in [(dir.to_owned(), false), (dir.join("workspace"), true), (dir.join("spool"), true)]
+    {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -172,7 +197,8 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     ProcessId::own()?.store(&path.with_file_name("executor.pid"))?;
@@ -204,8 +230,7 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
         runs.limit(plan.limits)?;
         runs.hand_down()?;
         if let Some((uid, gid)) = owner {
-            // v2 asks for write access to the common ancestor too when a process moves.
-            sandbox.delegate(uid.as_raw(), gid.as_raw())?;
+            sandbox.allow_moves(uid.as_raw(), gid.as_raw())?;
             runs.delegate(uid.as_raw(), gid.as_raw())?;
         }
         Ok(runs)
@@ -227,7 +252,8 @@ fn own_mounts(dir: &Path, interpreters: &Interpreters) -> anyhow::Result<Rooms> 
     let context = "cannot make the sandbox's own mounts";
     unshare(CloneFlags::CLONE_NEWNS).context(context)?;
     // Slave, not private: what the host unmounts is not kept busy by us.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).context(context)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .context(context)?;
     let house = Path::new(HOUSE);
     let mut rooms = Rooms::at(house);
     // By its path: the link itself still leads into the mount namespace that was left.

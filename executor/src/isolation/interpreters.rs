@@ -88,7 +88,9 @@ fn choose(configured: Option<&Path>, names: &[&str]) -> anyhow::Result<Option<Pa
         }
         return std::path::absolute(path).map(Some).context("cannot resolve the interpreter's path");
     }
-    let places = names.iter().flat_map(|name| ["/usr/bin", "/usr/local/bin", "/bin"].map(|dir| Path::new(dir).join(name)));
+    let places = names
+        .iter()
+        .flat_map(|name| ["/usr/bin", "/usr/local/bin", "/bin"].map(|dir| Path::new(dir).join(name)));
     Ok(places.into_iter().find(|path| path.is_file()))
 }
 
@@ -100,13 +102,14 @@ fn foreign(path: Option<&Path>) -> Option<&Path> {
 /// The prefix of the interpreter and, in a virtual environment, that of the one it is based on.
 fn python_prefixes(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = std::process::Command::new(path)
-        .args(["-I", "-S", "-c", "import sys; print(sys.prefix); print(sys.base_prefix)"])
+        .args(["-I", "-c", "import sys; print(sys.prefix); print(sys.base_prefix)"])
         .env_clear()
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run the configured interpreter {}", path.display()))?;
     let text = String::from_utf8(output.stdout).context("an interpreter's prefix is not UTF-8")?;
-    let mut prefixes: Vec<PathBuf> = text.lines().map(PathBuf::from).filter(|p| foreign(Some(p)).is_some()).collect();
+    let mut prefixes: Vec<PathBuf> =
+        text.lines().map(PathBuf::from).filter(|p| foreign(Some(p)).is_some()).collect();
     if prefixes.is_empty() {
         bail!("the configured interpreter {} does not tell its prefix", path.display());
     }

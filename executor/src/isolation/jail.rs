@@ -30,15 +30,27 @@ pub(crate) struct Scene {
     pub(crate) workspace: PathBuf,
     pub(crate) tmp: PathBuf,
     pub(crate) tools: PathBuf,
+    /// For the files of one execution, which vanish with it.
+    pub(crate) scratch: PathBuf,
 }
 
 impl Scene {
     pub(crate) fn inside() -> Self {
-        Self { workspace: "/workspace".into(), tmp: "/tmp".into(), tools: TOOLS.into() }
+        Self {
+            workspace: "/workspace".into(),
+            tmp: "/tmp".into(),
+            tools: TOOLS.into(),
+            scratch: "/tmp/.sandmesh".into(),
+        }
     }
 
-    pub(crate) fn outside(rooms: &Rooms) -> Self {
-        Self { workspace: rooms.workspace.clone(), tmp: "/tmp".into(), tools: rooms.tools.clone() }
+    pub(crate) fn outside(rooms: &Rooms, execution_id: &str) -> Self {
+        Self {
+            workspace: rooms.workspace.clone(),
+            tmp: "/tmp".into(),
+            tools: rooms.tools.clone(),
+            scratch: rooms.spool.join(execution_id),
+        }
     }
 }
 
@@ -47,16 +59,14 @@ impl Scene {
 pub(crate) struct Arguments(Vec<OsString>);
 
 impl Arguments {
-    pub(crate) fn new(rooms: &Rooms, interpreters: &Interpreters, memory_bytes: u64, disk_bytes: u64) -> Self {
+    pub(crate) fn new(
+        rooms: &Rooms,
+        interpreters: &Interpreters,
+        memory_bytes: u64,
+        disk_bytes: u64,
+    ) -> Self {
         let mut args = Self::walls();
         args.bind("--ro-bind", &rooms.etc, "/etc");
-        for (here, there) in &rooms.prefixes {
-            args.bind("--ro-bind", here, there);
-        }
-        if rooms.prefixes.is_empty() {
-            // Without a mount namespace of our own the configured prefixes are where they are.
-            interpreters.prefixes.iter().for_each(|prefix| args.bind("--ro-bind", prefix, prefix));
-        }
         args.bind("--ro-bind", &rooms.tools, TOOLS);
         args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(INIT));
         args.add(&["--proc", "/proc", "--dev", "/dev"]);
@@ -67,6 +77,13 @@ impl Arguments {
             args.add(&["--perms", "1777", "--size", &size, "--tmpfs", dir]);
         }
         args.add(&["--remount-ro", "/dev"]);
+        for (here, there) in &rooms.prefixes {
+            args.bind("--ro-bind", here, there);
+        }
+        if rooms.prefixes.is_empty() {
+            // Without a mount namespace of our own the configured prefixes are where they are.
+            interpreters.prefixes.iter().for_each(|prefix| args.bind("--ro-bind", prefix, prefix));
+        }
         args.bind("--bind", &rooms.workspace, "/workspace");
         args.add(&["--chdir", "/workspace", "--remount-ro", "/", "--"]);
         args.0.push(Path::new(TOOLS).join(INIT).into());
@@ -77,7 +94,18 @@ impl Arguments {
     /// A jail like that of an execution, without a sandbox, in which a program does nothing.
     pub(crate) fn probe() -> Self {
         let mut args = Self::walls();
-        args.add(&["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/", "--", "/usr/bin/true"]);
+        args.add(&[
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/",
+            "--",
+            "/usr/bin/true",
+        ]);
         args
     }
 

@@ -123,9 +123,13 @@ impl Sandbox {
         self.disk_bytes
     }
 
-    /// Where user code finds things.
-    pub(crate) fn scene(&self) -> jail::Scene {
-        if self.jail.is_some() { jail::Scene::inside() } else { jail::Scene::outside(&self.rooms) }
+    /// Where the code of an execution finds things.
+    pub(crate) fn scene(&self, execution_id: &str) -> jail::Scene {
+        if self.jail.is_some() {
+            jail::Scene::inside()
+        } else {
+            jail::Scene::outside(&self.rooms, execution_id)
+        }
     }
 
     /// The isolation that executions really get.

@@ -31,7 +31,12 @@ const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
 
 /// The filter as the bytes of its BPF program.
 pub(crate) fn compile() -> anyhow::Result<Vec<u8>> {
-    let rules = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).chain(conditional()?).collect();
+    let rules = ALLOWED_EVERYWHERE
+        .iter()
+        .chain(ALLOWED_HERE)
+        .map(|number| (*number, Vec::new()))
+        .chain(conditional()?)
+        .collect();
     let arch = std::env::consts::ARCH.try_into().context("this processor is not supported by the filter")?;
     let deny = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, deny, SeccompAction::Allow, arch)?;
@@ -100,7 +105,8 @@ fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompRule>)>> {
             sockets.push(rule(vec![is(0, family)?, is(2, protocol)?])?);
         }
     }
-    let no_namespaces = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?;
+    let no_namespaces =
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?;
     // Terminal injection (CVE-2017-5226). The kernel looks at the low 32 bits only, so does this.
     let ioctl = vec![is_not(1, ioctl_number(libc::TIOCSTI))?, is_not(1, ioctl_number(libc::TIOCLINUX))?];
     Ok(vec![

@@ -5,14 +5,14 @@
 //! runner's request. All else is closed on exec.
 
 use std::{
-    ffi::{CString, OsStr},
+    ffi::CString,
     fs::File,
     io,
     os::{
         fd::{AsRawFd as _, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, fs::FileExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
 };
@@ -57,6 +57,7 @@ pub(crate) struct Process {
     pub(crate) control: Option<pipe::Sender>,
     child: Child,
     group: Option<RunGroup>,
+    _scratch: Option<Scratch>,
 }
 
 /// The group of one execution; dropped, it is killed and removed as far as that goes at once.
@@ -72,15 +73,32 @@ impl Drop for RunGroup {
     }
 }
 
+/// The files of one execution without a jail, whose own temporary directory would take them along.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What resists is in the sandbox's directory and goes with it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 impl Sandbox {
     /// Starts the jail of one execution. `request` is what the runner reads; it is kept off the
     /// command line and out of the environment.
     ///
     /// Must be called on a thread that lives as long as the executor (a worker of the runtime is
     /// one): the kernel kills the jail when the thread that started it ends.
-    pub(crate) fn spawn(&self, id: &str, mut spec: init::Spec, request: &[&[u8]]) -> Result<Process, SpawnError> {
+    pub(crate) fn spawn(
+        &self,
+        id: &str,
+        mut spec: init::Spec,
+        request: &[&[u8]],
+    ) -> Result<Process, SpawnError> {
         spec.rlimits = Some(self.rlimits());
         spec.owns_pid_namespace = self.jail.is_some();
+        let scratch = self.jail.is_none().then(|| Scratch(self.scene(id).scratch));
         let group = self.run_group(id).map_err(stage("create_cgroup"))?;
         let spec = spec.encode(self.seccomp.as_deref().unwrap_or_default());
         let spec = memory_file(&[&spec]).map_err(stage("write_request"))?;
@@ -101,6 +119,7 @@ impl Sandbox {
                 control: Some(pipe::Sender::from_owned_fd(pipes.control.1)?),
                 child,
                 group,
+                _scratch: scratch,
             })
         };
         ends().map_err(stage("create_pipes"))
@@ -118,7 +137,8 @@ impl Sandbox {
     fn command(&self) -> Command {
         let mut command = match &self.jail {
             Some(arguments) => {
-                let bubblewrap = BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0]);
+                let bubblewrap =
+                    BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0]);
                 let mut command = Command::new(bubblewrap);
                 command.args(arguments.as_slice());
                 command
@@ -213,9 +233,9 @@ fn pass_on(command: &mut Command, fds: &[OwnedFd; 5], group: Option<&Group>) -> 
     let fds: [RawFd; 5] = std::array::from_fn(|i| fds[i].as_raw_fd());
     let procs = group.map(Group::procs).unwrap_or_default();
     let procs: Vec<CString> =
-        procs.iter().map(|path| CString::new(OsStr::as_bytes(path.as_ref()))).collect::<Result<_, _>>()?;
+        procs.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
     let enter = move || {
-        procs.iter().try_for_each(|path| move_here(path))?;
+        procs.iter().try_for_each(move_here)?;
         place(fds)
     };
     // SAFETY: between fork and exec the closure calls only async-signal-safe functions (open, write,

@@ -75,7 +75,7 @@ impl Runner {
 
     /// Plans an execution.
     pub(crate) fn prepare(&self, start: &Start, sandbox: &Sandbox) -> Plan {
-        let scene = sandbox.scene();
+        let scene = sandbox.scene(&start.id);
         let mut plan = match (self, &start.program) {
             (Self::Python(path), Program::Code { code, entry, .. }) => {
                 python::plan(path, &scene, Request::new(start, entry.as_deref(), code, sandbox))
@@ -83,8 +83,10 @@ impl Runner {
             (Self::JavaScript(path), Program::Code { code, entry, .. }) => {
                 javascript::plan(path, &scene, Request::new(start, entry.as_deref(), code, sandbox))
             }
-            (Self::Shell(path), Program::Code { code, .. }) => shell::plan(path, &scene, code, &start.event),
-            (_, Program::Command(argv)) => Plan { spec: Spec { argv: argv.clone(), ..Spec::default() }, ..Plan::default() },
+            (Self::Shell(path), Program::Code { code, .. }) => shell::plan(path, &scene, start, code),
+            (_, Program::Command(argv)) => {
+                Plan { spec: Spec { argv: argv.clone(), ..Spec::default() }, ..Plan::default() }
+            }
             (Self::Command, Program::Code { .. }) => Plan::default(),
         };
         plan.spec.workdir = scene.workspace.display().to_string();

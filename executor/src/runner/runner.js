@@ -69,13 +69,16 @@ async function load(code, entry) {
   module.paths = Module._nodeModulePaths(process.cwd());
   const require = Module.createRequire(filename);
   require.main = module;
+  const importModuleDynamically = vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER;
+  const value = entry === null ? 'undefined' : `typeof ${entry} === 'undefined' ? undefined : ${entry}`;
   let wrapper;
   try {
-    const suffix = entry === null ? '' : `\nreturn typeof ${entry} === 'undefined' ? undefined : ${entry};`;
-    wrapper = vm.compileFunction(code + suffix, ['exports', 'require', 'module', '__filename', '__dirname'], {
-      filename: CODE,
-      importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER ?? ((name) => import(name)),
-    });
+    const names = ['exports', 'require', 'module', '__filename', '__dirname'];
+    wrapper = vm.compileFunction(`${code}\nreturn ${value};`, names, { filename: CODE, importModuleDynamically });
+    if (importModuleDynamically === undefined) {
+      // Before node 20.10 only a module's own compilation lets the code import().
+      wrapper = () => (module._compile(`${code}\nmodule.declared = ${value};`, filename), module.declared);
+    }
   } catch (error) {
     if (!(error instanceof SyntaxError) || !isModuleSyntax(error)) throw error;
     const namespace = await importSource(code);
@@ -188,17 +191,17 @@ async function main() {
       `the code defines no function \`${head.entry}\`: declare or export \`function ${head.entry}(event)\`, or run the code in script mode`,
     );
   }
+  let leaving = false;
+  const exit = process.exit;
+  process.exit = (...status) => {
+    leaving = true;
+    return exit.apply(process, status);
+  };
   process.once('exit', (status) => {
     if (status !== 0 || answered || leaving) return;
     report(new UserError('HandlerNotSettled', 'the promise of the handler was never settled'));
     process.exitCode = 1;
   });
-  const exit = process.exit;
-  let leaving = false;
-  process.exit = (status) => {
-    leaving = true;
-    return exit.call(process, status);
-  };
   send('R', encode(await handler(JSON.parse(event), makeContext(head)), head.result_bytes));
   process.exit();
 }

@@ -11,19 +11,19 @@ use super::{MAX_RESULT_BYTES, Plan, Returned};
 use crate::{
     init::{RESULT_FILE_MARK, Spec},
     isolation::jail::Scene,
+    request::Start,
 };
 
 /// The largest event that is in `$EVENT_JSON`; the kernel takes 128 KiB per string.
 const MAX_EVENT_IN_ENV: usize = 96 << 10;
 
-pub(super) fn plan(interpreter: &Path, scene: &Scene, code: &Bytes, event: &Bytes) -> Plan {
-    let place = |name: &str| scene.tmp.join(".sandmesh").join(name).display().to_string();
+pub(super) fn plan(interpreter: &Path, scene: &Scene, start: &Start, code: &Bytes) -> Plan {
+    let event = &start.event;
+    let place = |name: &str| scene.scratch.join(name).display().to_string();
     let (script, event_file, result_file) = (place("script.sh"), place("event.json"), place("result.json"));
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-    let mut env = vec![
-        ("EVENT_FILE".to_owned(), event_file.clone()),
-        ("RESULT_FILE".to_owned(), result_file.clone()),
-    ];
+    let mut env =
+        vec![("EVENT_FILE".to_owned(), event_file.clone()), ("RESULT_FILE".to_owned(), result_file.clone())];
     if event.len() <= MAX_EVENT_IN_ENV {
         env.push(("EVENT_JSON".to_owned(), text(event)));
     }

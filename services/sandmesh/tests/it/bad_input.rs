@@ -10,6 +10,7 @@ in_both_wirings!(
     body_that_is_too_large_is_refused,
     path_or_method_that_does_not_exist_is_refused,
     every_answer_has_a_request_id_and_names_ignored_fields,
+    page_of_another_origin_or_name_cannot_use_a_gateway_without_keys,
 );
 
 /// The server is as it was: healthy, with nothing pending and no session but `session`.
@@ -175,4 +176,32 @@ async fn every_answer_has_a_request_id_and_names_ignored_fields(wiring: Wiring) 
         api.post(&format!("/sessions/{id}/execute-sync"), json!({"code": "true", "language": "shell"})).await;
     assert_eq!(reply.header("sandmesh-ignored-fields"), "");
     unharmed(&server, &id).await;
+}
+
+async fn page_of_another_origin_or_name_cannot_use_a_gateway_without_keys(wiring: Wiring) {
+    let server = wiring.start().await;
+    let api = &server.api;
+    let create = || api.request("POST", "/sessions").json(&json!({"template_id": "python-basic"}));
+    // A name that a stranger points at this machine (DNS rebinding), and a page of another origin.
+    api.send(create().header("host", "evil.example")).await.refused(403, "Sandbox.HostNotAllowed");
+    api.send(create().header("origin", "https://evil.example"))
+        .await
+        .refused(403, "Sandbox.OriginNotAllowed");
+    let grpc_web = api.request_root("POST", "/sandmesh.session.v1.SessionService/CreateSession");
+    let grpc_web = grpc_web
+        .header("content-type", "application/grpc-web+proto")
+        .header("origin", "https://evil.example");
+    let answer = api.send(grpc_web.body(vec![0, 0, 0, 0, 0])).await;
+    assert!(
+        answer.status == 403 || answer.header("grpc-status") == "7",
+        "{} {:?}",
+        answer.status,
+        answer.headers
+    );
+    let preflight = api.request("OPTIONS", "/sessions").header("origin", "https://evil.example");
+    let answer = api.send(preflight.header("access-control-request-method", "POST")).await;
+    assert_eq!(answer.header("access-control-allow-origin"), "", "{}", answer.status);
+    assert_eq!(api.get("/sessions").await.is(200)["total"], 0);
+    let local = create().header("host", format!("localhost:{}", server.port));
+    api.send(local.header("origin", format!("http://localhost:{}", server.port))).await.is(201);
 }

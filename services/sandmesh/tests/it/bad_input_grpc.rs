@@ -112,7 +112,7 @@ async fn execution_field_out_of_its_limits_is_named(wiring: Wiring) {
         ("spec.entrypoint", with(ExecutionSpec { entrypoint: "a b".into(), ..good.clone() })),
         ("spec.command", with(ExecutionSpec { command: vec!["x".into(); 1025], ..Default::default() })),
         (
-            "spec.command",
+            "spec.code",
             with(ExecutionSpec { command: vec!["true".into()], mode: Mode::Handler.into(), ..good.clone() }),
         ),
         ("execution_id", StartExecutionRequest { execution_id: "a/b".into(), ..with(good.clone()) }),

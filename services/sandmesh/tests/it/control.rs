@@ -26,8 +26,8 @@ async fn cancelled_execution_ends_at_once_with_its_output(wiring: Wiring) {
     let mark = format!("1{}003", server.port);
     let running =
         api.start(&id, shell(&format!("trap '' TERM INT; sleep {mark} & echo begun; wait; sleep 100"))).await;
-    let waiting = api.start(&id, shell("echo never")).await;
     api.wrote(&running, "begun").await;
+    let waiting = api.start(&id, shell("echo never")).await;
     let cancel = async |id: &str| api.send(api.request("POST", &format!("/executions/{id}/cancel"))).await;
 
     let cancelled = cancel(&waiting).await.is(200);

@@ -10,6 +10,7 @@ use crate::harness::{Api, Server, Wiring, eventually, process::signal};
 in_both_wirings!(
     killed_executor_crashes_its_executions_with_a_cause,
     killed_server_loses_no_execution_and_runs_none_twice,
+    killed_server_loses_no_execution_that_waits_for_its_turn,
     killed_server_keeps_its_sessions_and_their_workspace,
     graceful_stop_keeps_sandboxes_that_are_to_be_kept,
     graceful_stop_leaves_nothing_when_sandboxes_are_to_be_destroyed,
@@ -79,6 +80,11 @@ impl Twenty {
 
     /// Each ended well, with all its output, and ran once.
     async fn check(&self, api: &Api) {
+        self.check_with(api, 0).await;
+    }
+
+    /// As `check`, with so many other executions in the first session, which noted nothing.
+    async fn check_with(&self, api: &Api, others: u64) {
         for (n, execution) in self.executions.iter().enumerate() {
             let run = api.ended(execution).await;
             assert_eq!((&run["status"], &run["exit_code"]), (&json!("completed"), &json!(0)), "{run}");
@@ -98,7 +104,8 @@ impl Twenty {
                 "each ran once"
             );
             let listed = api.get(&format!("/sessions/{session}/executions")).await.is(200);
-            assert_eq!(listed["total"], 11, "none is lost, none was made up");
+            let others = if half == 0 { others } else { 0 };
+            assert_eq!(listed["total"], 11 + others, "none is lost, none was made up");
         }
     }
 }
@@ -119,6 +126,17 @@ async fn killed_server_loses_no_execution_and_runs_none_twice(wiring: Wiring) {
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
+async fn killed_server_loses_no_execution_that_waits_for_its_turn(wiring: Wiring) {
+    let mut server = wiring.start_with(&[("SANDMESH_SESSION__MAX_CONCURRENT_EXECUTIONS", "3")]).await;
+    let twenty = Twenty::start(&server.api).await;
+    let cancelled = server.api.start(&twenty.sessions[0], shell("echo never >> runs")).await;
+    server.kill();
+    server.start_again().await;
+    server.api.send(server.api.request("POST", &format!("/executions/{cancelled}/cancel"))).await.is(200);
+    twenty.check_with(&server.api, 1).await;
+    assert_eq!(server.api.ended(&cancelled).await["status"], "cancelled");
+}
+
 async fn killed_server_keeps_its_sessions_and_their_workspace(wiring: Wiring) {
     let mut server = wiring.start().await;
     let id = server.api.session().await;
@@ -131,7 +149,7 @@ async fn killed_server_keeps_its_sessions_and_their_workspace(wiring: Wiring) {
     server.start_again().await;
     let after = server.api.get(&format!("/sessions/{id}")).await.is(200);
     for field in
-        ["status", "created_at", "expires_at", "container_id", "resource_limit", "effective_isolation"]
+        ["status", "created_at", "expires_at", "runtime_node", "resource_limit", "effective_isolation"]
     {
         assert_eq!(after[field], before[field], "{field}");
     }

@@ -17,7 +17,7 @@ fn counted() -> String {
     (1..=30).map(|i| format!("line {i}\n")).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn killed_session_role_takes_its_executions_up_again() {
     let mut server = Wiring::Split.start().await;
     let id = server.api.session().await;
@@ -36,7 +36,7 @@ async fn killed_session_role_takes_its_executions_up_again() {
     assert_eq!(server.api.run(&id, "shell", "cat runs").await["stdout"], "run\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn killed_gateway_loses_nothing_and_clients_resume() {
     let mut server = Wiring::Split.start().await;
     let id = server.api.session().await;
@@ -52,7 +52,7 @@ async fn killed_gateway_loses_nothing_and_clients_resume() {
     assert_eq!(seen.last().unwrap().data["status"], "completed");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn killed_agent_keeps_executions_running_and_adopts_their_sandbox() {
     let mut server = Wiring::Split.start().await;
     let id = server.api.session().await;
@@ -74,7 +74,7 @@ async fn killed_agent_keeps_executions_running_and_adopts_their_sandbox() {
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn killed_control_roles_come_back_and_know_the_node_again() {
     let mut server = Wiring::Split.start().await;
     let id = server.api.session().await;

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use prost::Message;
 use sandmesh_proto::{
     executor::{Cause, Language, Mode, SignalRequest, StdinChunk, StdinClose},
     session::{
@@ -22,6 +23,7 @@ in_both_wirings!(
     repeated_execute_attaches_to_the_first_run,
     input_reaches_a_run_that_keeps_its_stdin_open,
     dropped_stream_does_not_stop_the_run,
+    deadline_of_a_call_is_kept_by_the_server,
 );
 
 fn shell(code: &str) -> ExecutionSpec {
@@ -263,4 +265,21 @@ async fn dropped_stream_does_not_stop_the_run(wiring: Wiring) {
     drop(stream);
     let run = server.api.ended("dropped").await;
     assert_eq!((&run["status"], &run["stdout"]), (&"completed".into(), &"on\n".into()), "{run}");
+}
+
+async fn deadline_of_a_call_is_kept_by_the_server(wiring: Wiring) {
+    let server = wiring.start().await;
+    let id = server.api.session().await;
+    let execution =
+        server.api.start(&id, serde_json::json!({"language": "shell", "code": "sleep 100"})).await;
+    let wait = WaitExecutionRequest { execution_id: execution, wait_ms: 20_000 }.encode_to_vec();
+    let frame = [&[0][..], &u32::try_from(wait.len()).unwrap().to_be_bytes(), &wait].concat();
+    // Over gRPC-web, because a gRPC client would end the call by itself.
+    let call = server.api.request_root("POST", "/sandmesh.session.v1.SessionService/WaitExecution");
+    let call = call.header("content-type", "application/grpc-web+proto").header("grpc-timeout", "300m");
+    let start = std::time::Instant::now();
+    let answer = server.api.send(call.body(frame)).await;
+    let told = format!("{:?}{}", answer.headers, answer.text);
+    assert!(told.contains("\"grpc-status\": \"4\"") || told.contains("grpc-status:4"), "{told}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }

@@ -13,17 +13,18 @@
     reason = "a test fails by panicking, tells the time by the real clock, and need not be lean"
 )]
 
-/// Makes two tests of each body: `embedded::NAME` and `split::NAME`.
+/// Makes two tests of each body: `embedded::NAME` and `split::NAME`. A thread besides the test's own keeps
+/// its connections alive while the test blocks, as when it stops a server.
 macro_rules! in_both_wirings {
     ($($body:ident),+ $(,)?) => {
         mod embedded {
-            $(#[tokio::test]
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn $body() {
                 super::$body(crate::harness::Wiring::Embedded).await;
             })+
         }
         mod split {
-            $(#[tokio::test]
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn $body() {
                 super::$body(crate::harness::Wiring::Split).await;
             })+

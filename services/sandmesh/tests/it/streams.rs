@@ -149,6 +149,8 @@ async fn attach_gives_every_watcher_the_same_bytes(wiring: Wiring) {
     let server = wiring.start().await;
     let id = server.api.session().await;
     let execution = server.api.start(&id, json!({"language": "shell", "code": COUNTING})).await;
+    // An offset that was not written yet is no cursor that was ever given.
+    server.api.wrote(&execution, "line 20\n").await;
     let grpc = server.grpc().await;
     let (stdout, stderr) = (lines("line").into_bytes(), lines("note").into_bytes());
     let from = |bytes: &[u8], offset: u64| bytes[usize::try_from(offset).unwrap()..].to_vec();

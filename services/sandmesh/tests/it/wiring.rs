@@ -1,7 +1,6 @@
 //! How the program is configured and wired: what it refuses at its start, and what it tells.
 
 use std::{
-    path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use crate::harness::{TOKEN, Wiring, free_port, process::SANDMESH};
 
 /// `sandmesh serve` with no settings but these; it must end by itself, soon.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
-    let mut command = Command::new("timeout");
+    let mut command = Command::new("/usr/bin/timeout");
     command.args(["-k", "5", "20", SANDMESH, "serve"]).args(args).env_clear();
     command.env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent").envs(env.iter().copied());
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -53,23 +52,56 @@ fn setting_that_cannot_be_used_is_named() {
     refuses(&["--data-dir", &long], &[], &["--data-dir"]);
 }
 
-#[test]
-fn missing_isolation_is_told_with_its_remedy_and_never_silently_weakened() {
+/// `sandmesh serve` where `hide`, a shell command, was run in a mount namespace of its own before.
+fn serve_where(hide: &str) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().to_str().unwrap();
-    let tools = dir.path().join("bin");
-    std::fs::create_dir(&tools).unwrap();
-    for tool in ["python3", "bash", "sh", "node"] {
-        std::os::unix::fs::symlink(Path::new("/usr/bin").join(tool), tools.join(tool)).unwrap();
+    let data_dir = dir.path().display();
+    let serve = format!("{SANDMESH} serve --data-dir {data_dir} --listen 127.0.0.1:{}", free_port());
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args([
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-ec",
+        &format!("{hide}; exec timeout -k 5 20 {serve}"),
+    ]);
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn isolation_that_cannot_be_had_is_told_with_its_remedy_and_never_silently_weakened() {
+    for (hide, words) in [
+        ("mount --bind /dev/null /usr/bin/bwrap", ["bwrap", "agent.isolation.jail", "allow"]),
+        ("mount -t tmpfs none /sys/fs/cgroup", ["control groups", "agent.isolation.cgroups", "Delegate=yes"]),
+    ] {
+        let (code, stderr) = serve_where(hide);
+        assert_eq!(code, 1, "{hide}: {stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "{hide}: no `{word}` in\n{stderr}");
+        }
     }
-    // A PATH without bubblewrap is a machine without it.
-    let path = tools.to_str().unwrap();
-    let listen = format!("127.0.0.1:{}", free_port());
-    refuses(
-        &["--data-dir", data, "--listen", &listen],
-        &[("PATH", path)],
-        &["bubblewrap", "apt-get install"],
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn weaker_isolation_is_had_by_configuration_and_every_session_tells() {
+    let settings =
+        [("SANDMESH_AGENT__ISOLATION__CGROUPS", "off"), ("SANDMESH_AGENT__ISOLATION__SECCOMP", "off")];
+    let server = Wiring::Embedded.start_with(&settings).await;
+    let session = server.api.create(json!({"template_id": "shell-basic"})).await;
+    let isolation = &session["effective_isolation"];
+    assert_eq!(
+        (&isolation["jail"], &isolation["seccomp"]),
+        (&json!("bubblewrap"), &json!("none")),
+        "{isolation}"
     );
+    assert!(!isolation["limits"].as_str().unwrap().contains("cgroup"), "{isolation}");
+    let id = session["id"].as_str().unwrap();
+    assert_eq!(server.api.run(id, "shell", "echo on").await["stdout"], "on\n");
+    let slow = json!({"language": "shell", "code": "setsid sleep 100 & sleep 100", "timeout": 1});
+    assert_eq!(server.api.execute(id, slow).await["status"], "timeout");
+    server.api.send(server.api.request("POST", &format!("/sessions/{id}/terminate"))).await.is(200);
+    server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
 #[test]
@@ -101,7 +133,7 @@ fn dumped_configuration_is_complete_and_hides_secrets() {
     assert!(code == 0 && defaults.contains("127.0.0.1:8000"), "{defaults}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn second_server_on_a_data_directory_or_port_is_refused() {
     let server = Wiring::Embedded.start().await;
     let data = server.data_dir().display().to_string();
@@ -118,7 +150,7 @@ async fn second_server_on_a_data_directory_or_port_is_refused() {
     assert_eq!(server.api.get("/health").await.is(200)["status"], "healthy");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn session_can_be_created_as_soon_as_health_answers() {
     let start = Instant::now();
     let mut server = Wiring::Embedded.start().await;
@@ -137,7 +169,7 @@ async fn session_can_be_created_as_soon_as_health_answers() {
     assert_eq!(server.api.run(&id, "shell", "echo on").await["stdout"], "on\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn role_on_tcp_serves_only_those_who_show_the_credential() {
     let server = Wiring::Split.start().await;
     let control =
@@ -163,7 +195,7 @@ async fn role_on_tcp_serves_only_those_who_show_the_credential() {
     assert_eq!(mode & 0o077, 0, "a unix socket is for its owner only");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn gateway_with_keys_asks_for_one() {
     let key = "0123456789abcdef-key";
     let keys = format!("[\"{key}\"]");

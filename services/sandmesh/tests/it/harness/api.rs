@@ -140,7 +140,8 @@ impl Api {
             if session["status"] == status {
                 return session;
             }
-            assert!(start.elapsed() < PATIENCE, "session is not {status} within {PATIENCE:?}: {session}");
+            let ended = session["status"] != "creating" && session["status"] != "running";
+            assert!(!ended && start.elapsed() < PATIENCE, "session is not {status}: {session}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

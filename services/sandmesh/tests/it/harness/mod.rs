@@ -145,7 +145,7 @@ impl Server {
             ("SANDMESH_AGENT__UID_BASE", &uid_base),
             ("SANDMESH_AGENT__UID_COUNT", "300"),
             ("SANDMESH_AGENT__ON_SHUTDOWN", "destroy"),
-            HOST_SECRET, ("SANDMESH_AGENT__EXECUTOR", "/tmp/fakeexec/sandmesh-executor"),
+            HOST_SECRET,
         ];
         let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let env = own.iter().chain(settings).map(pair).collect();
@@ -260,7 +260,7 @@ fn ended(process: &mut Process) -> Option<String> {
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.processes.iter().for_each(|process| eprintln!("{}", process.log_tail(60)));
+            self.processes.iter().for_each(|process| eprintln!("{}", process.log_tail(30)));
         }
         self.processes.iter().for_each(Process::terminate);
         for process in &mut self.processes {

@@ -1,9 +1,8 @@
 //! A real executor in a temporary directory, and a client that collects what an execution says.
 
-#![allow(dead_code, reason = "every test file uses its own part")]
-
 use std::{
     collections::HashMap,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
@@ -20,58 +19,78 @@ use tokio::{net::UnixStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
-pub type Client = ExecutorServiceClient<Channel>;
+pub(crate) type Client = ExecutorServiceClient<Channel>;
 
-pub const EXECUTOR: &str = env!("CARGO_BIN_EXE_sandmesh-executor");
+pub(crate) const EXECUTOR: &str = env!("CARGO_BIN_EXE_sandmesh-executor");
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Settings of a daemon; the rest is fixed.
-pub struct Settings {
-    pub memory_bytes: u64,
-    pub max_processes: u32,
-    pub max_executions: u32,
-    pub max_queued: u32,
-    pub max_output_bytes: u64,
-    pub disk_bytes: u64,
-    pub more: Vec<String>,
+pub(crate) struct Settings {
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_millis: u32,
+    pub(crate) max_processes: u32,
+    pub(crate) max_executions: u32,
+    pub(crate) max_queued: u32,
+    pub(crate) max_output_bytes: u64,
+    pub(crate) disk_bytes: u64,
+    /// Who runs the executor; root if `None`.
+    pub(crate) user: Option<u32>,
+    pub(crate) more: Vec<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             memory_bytes: 512 << 20,
+            cpu_millis: 2000,
             max_processes: 128,
             max_executions: 4,
             max_queued: 16,
             max_output_bytes: 1 << 20,
             disk_bytes: 256 << 20,
+            user: None,
             more: Vec::new(),
         }
     }
 }
 
 /// A running executor; dropped, everything of it is destroyed.
-pub struct Daemon {
-    pub dir: PathBuf,
-    pub sandbox_id: String,
-    pub cgroup_parent: String,
-    pub child: Child,
-    _temp: tempfile::TempDir,
+pub(crate) struct Daemon {
+    pub(crate) dir: PathBuf,
+    pub(crate) sandbox_id: String,
+    pub(crate) cgroup_parent: String,
+    pub(crate) child: Child,
+    temp: tempfile::TempDir,
 }
 
 impl Daemon {
-    pub async fn start(settings: Settings) -> Self {
+    pub(crate) async fn start(settings: Settings) -> Self {
+        Self::start_in(settings, None).await
+    }
+
+    /// Starts it in a directory that is there already, or in a new one.
+    pub(crate) async fn start_in(settings: Settings, dir: Option<PathBuf>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // A name of its own even after a crash of an earlier run.
         let name = format!("sandmesh-test-{}-{number}", std::process::id());
-        let dir = temp.path().join("box");
-        let child = Command::new(EXECUTOR)
+        let dir = dir.unwrap_or_else(|| temp.path().join("box"));
+        let mut command = Command::new(EXECUTOR);
+        if let Some(user) = settings.user {
+            // Where that user can reach it, wherever the tests are built.
+            let program = temp.path().join("executor");
+            std::fs::copy(EXECUTOR, &program).unwrap();
+            std::os::unix::fs::chown(temp.path(), Some(user), Some(user)).unwrap();
+            command = Command::new(program);
+            command.uid(user).gid(user);
+        }
+        let child = command
             .arg("serve")
             .args(["--dir".as_ref(), dir.as_os_str()])
             .args(["--sandbox-id", &name, "--uid", &uid().to_string(), "--cgroup-parent", &name])
-            .args(["--memory-bytes", &settings.memory_bytes.to_string(), "--cpu-millis", "2000"])
+            .args(["--memory-bytes", &settings.memory_bytes.to_string()])
+            .args(["--cpu-millis", &settings.cpu_millis.to_string()])
             .args(["--max-processes", &settings.max_processes.to_string()])
             .args(["--disk-bytes", &settings.disk_bytes.to_string()])
             .args(["--max-executions", &settings.max_executions.to_string()])
@@ -83,7 +102,7 @@ impl Daemon {
             .stderr(std::fs::File::create(temp.path().join("log")).unwrap())
             .spawn()
             .unwrap();
-        let daemon = Self { dir, sandbox_id: name.clone(), cgroup_parent: name, child, _temp: temp };
+        let daemon = Self { dir, sandbox_id: name.clone(), cgroup_parent: name, child, temp };
         let deadline = Instant::now() + Duration::from_secs(10);
         while UnixStream::connect(daemon.dir.join("executor.sock")).await.is_err() {
             assert!(Instant::now() < deadline, "no executor: {}", daemon.log());
@@ -92,11 +111,11 @@ impl Daemon {
         daemon
     }
 
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.with_file_name("log")).unwrap_or_default()
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.temp.path().join("log")).unwrap_or_default()
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let socket = self.dir.join("executor.sock");
         let connect = tower::service_fn(move |_| {
             let socket = socket.clone();
@@ -104,21 +123,28 @@ impl Daemon {
         });
         let endpoint = tonic::transport::Endpoint::from_static("http://executor");
         let channel = endpoint.connect_with_connector(connect).await.unwrap();
-        ExecutorServiceClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+        ExecutorServiceClient::new(channel)
+            .max_decoding_message_size(64 << 20)
+            .max_encoding_message_size(64 << 20)
     }
 
     /// The directories of the sandbox's group, one per hierarchy.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+        let points = mounts
+            .lines()
+            .filter(|line| line.contains(" - cgroup"))
+            .filter_map(|line| line.split(' ').nth(4));
         points.map(|point| Path::new(point).join(&self.cgroup_parent)).filter(|path| path.exists()).collect()
     }
 
     /// The processes of executions.
-    pub fn running(&self) -> Vec<u32> {
+    pub(crate) fn running(&self) -> Vec<u32> {
         let mut pids = Vec::new();
         for group in self.cgroups() {
-            for entry in std::fs::read_dir(group.join(&self.sandbox_id).join("runs")).into_iter().flatten().flatten() {
+            for entry in
+                std::fs::read_dir(group.join(&self.sandbox_id).join("runs")).into_iter().flatten().flatten()
+            {
                 let procs = std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
                 pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
             }
@@ -128,7 +154,7 @@ impl Daemon {
         pids
     }
 
-    pub fn destroy(&self) -> Output {
+    pub(crate) fn destroy(&self) -> Output {
         Command::new(EXECUTOR)
             .arg("destroy")
             .args(["--dir".as_ref(), self.dir.as_os_str()])
@@ -155,36 +181,36 @@ impl Drop for Daemon {
 }
 
 /// A uid that nobody has.
-pub fn uid() -> u32 {
+pub(crate) fn uid() -> u32 {
     300_000 + std::process::id() % 100_000
 }
 
 /// What an execution said, put together.
 #[derive(Debug, Default)]
-pub struct Said {
-    pub started: Option<pb::ExecutionStarted>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub exited: Option<pb::ExecutionExited>,
-    pub failed: Option<pb::ExecutionFailed>,
+pub(crate) struct Said {
+    pub(crate) started: Option<pb::ExecutionStarted>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exited: Option<pb::ExecutionExited>,
+    pub(crate) failed: Option<pb::ExecutionFailed>,
 }
 
 impl Said {
-    pub fn out(&self) -> String {
+    pub(crate) fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    pub fn err(&self) -> String {
+    pub(crate) fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
     #[track_caller]
-    pub fn exited(&self) -> &pb::ExecutionExited {
+    pub(crate) fn exited(&self) -> &pb::ExecutionExited {
         self.exited.as_ref().unwrap_or_else(|| panic!("did not exit: {self:?}"))
     }
 
     #[track_caller]
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         match self.exited().status {
             Some(pb::execution_exited::Status::ExitCode(code)) => Some(code),
             _ => None,
@@ -192,7 +218,7 @@ impl Said {
     }
 
     #[track_caller]
-    pub fn signal(&self) -> Option<i32> {
+    pub(crate) fn signal(&self) -> Option<i32> {
         match self.exited().status {
             Some(pb::execution_exited::Status::Signal(signal)) => Some(signal),
             _ => None,
@@ -200,23 +226,23 @@ impl Said {
     }
 
     #[track_caller]
-    pub fn cause(&self) -> pb::Cause {
+    pub(crate) fn cause(&self) -> pb::Cause {
         self.exited().cause()
     }
 
     #[track_caller]
-    pub fn value(&self) -> serde_json::Value {
+    pub(crate) fn value(&self) -> serde_json::Value {
         let json = self.exited().return_value_json.as_ref();
         serde_json::from_slice(json.unwrap_or_else(|| panic!("no return value: {self:?}"))).unwrap()
     }
 
     #[track_caller]
-    pub fn error(&self) -> &pb::UserError {
+    pub(crate) fn error(&self) -> &pb::UserError {
         self.exited().error.as_ref().unwrap_or_else(|| panic!("no error: {self:?}"))
     }
 
     /// Takes a frame, checking that offsets are exact; true if it is the last.
-    pub fn take(&mut self, frame: Frame, base: (u64, u64)) -> bool {
+    pub(crate) fn take(&mut self, frame: Frame, base: (u64, u64)) -> bool {
         match frame {
             Frame::Started(started) => assert!(self.started.replace(started).is_none(), "started twice"),
             Frame::Stdout(chunk) => {
@@ -235,36 +261,36 @@ impl Said {
 }
 
 /// A stream that is still open: frames go in and come out.
-pub struct Talk {
-    pub send: mpsc::Sender<pb::ExecuteRequest>,
-    pub receive: Streaming<pb::ExecuteResponse>,
+pub(crate) struct Talk {
+    pub(crate) send: mpsc::Sender<pb::ExecuteRequest>,
+    pub(crate) receive: Streaming<pb::ExecuteResponse>,
 }
 
 impl Talk {
-    pub async fn open(client: &mut Client, first: Input) -> Result<Self, Status> {
+    pub(crate) async fn open(client: &mut Client, first: Input) -> Result<Self, Status> {
         let (send, frames) = mpsc::channel(16);
         send.send(pb::ExecuteRequest { frame: Some(first) }).await.unwrap();
         let receive = client.execute(ReceiverStream::new(frames)).await?.into_inner();
         Ok(Self { send, receive })
     }
 
-    pub async fn send(&self, frame: Input) {
+    pub(crate) async fn send(&self, frame: Input) {
         let _ = self.send.send(pb::ExecuteRequest { frame: Some(frame) }).await;
     }
 
-    pub async fn next(&mut self) -> Option<Result<Frame, Status>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Frame, Status>> {
         Some(self.receive.next().await?.map(|response| response.frame.unwrap()))
     }
 
     /// Reads until the standard output holds this.
-    pub async fn until_stdout(&mut self, said: &mut Said, text: &str) {
+    pub(crate) async fn until_stdout(&mut self, said: &mut Said, text: &str) {
         while !said.out().contains(text) {
             let frame = self.next().await.unwrap_or_else(|| panic!("no `{text}` in {said:?}")).unwrap();
             assert!(!said.take(frame, (0, 0)), "no `{text}` in {said:?}");
         }
     }
 
-    pub async fn rest(mut self, mut said: Said, base: (u64, u64)) -> Result<Said, Status> {
+    pub(crate) async fn rest(mut self, mut said: Said, base: (u64, u64)) -> Result<Said, Status> {
         let mut ended = false;
         while let Some(frame) = self.next().await {
             assert!(!ended, "a frame after the last");
@@ -275,15 +301,15 @@ impl Talk {
     }
 }
 
-pub fn id() -> String {
+pub(crate) fn id() -> String {
     format!("exec_{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-pub fn seconds(seconds: f64) -> Option<prost_types::Duration> {
+pub(crate) fn seconds(seconds: f64) -> Option<prost_types::Duration> {
     Duration::from_secs_f64(seconds).try_into().ok()
 }
 
-pub fn code(language: pb::Language, code: &str) -> pb::ExecutionStart {
+pub(crate) fn code(language: pb::Language, code: &str) -> pb::ExecutionStart {
     pb::ExecutionStart {
         execution_id: id(),
         session_id: "sess_1".into(),
@@ -294,32 +320,36 @@ pub fn code(language: pb::Language, code: &str) -> pb::ExecutionStart {
     }
 }
 
-pub fn python(text: &str) -> pb::ExecutionStart {
+pub(crate) fn python(text: &str) -> pb::ExecutionStart {
     code(pb::Language::Python, text)
 }
 
-pub fn script(text: &str) -> pb::ExecutionStart {
+pub(crate) fn script(text: &str) -> pb::ExecutionStart {
     pb::ExecutionStart { mode: pb::Mode::Script.into(), ..python(text) }
 }
 
-pub fn javascript(text: &str) -> pb::ExecutionStart {
+pub(crate) fn javascript(text: &str) -> pb::ExecutionStart {
     code(pb::Language::Javascript, text)
 }
 
-pub fn shell(text: &str) -> pb::ExecutionStart {
+pub(crate) fn shell(text: &str) -> pb::ExecutionStart {
     code(pb::Language::Shell, text)
 }
 
-pub fn env(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+pub(crate) fn env(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-pub fn attach(id: &str, stdout: u64, stderr: u64) -> Input {
-    Input::Attach(pb::ExecutionAttach { execution_id: id.to_owned(), stdout_offset: stdout, stderr_offset: stderr })
+pub(crate) fn attach(id: &str, stdout: u64, stderr: u64) -> Input {
+    Input::Attach(pb::ExecutionAttach {
+        execution_id: id.to_owned(),
+        stdout_offset: stdout,
+        stderr_offset: stderr,
+    })
 }
 
 /// Runs to the end.
-pub async fn run(client: &mut Client, start: pb::ExecutionStart) -> Said {
+pub(crate) async fn run(client: &mut Client, start: pb::ExecutionStart) -> Said {
     let talk = Talk::open(client, Input::Start(start)).await.unwrap();
     talk.rest(Said::default(), (0, 0)).await.unwrap()
 }

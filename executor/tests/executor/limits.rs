@@ -1,0 +1,225 @@
+//! Deadlines, cancelling, caps and resource limits: each ends an execution with its own cause, and
+//! leaves nothing behind.
+
+use std::time::{Duration, Instant};
+
+use sandmesh_proto::executor::{self as pb, execute_request::Frame as Input};
+use serde_json::json;
+use tonic::Code;
+
+use crate::support::*;
+
+/// Leaves a process that is in no group and session of its parent and ignores what it can.
+const DAEMONS: &str = "
+import os, signal, sys, time
+for n in range(5):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork(): os._exit(0)
+        for s in range(1, 65):
+            try: signal.signal(s, signal.SIG_IGN)
+            except (OSError, ValueError): pass
+        os.closerange(0, 100)
+        while True: time.sleep(0.01)
+print('ready')
+";
+
+#[tokio::test]
+async fn timeout_kills_the_whole_tree_in_time_and_keeps_the_output() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    for forever in ["while True: time.sleep(1)", "while True: pass", "os.kill(os.getpid(), signal.SIGSTOP)"] {
+        let text = format!("{DAEMONS}{forever}");
+        let start = pb::ExecutionStart { timeout: seconds(1.0), ..script(&text) };
+        let mut talk = Talk::open(&mut client, Input::Start(start)).await.unwrap();
+        let mut said = Said::default();
+        talk.until_stdout(&mut said, "ready").await;
+        assert!(daemon.running().len() > 5, "{:?}", daemon.running());
+        let said = talk.rest(said, (0, 0)).await.unwrap();
+        assert_eq!((said.signal(), said.cause()), (Some(libc::SIGKILL), pb::Cause::Timeout));
+        assert_eq!(said.out(), "ready\n");
+        assert!(daemon.running().is_empty(), "{:?}", daemon.running());
+        let took = Duration::try_from(said.exited().metrics.unwrap().duration.unwrap()).unwrap();
+        println!("{took:?} for {forever}");
+        assert!(took >= Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn background_processes_end_with_the_main_one() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let began = Instant::now();
+    let said = run(&mut client, script(DAEMONS)).await;
+    assert_eq!((said.code(), said.cause()), (Some(0), pb::Cause::Unspecified));
+    assert!(daemon.running().is_empty());
+    let said = run(&mut client, shell("sleep 15 & sleep 15 & echo done")).await;
+    assert_eq!((said.out().as_str(), said.code()), ("done\n", Some(0)));
+    assert!(began.elapsed() < Duration::from_secs(10), "open pipes of the background must not delay the end");
+}
+
+#[tokio::test]
+async fn cancel_ends_a_run_and_is_idempotent() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let start = script(&format!("{DAEMONS}while True: pass"));
+    let id = start.execution_id.clone();
+    let mut talk = Talk::open(&mut client, Input::Start(start)).await.unwrap();
+    let mut said = Said::default();
+    talk.until_stdout(&mut said, "ready").await;
+    let cancel = || pb::CancelExecutionRequest { execution_id: id.clone() };
+    assert!(client.cancel_execution(cancel()).await.unwrap().into_inner().was_running);
+    let said = talk.rest(said, (0, 0)).await.unwrap();
+    assert_eq!(
+        (said.signal(), said.cause(), said.out().as_str()),
+        (Some(9), pb::Cause::Cancelled, "ready\n")
+    );
+    assert!(daemon.running().is_empty());
+    assert!(!client.cancel_execution(cancel()).await.unwrap().into_inner().was_running);
+    let unknown = pb::CancelExecutionRequest { execution_id: "nobody".into() };
+    assert_eq!(client.cancel_execution(unknown).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn queue_is_bounded_in_order_and_its_wait_does_not_count() {
+    let daemon = Daemon::start(Settings { max_executions: 1, max_queued: 2, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let start = || pb::ExecutionStart { timeout: seconds(2.0), ..script("import time; time.sleep(1.5)") };
+    let first = Talk::open(&mut client, Input::Start(start())).await.unwrap();
+    let second = Talk::open(&mut client, Input::Start(start())).await.unwrap();
+    let waiting = start();
+    let id = waiting.execution_id.clone();
+    let third = Talk::open(&mut client, Input::Start(waiting)).await.unwrap();
+    let full = Talk::open(&mut client, Input::Start(start())).await.err().unwrap();
+    assert_eq!(full.code(), Code::ResourceExhausted);
+    let details = tonic_types::StatusExt::get_details_error_info(&full).unwrap();
+    assert_eq!(details.reason, "TOO_MANY_EXECUTIONS");
+    let us = client.get_executor(pb::GetExecutorRequest {}).await.unwrap().into_inner();
+    assert_eq!((us.running, us.queued), (1, 2));
+    client.cancel_execution(pb::CancelExecutionRequest { execution_id: id }).await.unwrap();
+    let third = third.rest(Said::default(), (0, 0)).await.unwrap();
+    assert_eq!(third.failed.unwrap().kind(), pb::FailureKind::Cancelled);
+    let first = first.rest(Said::default(), (0, 0)).await.unwrap();
+    // Its slot is free the moment its outcome is known.
+    Talk::open(&mut client, Input::Start(script("pass"))).await.unwrap();
+    let second = second.rest(Said::default(), (0, 0)).await.unwrap();
+    assert_eq!((first.code(), second.code()), (Some(0), Some(0)), "waiting is not running");
+    let queued = second.exited().metrics.unwrap().queued.unwrap();
+    assert!(queued.seconds >= 1, "{queued:?}");
+}
+
+#[tokio::test]
+async fn executions_run_at_the_same_time() {
+    let daemon = Daemon::start(Settings { max_executions: 8, ..Settings::default() }).await;
+    let client = daemon.client().await;
+    // Each waits for all the others.
+    let text = "
+import os, time
+def handler(event):
+    open(f\"here-{event['n']}\", 'w').close()
+    while sum(name.startswith('here') for name in os.listdir('.')) < 8: time.sleep(0.01)
+    return event['n']
+";
+    let runs = (0..8).map(|n| {
+        let mut client = client.clone();
+        let start = pb::ExecutionStart { event_json: json!({ "n": n }).to_string().into(), ..python(text) };
+        async move { run(&mut client, start).await.value() }
+    });
+    let values = futures::future::join_all(runs).await;
+    assert_eq!(values, (0..8).map(|n| json!(n)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn slot_is_free_when_the_outcome_is_known() {
+    let daemon = Daemon::start(Settings { max_executions: 1, max_queued: 0, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    for _ in 0..20 {
+        assert_eq!(run(&mut client, shell("true")).await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn memory_limit_is_a_typed_cause_and_the_executor_lives() {
+    let daemon = Daemon::start(Settings { memory_bytes: 64 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    for hog in [
+        "print('before'); x = bytearray(200 << 20)",
+        "print('before')\nimport os\nif os.fork() == 0: x = bytearray(200 << 20)\nelse: raise SystemExit(os.wait()[1] and 1)",
+    ] {
+        let said = run(&mut client, script(hog)).await;
+        assert_eq!(said.cause(), pb::Cause::Oom, "{said:?}");
+        let detail = &said.exited().cause_detail;
+        assert!(detail.starts_with("limit 64 MiB, peak 6"), "{detail}");
+        assert_eq!(said.out(), "before\n", "{hog}");
+        assert_eq!(run(&mut client, script("print('alive')")).await.out(), "alive\n");
+    }
+    let shared =
+        run(&mut client, script("f = open('/dev/shm/x', 'wb')\nwhile True: f.write(b'x' * 65536)")).await;
+    assert!(shared.err().contains("No space left") || shared.cause() == pb::Cause::Oom, "{shared:?}");
+    let text =
+        "import os\npid = os.fork()\nif pid == 0: x = bytearray(200 << 20)\nprint(os.waitpid(pid, 0)[1])";
+    let survived = run(&mut client, script(text)).await;
+    assert_eq!((survived.out().as_str(), survived.cause()), ("9\n", pb::Cause::Unspecified), "it coped");
+}
+
+#[tokio::test]
+async fn fork_bomb_is_bounded_and_gone() {
+    let daemon = Daemon::start(Settings { max_processes: 40, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let said = run(&mut client, script("import os\nwhile True: os.fork()")).await;
+    assert_eq!(said.cause(), pb::Cause::PidsLimit, "{said:?}");
+    assert!(said.exited().cause_detail.contains("limit 40 processes"), "{said:?}");
+    assert!(daemon.running().is_empty());
+    let bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass";
+    let mut talk =
+        Talk::open(&mut client, Input::Start(pb::ExecutionStart { timeout: seconds(1.0), ..script(bomb) }))
+            .await
+            .unwrap();
+    talk.next().await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let running = daemon.running().len();
+    assert!((30..=40).contains(&running), "{running}");
+    let said = talk.rest(Said::default(), (0, 0)).await.unwrap();
+    assert_eq!(said.cause(), pb::Cause::Timeout);
+    assert!(daemon.running().is_empty());
+    assert_eq!(run(&mut client, script("print('alive')")).await.out(), "alive\n");
+}
+
+#[tokio::test]
+async fn zombies_are_reaped() {
+    let daemon = Daemon::start(Settings { max_processes: 40, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let text = "
+import os
+for n in range(300):
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+print('done')
+";
+    let said = run(&mut client, script(text)).await;
+    assert_eq!((said.out().as_str(), said.cause()), ("done\n", pb::Cause::Unspecified), "{said:?}");
+}
+
+#[tokio::test]
+async fn disk_limit_ends_with_its_cause() {
+    let daemon = Daemon::start(Settings { disk_bytes: 16 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let said = run(&mut client, shell("head -c 20000000 /dev/zero > one-file")).await;
+    assert_eq!((said.cause(), said.code()), (pb::Cause::DiskLimit, Some(128 + libc::SIGXFSZ)), "{said:?}");
+    let text = "rm one-file; for n in $(seq 1 30); do head -c 1000000 /dev/zero > file-$n; done; sleep 10";
+    let said = run(&mut client, shell(text)).await;
+    assert_eq!(said.cause(), pb::Cause::DiskLimit, "{said:?}");
+    let said = run(&mut client, shell("rm file-*; echo again")).await;
+    assert_eq!(said.out(), "again\n");
+}
+
+#[tokio::test]
+async fn cpu_limit_slows_down() {
+    let daemon = Daemon::start(Settings { cpu_millis: 200, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let text = "import time; t = time.time(); c = time.process_time()\nwhile time.process_time() - c < 0.2: pass\nprint(time.time() - t > 0.5)";
+    assert_eq!(run(&mut client, script(text)).await.out(), "True\n");
+}

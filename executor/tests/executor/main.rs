@@ -1,0 +1,13 @@
+//! The real executor with real jails and control groups, through its socket. Must run as root, with
+//! bubblewrap, python3 and node installed.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test may")]
+
+mod isolation;
+mod javascript;
+mod lifecycle;
+mod limits;
+mod python;
+mod shell;
+mod streams;
+mod support;

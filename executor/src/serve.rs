@@ -33,6 +33,9 @@ use crate::{
 /// The largest message, as everywhere in the mesh.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// Streams at once on one connection: every execution that runs or waits has one, and its watchers too.
+const MAX_STREAMS: u32 = 4096;
+
 /// Output kept in memory per stream; more goes to the spool.
 const MEMORY_BYTES: u64 = 64 << 10;
 
@@ -80,6 +83,7 @@ async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (begin_farewell, farewell) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
         .add_service(grpc)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(farewell.await) });
     tokio::pin!(server);

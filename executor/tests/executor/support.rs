@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::StreamExt as _;
@@ -70,7 +70,7 @@ impl Daemon {
     }
 
     /// Starts it in a directory that is there already, or in a new one.
-    pub(crate) async fn start_in(settings: Settings, dir: Option<PathBuf>) -> Self {
+    pub(crate) async fn start_in(mut settings: Settings, dir: Option<PathBuf>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // A name of its own even after a crash of an earlier run.
@@ -84,6 +84,11 @@ impl Daemon {
             std::os::unix::fs::chown(temp.path(), Some(user), Some(user)).unwrap();
             command = Command::new(program);
             command.uid(user).gid(user);
+        }
+        if !settings.more.iter().any(|flag| flag == "--expires-at") {
+            // Whatever becomes of the test, its daemon does not stay.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            settings.more.extend(["--expires-at".to_owned(), (now + 300).to_string()]);
         }
         let child = command
             .arg("serve")

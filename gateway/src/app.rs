@@ -16,6 +16,7 @@ use sandmesh_proto::{
     statesync::state_sync_service_client::StateSyncServiceClient,
     template::template_service_client::TemplateServiceClient,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -24,7 +25,7 @@ use tower_http::{
 
 use crate::{
     config::Config,
-    error::ApiError,
+    error::{ApiError, Edge},
     openapi, proxy,
     request::{self, Context, IGNORED_FIELDS, REQUEST_ID},
     rest,
@@ -42,6 +43,8 @@ struct Shared {
     template: Link,
     health: Link,
     state_sync: Link,
+    /// One permit for each KiB of request bodies in work.
+    body_memory: Arc<Semaphore>,
 }
 
 impl App {
@@ -54,12 +57,20 @@ impl App {
             template: mesh.link(RoleName::Template)?,
             health: mesh.link(RoleName::HealthProbe)?,
             state_sync: mesh.link(RoleName::StateSync)?,
+            body_memory: Arc::new(Semaphore::new(kib(config.body_memory.0) as usize)),
         })))
     }
 
     /// The settings.
     pub(crate) fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// Waits for memory for a body of at most `bytes`, for as long as a body may take to arrive.
+    pub(crate) async fn body_memory(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Edge> {
+        let permits = Arc::clone(&self.0.body_memory).acquire_many_owned(kib(bytes));
+        let permits = tokio::time::timeout(self.config().body_timeout.0, permits).await;
+        permits.ok().and_then(Result::ok).ok_or(Edge::Busy)
     }
 
     /// The version of the program.
@@ -81,6 +92,10 @@ impl App {
             ("sandmesh.health.v1.HealthProbeService", self.0.health.clone()),
         ]
     }
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// How a handler calls the roles on behalf of one request.
@@ -129,6 +144,11 @@ impl Call {
     /// The state-sync role.
     pub(crate) fn state_sync(&self) -> StateSyncServiceClient<Link> {
         StateSyncServiceClient::new(self.app.0.state_sync.clone())
+    }
+
+    /// Lets other bodies have the memory of this one, which is in other hands now.
+    pub(crate) fn release_body(&self) {
+        self.context.release();
     }
 
     /// A message for a call that answers at once.

@@ -4,7 +4,7 @@
 //! is as trusted as its user; so a keyless gateway only answers to local names (a page cannot rebind its
 //! own name to 127.0.0.1), and only to pages of its own origin.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -12,6 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Uri, header, uri::Authority};
+use http_body_util::{BodyExt, Limited};
 use sandmesh_mesh::{Secret, status};
 use tonic::body::Body;
 
@@ -19,6 +20,10 @@ use crate::{
     app::{App, is_grpc},
     error::{ApiError, Edge},
 };
+
+/// How much of a refused body is read, and for how long.
+const DRAINED_BYTES: usize = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(200);
 
 /// Lets a request in or refuses it in the words of its protocol.
 pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -30,9 +35,19 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     };
     match checked {
         Ok(()) => next.run(request).await,
-        Err(edge) if is_grpc(request.headers()) => status(edge).into_http::<Body>().into_response(),
-        Err(edge) => challenge(edge),
+        Err(edge) => {
+            let grpc = is_grpc(request.headers());
+            drain(request).await;
+            if grpc { status(edge).into_http::<Body>().into_response() } else { challenge(edge) }
+        }
     }
+}
+
+/// Reads a little of a body that nobody wants: a client whose stream is reset while it sends may not see
+/// the refusal.
+async fn drain(request: Request) {
+    let body = Limited::new(request.into_body(), DRAINED_BYTES).collect();
+    let _ = tokio::time::timeout(DRAIN_TIME, body).await;
 }
 
 fn challenge(edge: Edge) -> Response {

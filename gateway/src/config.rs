@@ -9,6 +9,9 @@ use http::Uri;
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration, MAX_MESSAGE_BYTES, Secret};
 use serde::{Deserialize, Serialize};
 
+/// The largest `body_memory`: what can be counted in KiB by 32 bits and a semaphore.
+const MOST_BODY_MEMORY: u64 = 1 << 40;
+
 /// A key shorter than this could be guessed.
 const SHORTEST_KEY: usize = 16;
 
@@ -29,6 +32,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// The largest REST request body.
     pub max_body: ByteSize,
+    /// The memory that the REST request bodies in work may take together; more wait for their turn.
+    pub body_memory: ByteSize,
     /// How long a client may take to send a REST request body.
     pub body_timeout: HumanDuration,
     /// The deadline of a call to another role that neither waits nor streams.
@@ -45,6 +50,7 @@ impl Default for Config {
             allow_plaintext: false,
             cors_origins: Vec::new(),
             max_body: ByteSize(16 * 1024 * 1024),
+            body_memory: ByteSize(256 * 1024 * 1024),
             body_timeout: HumanDuration(Duration::from_secs(60)),
             rpc_timeout: HumanDuration(Duration::from_secs(30)),
             keep_alive: HumanDuration(Duration::from_secs(15)),
@@ -70,6 +76,10 @@ impl Config {
         if self.max_body.0 < 1024 || usize::try_from(self.max_body.0).map_or(true, |n| n > MAX_MESSAGE_BYTES)
         {
             return Err(ConfigError::invalid("gateway.max_body", "give a size from 1KiB to 64MiB"));
+        }
+        if self.body_memory < self.max_body || self.body_memory.0 > MOST_BODY_MEMORY {
+            let problem = "give a size from `gateway.max_body` to 1024GiB";
+            return Err(ConfigError::invalid("gateway.body_memory", problem));
         }
         let durations = [
             ("gateway.body_timeout", self.body_timeout),

@@ -221,6 +221,9 @@ pub(crate) enum Edge {
     /// The body took too long to arrive.
     #[error("the request body did not arrive in time")]
     BodyTimeout,
+    /// The bodies that are in work take all the memory there is for them.
+    #[error("the gateway is busy with other request bodies")]
+    Busy,
     /// The connection broke while the body arrived.
     #[error("the request body could not be read")]
     BodyUnreadable,
@@ -268,6 +271,7 @@ impl Fault for Edge {
             Self::UnknownRpc(_) | Self::MethodNotAllowed { .. } => Code::Unimplemented,
             Self::PayloadTooLarge(_) => Code::ResourceExhausted,
             Self::BodyTimeout | Self::SyncTimeout { .. } => Code::DeadlineExceeded,
+            Self::Busy => Code::Unavailable,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::HostNotAllowed(_) | Self::OriginNotAllowed(_) => Code::PermissionDenied,
             Self::BodyUnreadable
@@ -285,6 +289,7 @@ impl Fault for Edge {
             Self::MethodNotAllowed { .. } => "METHOD_NOT_ALLOWED",
             Self::PayloadTooLarge(_) => "PAYLOAD_TOO_LARGE",
             Self::BodyTimeout => "BODY_TIMEOUT",
+            Self::Busy => "BUSY",
             Self::BodyUnreadable => "BODY_UNREADABLE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
             Self::Unauthenticated => "UNAUTHENTICATED",

@@ -9,6 +9,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, header, request::Parts};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserializer, Serialize, de::DeserializeOwned};
 
@@ -48,6 +49,14 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body.0;
     let size = usize::try_from(limit).unwrap_or(usize::MAX);
+    let declared = request.body().size_hint().upper().unwrap_or(limit);
+    if declared > limit {
+        return Err(Edge::PayloadTooLarge(limit).into());
+    }
+    let memory = app.body_memory(declared).await?;
+    if let Some(context) = request.extensions().get::<Context>() {
+        context.hold(memory);
+    }
     let body = Limited::new(request.into_body(), size).collect();
     let body =
         tokio::time::timeout(app.config().body_timeout.0, body).await.map_err(|_| Edge::BodyTimeout)?;

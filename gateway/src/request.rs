@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderName, HeaderValue, header, request::Parts};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::{ApiError, Edge};
 
@@ -26,6 +27,7 @@ const IGNORED_LIMIT: usize = 1024;
 pub(crate) struct Context {
     id: Arc<str>,
     ignored: Arc<Mutex<Vec<String>>>,
+    memory: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
 }
 
 impl Context {
@@ -39,10 +41,20 @@ impl Context {
         self.ignored.lock().unwrap_or_else(PoisonError::into_inner).push(field);
     }
 
+    /// Keeps the memory of the request's body until it is released or the request is done.
+    pub(crate) fn hold(&self, memory: OwnedSemaphorePermit) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
+    }
+
+    /// Gives the memory of the request's body back.
+    pub(crate) fn release(&self) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn of(request: &Request) -> Self {
         let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let id = given.filter(|id| sane(id)).map_or_else(generate, str::to_owned);
-        Self { id: id.into(), ignored: Arc::default() }
+        Self { id: id.into(), ignored: Arc::default(), memory: Arc::default() }
     }
 
     fn id_header(&self) -> HeaderValue {

@@ -6,8 +6,30 @@
 #![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![allow(clippy::all, clippy::too_many_lines, clippy::restriction, clippy::pedantic)]
 
+use std::{collections::HashSet, sync::LazyLock};
+
+use prost::Message;
+
 /// The encoded `FileDescriptorSet` of every file here, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sandmesh.bin"));
+
+/// Whether a call of this path (`/package.Service/Method`) answers with a stream.
+pub fn is_server_streaming(path: &str) -> bool {
+    static PATHS: LazyLock<HashSet<String>> = LazyLock::new(streaming_paths);
+    PATHS.contains(path)
+}
+
+fn streaming_paths() -> HashSet<String> {
+    let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    let mut paths = HashSet::new();
+    for file in files.file {
+        for service in &file.service {
+            let streaming = service.method.iter().filter(|method| method.server_streaming());
+            paths.extend(streaming.map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name())));
+        }
+    }
+    paths
+}
 
 macro_rules! packages {
     ($($name:ident => $package:literal),* $(,)?) => {
@@ -36,3 +58,13 @@ pub use sandmesh::{
     agent::v1 as agent, executor::v1 as executor, health::v1 as health, scheduler::v1 as scheduler,
     session::v1 as session, statesync::v1 as statesync, template::v1 as template,
 };
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn streaming_calls_are_known_by_their_path() {
+        assert!(super::is_server_streaming("/sandmesh.session.v1.SessionService/Execute"));
+        assert!(super::is_server_streaming("/sandmesh.scheduler.v1.SchedulerService/WatchSandboxes"));
+        assert!(!super::is_server_streaming("/sandmesh.session.v1.SessionService/GetSession"));
+    }
+}

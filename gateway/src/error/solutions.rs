@@ -28,7 +28,7 @@ fn for_reason(reason: &str) -> Option<&'static str> {
         "PAGE_TOKEN_INVALID" => "use `next_page_token` of the page before as it is, or start without one",
         "INVALID_PARAMETER" => "write sizes as a number with Ki, Mi or Gi, such as `512Mi`",
         "PAYLOAD_TOO_LARGE" => "send less in one request",
-        "BODY_TIMEOUT" | "BODY_UNREADABLE" => "send the request again",
+        "BODY_TIMEOUT" | "BODY_UNREADABLE" | "BUSY" => "send the request again",
         "UNSUPPORTED_MEDIA_TYPE" => "send the header `content-type: application/json`",
         "UNAUTHENTICATED" => "send the header `authorization: Bearer KEY` with a key of this gateway",
         "HOST_NOT_ALLOWED" => "use http://127.0.0.1 or http://localhost, or set gateway.api_keys",

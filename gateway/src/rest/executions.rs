@@ -215,6 +215,7 @@ async fn start(
 ) -> Result<Accepted, ApiError> {
     let request = call.unary(body.into_request(session_id, key)?);
     let reply = call.sessions().start_execution(request).await?.into_inner();
+    call.release_body();
     Accepted::try_from(sent(reply.execution, "execution")?)
 }
 

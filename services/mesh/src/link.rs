@@ -104,15 +104,19 @@ impl Link {
     /// # Errors
     /// When the address has neither form.
     pub fn dial_with(endpoint: &str, token: Option<Secret>) -> Result<Self, LinkError> {
-        let invalid = || LinkError::InvalidEndpoint(endpoint.to_owned());
-        let channel = match endpoint.strip_prefix("unix:") {
-            Some(path) if !path.is_empty() => unix_channel(path.to_owned()),
-            _ if endpoint.starts_with("http://") => {
-                tuned(Endpoint::from_shared(endpoint.to_owned()).map_err(|_| invalid())?).connect_lazy()
-            }
-            _ => return Err(invalid()),
-        };
+        let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self { target: endpoint.into(), to: To::Remote(channel, token) })
+    }
+}
+
+/// A channel that connects when first used; `None` for an address of neither form.
+fn connect(endpoint: &str) -> Option<Channel> {
+    match endpoint.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => Some(unix_channel(path.to_owned())),
+        _ if endpoint.starts_with("http://") => {
+            Some(tuned(Endpoint::from_shared(endpoint.to_owned()).ok()?).connect_lazy())
+        }
+        _ => None,
     }
 }
 
@@ -160,25 +164,37 @@ impl Service<Request> for Link {
                         Ok(Status::unavailable(format!("role `{}` is not running", link.target)).into_http())
                     }
                 },
-                To::Remote(channel, token) => call_remote(channel, token, request).await,
+                To::Remote(channel, token) => {
+                    let channel = channel_for(channel, &link.target, &request);
+                    Ok(call_remote(channel, token, request).await)
+                }
             }
         })
     }
 }
 
-async fn call_remote(
-    channel: Channel,
-    token: Option<Secret>,
-    mut request: Request,
-) -> Result<Response, BoxError> {
+/// A stream gets a connection of its own: one whose reader is slow would use up the flow-control window
+/// of the connection, and every other call on it would wait. It closes when the stream ends.
+fn channel_for(shared: Channel, target: &str, request: &Request) -> Channel {
+    if !sandmesh_proto::is_server_streaming(request.uri().path()) {
+        return shared;
+    }
+    connect(target).unwrap_or(shared)
+}
+
+async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Request) -> Response {
     if let Some(value) = token.and_then(|token| token.expose().parse().ok()) {
         request.headers_mut().insert(TOKEN_HEADER, value);
     }
     match channel.oneshot(request).await {
-        Ok(response) => Ok(response),
+        Ok(response) => response,
         // tonic would report its own timer as CANCELLED; the caller's deadline passed, so say that.
-        Err(error) if timed_out(&error) => Ok(Status::deadline_exceeded("deadline exceeded").into_http()),
-        Err(error) => Err(error.into()),
+        Err(error) if timed_out(&error) => Status::deadline_exceeded("deadline exceeded").into_http(),
+        Err(error) => {
+            // tonic would report a connection that broke as UNKNOWN.
+            tracing::debug!(error = &error as &dyn Error, "a call did not get through");
+            Status::unavailable("the other side does not answer").into_http()
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a node is reached: TCP or a unix socket, HTTP/1 and HTTP/2 on the same port.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, io, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use axum::Router;
@@ -10,9 +10,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
 };
+use tokio_util::{either::Either, sync::CancellationToken};
 
 use crate::Tasks;
 
@@ -26,9 +27,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait when no connection can be accepted, as with too many open files.
 const PAUSE: Duration = Duration::from_millis(200);
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+/// Connections at once on one address; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 10_000;
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+type Stream = Either<TcpStream, UnixStream>;
 
 /// A bound address.
 #[derive(Debug)]
@@ -65,15 +67,15 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+    async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small frames go out at once: a stream of output is no bulk transfer.
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+                Ok(Either::Left(stream))
             }
-            Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Unix(listener) => Ok(Either::Right(listener.accept().await?.0)),
         }
     }
 
@@ -81,7 +83,9 @@ impl Listener {
     /// after the calls in flight.
     pub(crate) async fn serve(self, router: Router, tasks: Tasks) {
         let (builder, connections, done) = (builder(), GracefulShutdown::new(), tasks.token());
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
             let stream = tokio::select! {
                 accepted = self.accept() => match accepted {
                     Ok(stream) => stream,
@@ -94,16 +98,34 @@ impl Listener {
                 () = done.cancelled() => break,
             };
             let service = TowerToHyperService::new(router.clone());
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-            let connection = connections.watch(connection.into_owned());
+            let (builder, watcher, done) = (builder.clone(), connections.watcher(), done.clone());
             tasks.spawn("connection", async move {
-                if let Err(error) = connection.await {
+                let _place = place;
+                if !speaks(&stream, &done).await {
+                    return;
+                }
+                let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                if let Err(error) = watcher.watch(connection.into_owned()).await {
                     tracing::debug!(error, "a connection broke");
                 }
             });
         }
         drop(self);
         connections.shutdown().await;
+    }
+}
+
+/// Whether a client says something within its time: nothing else bounds how long one may be silent.
+async fn speaks(stream: &Stream, done: &CancellationToken) -> bool {
+    let readable = async {
+        match stream {
+            Either::Left(stream) => stream.readable().await,
+            Either::Right(stream) => stream.readable().await,
+        }
+    };
+    tokio::select! {
+        spoken = tokio::time::timeout(HEAD_TIMEOUT, readable) => matches!(spoken, Ok(Ok(()))),
+        () = done.cancelled() => false,
     }
 }
 

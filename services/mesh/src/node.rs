@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use axum::Router;
 use chrono::{DateTime, Utc};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandmesh_proto::health::{
     CheckRoleRequest, CheckRoleResponse,
     role_health_service_server::{RoleHealthService, RoleHealthServiceServer},
@@ -159,6 +160,7 @@ impl Node {
     /// on it.
     pub async fn bind(config: &MeshConfig) -> anyhow::Result<Self> {
         config.validate()?;
+        raise_open_files();
         fs::create_dir_all(&config.data_dir).with_context(|| {
             format!("setting `mesh.data_dir`: cannot make `{}`", config.data_dir.display())
         })?;
@@ -249,6 +251,15 @@ impl Node {
         if servers + tasks > 0 {
             tracing::warn!(servers, tasks, "the grace period ended before these did");
         }
+    }
+}
+
+/// A server has a descriptor for each connection and stream; the usual soft limit is for programs that
+/// use `select`. What cannot be raised stays as it is.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 }
 

@@ -13,7 +13,7 @@ use axum::{
 };
 use opentelemetry::propagation::Extractor;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     server::NamedService,
     service::{Routes, RoutesBuilder},
@@ -94,6 +94,7 @@ fn add_reflection(routes: &mut RoutesBuilder, names: &[&str]) -> anyhow::Result<
 pub fn grpc_router(routes: Routes) -> Router {
     routes
         .into_axum_router()
+        .layer(middleware::map_response(blame_the_caller))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(deadline))
         .layer(middleware::from_fn(trace))
@@ -111,6 +112,21 @@ fn panicked(panic: Box<dyn Any + Send>) -> http::Response<Body> {
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     tracing::error!(panic = text, "a handler panicked");
     Status::internal("internal error").into_http()
+}
+
+/// What could not be decoded is the caller's mistake; tonic says INTERNAL, and OUT_OF_RANGE for a message
+/// that is too long. The roles' own errors carry details, and stay.
+async fn blame_the_caller(response: Response) -> Response {
+    let Some(status) = Status::from_header_map(response.headers()) else { return response };
+    let code = match status.code() {
+        Code::Internal => Code::InvalidArgument,
+        Code::OutOfRange => Code::ResourceExhausted,
+        _ => return response,
+    };
+    if !status.details().is_empty() {
+        return response;
+    }
+    Status::new(code, status.message()).into_http::<Body>().into_response()
 }
 
 /// Ends a call at the caller's `grpc-timeout`: nothing else does so for calls inside the process. A

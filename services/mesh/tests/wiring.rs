@@ -21,6 +21,7 @@ use sandmesh_proto::{
     },
 };
 use tonic::{Code, Request, Response, Status};
+use tower::Service;
 
 /// A role whose one rpc does what the metadata key `do` says.
 #[derive(Debug, Clone)]
@@ -93,14 +94,29 @@ fn told(what: &'static str) -> Request<ReconcileRequest> {
     request
 }
 
+/// Calls with bytes that are no message.
+async fn broken_frame(mut link: Link) -> Status {
+    let frame = bytes::Bytes::from_static(&[0, 0, 0, 0, 2, 0xff, 0xff]);
+    let body = tonic::body::Body::new(http_body_util::Full::new(frame));
+    let request = http::Request::post("http://localhost/sandmesh.statesync.v1.StateSyncService/Reconcile")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    let response = link.call(request).await.unwrap();
+    Status::from_header_map(response.headers()).unwrap()
+}
+
 async fn calls_behave(link: Link) {
     eventually_up(&link).await;
+    let client_link = link.clone();
     let mut client = StateSyncServiceClient::new(link);
     assert_eq!(client.reconcile(ReconcileRequest {}).await.unwrap().into_inner().checked, 7);
 
     let panicked = client.reconcile(told("panic")).await.unwrap_err();
     assert_eq!(panicked.code(), Code::Internal);
     assert!(!panicked.message().contains("puppet"), "a panic's text stays inside");
+
+    assert_eq!(broken_frame(client_link).await.code(), Code::InvalidArgument);
 
     let begun = Instant::now();
     let mut slow = told("sleep");

@@ -40,6 +40,7 @@ pub(crate) struct Handle {
     session_id: Arc<str>,
     stop: watch::Sender<Stop>,
     input: mpsc::Sender<Input>,
+    finishing: CancellationToken,
     done: CancellationToken,
 }
 
@@ -60,6 +61,11 @@ impl Handle {
         answer.await.ok()
     }
 
+    /// Whether the driver knows how its execution ended, and is storing it.
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.finishing.is_cancelled()
+    }
+
     /// Waits until the driver has ended.
     pub(crate) async fn done(&self) {
         self.done.cancelled().await;
@@ -76,6 +82,7 @@ pub(crate) struct Registration {
     pub(crate) execution_id: String,
     pub(crate) stop: watch::Receiver<Stop>,
     pub(crate) input: mpsc::Receiver<Input>,
+    finishing: CancellationToken,
     done: CancellationToken,
     drivers: Drivers,
 }
@@ -89,13 +96,20 @@ impl Drivers {
         }
         let (stop, stop_receiver) = watch::channel(Stop::No);
         let (input, input_receiver) = mpsc::channel(INPUTS);
-        let done = CancellationToken::new();
-        let handle = Handle { session_id: session_id.into(), stop, input, done: done.clone() };
+        let (finishing, done) = (CancellationToken::new(), CancellationToken::new());
+        let handle = Handle {
+            session_id: session_id.into(),
+            stop,
+            input,
+            finishing: finishing.clone(),
+            done: done.clone(),
+        };
         drivers.insert(execution_id.to_owned(), handle);
         Some(Registration {
             execution_id: execution_id.to_owned(),
             stop: stop_receiver,
             input: input_receiver,
+            finishing,
             done,
             drivers: self.clone(),
         })
@@ -113,6 +127,13 @@ impl Drivers {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registration {
+    /// Tells that how the execution ended is known, and being stored.
+    pub(crate) fn finish(&self) {
+        self.finishing.cancel();
     }
 }
 

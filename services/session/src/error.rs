@@ -110,6 +110,9 @@ impl Error {
 
 impl From<sea_orm::DbErr> for Error {
     fn from(error: sea_orm::DbErr) -> Self {
+        if matches!(error, sea_orm::DbErr::ConnectionAcquire(_)) {
+            return Self::Unavailable("the database of the session role is busy".to_owned());
+        }
         Self::Internal(anyhow::Error::new(error).context("database of the session role"))
     }
 }
@@ -184,5 +187,16 @@ impl Fault for Error {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_database_is_a_reason_to_try_again() {
+        let error = Error::from(sea_orm::DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout));
+        assert_eq!((error.code(), error.retry_after()), (Code::Unavailable, Some(Duration::from_secs(1))));
     }
 }

@@ -29,6 +29,7 @@ use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilde
 use sandmesh_proto::session::{
     session_event_service_server::SessionEventServiceServer, session_service_server::SessionServiceServer,
 };
+use tokio::sync::Semaphore;
 
 pub use self::config::Config;
 use self::{
@@ -38,7 +39,7 @@ use self::{
     notify::{Locks, Topics},
     objects::Objects,
     peers::Peers,
-    service::Service,
+    service::{Leftovers, PROGRAMS_AT_ONCE, Service},
     store::Store,
 };
 
@@ -68,6 +69,9 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         execution_changes: Topics::default(),
         drivers: Drivers::default(),
         sandboxes: Locks::default(),
+        wind_downs: Locks::default(),
+        programs: Arc::new(Semaphore::new(PROGRAMS_AT_ONCE)),
+        leftovers: Leftovers::default(),
         config: config.clone(),
     }))
 }

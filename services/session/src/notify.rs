@@ -58,7 +58,7 @@ impl Drop for Subscription {
     }
 }
 
-/// One lock for each id: who holds it alone makes or removes the sandbox of that session.
+/// One lock for each id: who holds it alone does what the lock is for to that session.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Locks(Arc<Mutex<HashMap<String, Entry>>>);
 

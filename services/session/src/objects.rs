@@ -3,14 +3,14 @@
 //! Everything of a session is below `sessions/<session>/`, everything of one execution below the prefix in
 //! its row, which holds a nonce so that two attempts at the same id never share an object.
 
-use std::{path::Path as FsPath, sync::Arc};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path as FsPath, sync::Arc};
 
 use anyhow::Context;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
 
-use crate::{error::Error, id};
+use crate::{error::Error, id, store::close_to_others};
 
 /// Objects larger than this wait for each other, so that memory is bounded.
 const LARGE: usize = 1 << 20;
@@ -26,10 +26,11 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Opens a directory as an object store, and makes it if it is not there.
+    /// Opens a directory as an object store, and makes it if it is not there. Nobody but us may enter it.
     pub(crate) fn open(directory: &FsPath) -> anyhow::Result<Self> {
         let problem = || format!("setting `session.object_dir`: cannot use `{}`", directory.display());
-        std::fs::create_dir_all(directory).with_context(problem)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(problem)?;
+        close_to_others(directory, 0o700).with_context(problem)?;
         let store =
             LocalFileSystem::new_with_prefix(directory).with_context(problem)?.with_automatic_cleanup(true);
         Ok(Self { store: Arc::new(store), large: Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE)) })
@@ -69,10 +70,17 @@ impl Objects {
         Ok(self.store.get_range(&Path::from(format!("{prefix}/{name}")), start..end).await?)
     }
 
-    /// Deletes every object below the prefix of an execution.
+    /// Deletes every object below the prefix of an execution. One that somebody else deletes meanwhile is
+    /// deleted too.
     pub(crate) async fn delete_below(&self, prefix: &str) -> Result<(), Error> {
         let found = self.store.list(Some(&Path::from(prefix))).map_ok(|object| object.location).boxed();
-        self.store.delete_stream(found).try_collect::<Vec<_>>().await?;
+        let mut deleted = self.store.delete_stream(found);
+        while let Some(result) = deleted.next().await {
+            match result {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(())
     }
 
@@ -105,6 +113,34 @@ mod tests {
         objects.delete_session("a").await.unwrap();
         assert!(objects.get(&short, "stdout").await.is_err());
         assert_eq!(objects.get(&long, "stdout").await.unwrap(), "y");
+    }
+
+    #[tokio::test]
+    async fn of_two_who_delete_the_same_none_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(directory.path()).unwrap();
+        for number in 0..200 {
+            objects.put("sessions/a/e", &number.to_string(), "x").await.unwrap();
+        }
+        let delete = || objects.delete_session("a");
+        let (one, two, three) = tokio::join!(delete(), delete(), delete());
+        for result in [one, two, three] {
+            result.unwrap();
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nobody_else_enters_the_directory() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let (new, old) = (directory.path().join("new"), directory.path().join("old"));
+        std::fs::create_dir(&old).unwrap();
+        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [new, old] {
+            Objects::open(&path).unwrap();
+            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+        }
     }
 
     #[tokio::test]

@@ -120,7 +120,12 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(max: Duration) -> Self {
-        Self { next: Duration::from_millis(20).min(max), max }
+        Self::between(Duration::from_millis(20), max)
+    }
+
+    /// Pauses from `first` on, up to `max`.
+    pub(crate) fn between(first: Duration, max: Duration) -> Self {
+        Self { next: first.min(max), max }
     }
 
     /// The next pause.

@@ -6,6 +6,7 @@ mod drive;
 mod end;
 mod execute;
 mod follow;
+mod leftovers;
 mod list;
 mod record;
 mod sweep;
@@ -13,10 +14,12 @@ mod sweep;
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use sandmesh_mesh::{Clock, Tasks};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub(crate) use self::{
+    drive::PROGRAMS_AT_ONCE,
     follow::{Followed, Offsets},
+    leftovers::Leftovers,
     list::{Paging, session_state},
 };
 use crate::{
@@ -45,8 +48,14 @@ pub(crate) struct Service {
     /// Who waits for executions.
     pub(crate) execution_changes: Topics,
     pub(crate) drivers: Drivers,
-    /// Who makes or removes the sandbox of a session.
+    /// Who makes or removes the sandbox of a session, or forgets the session.
     pub(crate) sandboxes: Locks,
+    /// Who winds a session down.
+    pub(crate) wind_downs: Locks,
+    /// How many large programs may be on their way to executors.
+    pub(crate) programs: Arc<Semaphore>,
+    /// Where executors keep what is recorded.
+    pub(crate) leftovers: Leftovers,
 }
 
 impl Service {

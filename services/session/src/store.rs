@@ -7,10 +7,18 @@ mod column;
 pub(crate) mod execution;
 pub(crate) mod session;
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs::{DirBuilder, OpenOptions, Permissions},
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Context;
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, sqlx::sqlite::SqliteConnectOptions,
+};
 use sea_orm_migration::MigratorTrait;
 
 pub(crate) use self::column::Instant;
@@ -47,8 +55,8 @@ pub(crate) struct Page {
 impl Store {
     /// Opens a database and brings it to the newest shape.
     pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
-        make_directory(url)?;
         let open = || format!("setting `session.database_url`: cannot open `{url}`");
+        make_file(url).with_context(open)?;
         let writer = connect(url, 1).await.with_context(open)?;
         Migrator::up(&writer, None).await.with_context(|| format!("cannot migrate `{url}`"))?;
         let readers = connect(url, READERS).await.with_context(open)?;
@@ -63,12 +71,37 @@ impl Store {
     }
 }
 
-fn make_directory(url: &str) -> anyhow::Result<()> {
-    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
-    let path = path.split('?').next().unwrap_or(path);
-    match Path::new(path).parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => std::fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make directory `{}`", directory.display())),
+/// Makes the file of a database, for nobody but us: it holds programs, their input and their output. The
+/// files that SQLite puts beside it take over its permissions.
+fn make_file(url: &str) -> anyhow::Result<()> {
+    let options: SqliteConnectOptions = url.parse()?;
+    let path = options.get_filename();
+    if path.to_string_lossy().starts_with("file:") {
+        // In memory.
+        return Ok(());
+    }
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+        _ => {}
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        close_to_others(Path::new(&file), 0o600)?;
+    }
+    Ok(())
+}
+
+/// Takes a file or directory that is there away from everybody but its owner.
+pub(crate) fn close_to_others(path: &Path, mode: u32) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+            std::fs::set_permissions(path, Permissions::from_mode(mode))
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

@@ -48,5 +48,6 @@ mod crash;
 mod crash_roles;
 mod grpc_executions;
 mod grpc_sessions;
+mod slow_readers;
 mod streams;
 mod wiring;

@@ -207,17 +207,17 @@ impl Service {
         match self.ask_for_sandbox(&session).await? {
             Ok(sandbox) => {
                 // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
-                if self.store.session_ready(id, placement(sandbox), self.clock.now()).await? {
+                if self.store.session_ready(&session, placement(sandbox), self.clock.now()).await? {
                     tracing::info!(session.id = id, sandbox.id = session.sandbox_id, "session runs");
                 }
                 self.session_changes.publish(id);
             }
             Err(Refusal::NoCapacity { reason, retry_after }) => {
                 let error = Error::NoCapacity { reason, retry_after };
-                self.give_up(id, waiter, error).await?;
+                self.give_up(&session, waiter, error).await?;
             }
             Err(Refusal::Final(reason)) => {
-                self.end(id, SessionEvent::CreationFailed, &reason).await?;
+                self.end(&session, SessionEvent::CreationFailed, &reason).await?;
             }
             Err(Refusal::Moot) => {}
         }
@@ -226,15 +226,20 @@ impl Service {
 
     /// There is no room: who waits gets an error and no session; who was told that it is being created
     /// finds it failed.
-    async fn give_up(self: &Arc<Self>, id: &str, waiter: Option<Waiter>, error: Error) -> Result<(), Error> {
+    async fn give_up(
+        self: &Arc<Self>,
+        session: &Model,
+        waiter: Option<Waiter>,
+        error: Error,
+    ) -> Result<(), Error> {
         if let Some(waiter) = waiter
             && waiter.waiting.swap(false, Ordering::AcqRel)
-            && self.store.discard_session(id).await?
+            && self.store.discard_session(&session.id).await?
         {
             let _ = waiter.refused.send(error);
             return Ok(());
         }
-        self.end(id, SessionEvent::CreationFailed, &error.to_string()).await?;
+        self.end(session, SessionEvent::CreationFailed, &error.to_string()).await?;
         Ok(())
     }
 

@@ -9,8 +9,11 @@ mod stream;
 
 use std::{sync::Arc, time::Duration};
 
-use sandmesh_proto::{agent, executor, scheduler};
-use tokio::{sync::watch, time::Instant};
+use sandmesh_proto::{agent, scheduler};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 use tonic::{Code, Status};
 
 use self::{
@@ -26,6 +29,13 @@ use crate::{
     spool::Spool,
     store::{execution, session},
 };
+
+/// How many large programs are read and sent at once: each is up to 7 MiB and more.
+pub(crate) const PROGRAMS_AT_ONCE: usize = 16;
+
+/// The first and the longest pause of an execution that waits for a place in a full queue: each attempt
+/// sends its program.
+const QUEUE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long the scheduler may take to say what became of a sandbox: a dead one is noticed within two
 /// seconds.
@@ -86,23 +96,6 @@ impl Service {
                 tracing::error!(execution.id = id, error = format!("{error:#?}"), "driver failed");
             }
         });
-    }
-
-    /// Tells an executor that the end of an execution is recorded, so that it may forget it.
-    pub(super) async fn acknowledge(&self, endpoint: &str, execution_id: &str) {
-        let Ok(mut executor) = self.peers.control(endpoint) else { return };
-        let mut backoff = Backoff::new(self.config.retry_max.0);
-        for _ in 0..3 {
-            let request = executor::AcknowledgeExecutionRequest { execution_id: execution_id.to_owned() };
-            match call(ASK_LIMIT, executor.acknowledge_execution(request))
-                .await
-                .map_err(|status| status.code())
-            {
-                Ok(_) | Err(Code::NotFound) => return,
-                Err(code) => tracing::debug!(execution.id = execution_id, ?code, "not acknowledged yet"),
-            }
-            tokio::time::sleep(backoff.pause()).await;
-        }
     }
 }
 
@@ -174,13 +167,16 @@ async fn ready(
 
 impl Driver {
     async fn run(&mut self) -> Result<End, Error> {
-        let mut backoff = Backoff::new(self.service.config.retry_max.0);
+        let most = self.service.config.retry_max.0;
+        let mut backoff = Backoff::new(most);
+        let mut in_queue = Backoff::between(QUEUE_PAUSES.0, QUEUE_PAUSES.1);
         loop {
+            let room = self.room_for_program().await;
             if let Some(end) = self.before_connecting().await? {
                 return Ok(end);
             }
             let (out, err) = (self.stdout.next(), self.stderr.next());
-            let status = match self.follow().await? {
+            let status = match self.follow(room).await? {
                 Ok(end) => return Ok(end),
                 Err(status) => status,
             };
@@ -188,11 +184,29 @@ impl Driver {
                 return Ok(end);
             }
             if (out, err) != (self.stdout.next(), self.stderr.next()) {
-                backoff = Backoff::new(self.service.config.retry_max.0);
+                backoff = Backoff::new(most);
             }
-            let pause = backoff.pause();
+            let full = status.code() == Code::ResourceExhausted && !self.started;
+            let pause = if full { in_queue.pause() } else { backoff.pause() };
             tracing::debug!(execution.id = self.row.id, code = ?status.code(), ?pause, "stream broke, trying again");
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = self.registration.stop.changed() => {}
+            }
+        }
+    }
+
+    /// Waits until a large program may be in memory, or it is to be stopped; nothing where there is none to
+    /// be sent.
+    async fn room_for_program(&mut self) -> Option<OwnedSemaphorePermit> {
+        let row = &self.row;
+        let large = row.code.is_none() || row.event.is_none() || row.stdin.is_none();
+        if self.started || !large {
+            return None;
+        }
+        tokio::select! {
+            room = Arc::clone(&self.service.programs).acquire_owned() => room.ok(),
+            _ = self.registration.stop.wait_for(|stop| *stop != Stop::No) => None,
         }
     }
 
@@ -230,7 +244,7 @@ impl Driver {
             self.session = session;
         }
         let (event, ending) = of_session(&self.session);
-        Ok(End { event, ending, value: None, truncated: (false, false), acknowledge: false })
+        Ok(End::without_exit(event, ending))
     }
 
     /// What a broken stream means; `None`: try again.
@@ -295,6 +309,6 @@ impl Driver {
         self.service.sandbox_lost(&self.session, &reason).await?;
         let end = self.ended_with_session().await?;
         // Nobody ends a session but through its row; a row that is not there was purged.
-        Ok(Some(if self.session.state.is_final() { end } else { End::lost(reason) }))
+        Ok(Some(if self.session.state.is_final() { end } else { End::purged(reason) }))
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     drivers::Stop,
     error::Error,
     lifecycle::{Cause, ExecutionEvent, SessionEvent, SessionState},
+    notify::Lock,
     peers::{Backoff, call},
     store::{execution::Ending, session::Model},
     values::UserError,
@@ -21,6 +22,9 @@ use crate::{
 
 /// How long the drivers of an ended session may take to record what ran.
 const DRIVERS_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a driver may take to store the output of what ended, once it has all of it.
+const FINISH_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long one attempt to remove a sandbox may take.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
@@ -35,7 +39,7 @@ impl Service {
         let work = async move {
             let session = service.session(&id).await?;
             if !session.state.is_final() {
-                service.end(&id, SessionEvent::Ended, "terminated on request").await?;
+                service.end(&session, SessionEvent::Ended, "terminated on request").await?;
             }
             service.wound_down(&id).await;
             service.session(&id).await
@@ -47,14 +51,18 @@ impl Service {
     pub(crate) async fn delete_session(self: &Arc<Self>, id: String) -> Result<(), Error> {
         let service = Arc::clone(self);
         let work = async move {
-            let now = service.clock.now();
-            if !service.store.delete_session(&id, now).await? {
+            let session = service.session(&id).await?;
+            if !service.store.delete_session(&session, "deleted on request", service.clock.now()).await? {
                 return Err(Error::SessionNotFound(id));
             }
-            service.store.end_session(&id, SessionEvent::Ended, "deleted on request", now).await?;
             service.session_changes.publish(&id);
             service.wound_down(&id).await;
-            service.purge(&id).await
+            // When somebody else has it, the sweep forgets the session.
+            let limit = service.config.terminate_wait.0;
+            if let Ok(held) = tokio::time::timeout(limit, service.sandboxes.lock(&id)).await {
+                service.purge(&id, held).await?;
+            }
+            Ok(())
         };
         self.finish("delete session", work).await
     }
@@ -64,7 +72,8 @@ impl Service {
         self: &Arc<Self>,
         report: pb::ReportSandboxLostRequest,
     ) -> Result<bool, Error> {
-        let session = self.session(&report.session_id).await?;
+        let session = self.store.session_or_deleted(&report.session_id).await?;
+        let session = session.ok_or_else(|| Error::SessionNotFound(report.session_id.clone()))?;
         if session.sandbox_id != report.sandbox_id {
             return Ok(false);
         }
@@ -75,25 +84,23 @@ impl Service {
     /// The sandbox of a session is gone: the session failed, unless its time was over anyway.
     pub(super) async fn sandbox_lost(self: &Arc<Self>, session: &Model, reason: &str) -> Result<bool, Error> {
         if self.clock.now() >= session.expires_at.utc() {
-            return self
-                .end(&session.id, SessionEvent::LifetimeReached, "reached the end of its lifetime")
-                .await;
+            return self.end(session, SessionEvent::LifetimeReached, "reached the end of its lifetime").await;
         }
-        self.end(&session.id, SessionEvent::SandboxLost, reason).await
+        self.end(session, SessionEvent::SandboxLost, reason).await
     }
 
     /// Ends a session, and begins to wind it down. False when it had moved on.
     pub(super) async fn end(
         self: &Arc<Self>,
-        id: &str,
+        session: &Model,
         event: SessionEvent,
         reason: &str,
     ) -> Result<bool, Error> {
-        let ended = self.store.end_session(id, event, reason, self.clock.now()).await?;
+        let ended = self.store.end_session(session, event, reason, self.clock.now()).await?;
         if ended {
-            tracing::info!(session.id = id, ?event, reason, "session ended");
-            self.session_changes.publish(id);
-            self.spawn_wind_down(id.to_owned(), None);
+            tracing::info!(session.id, ?event, reason, "session ended");
+            self.session_changes.publish(&session.id);
+            self.spawn_wind_down(session.id.clone(), None);
         }
         Ok(ended)
     }
@@ -122,6 +129,8 @@ impl Service {
 
     /// Ends what runs in an ended session and removes its sandbox.
     async fn wind_down(&self, id: &str) -> Result<(), Error> {
+        // One at a time: the next finds what this one leaves.
+        let _winding = self.wind_downs.lock(id).await;
         if let Some(session) = self.ended(id).await? {
             self.end_executions(&session).await?;
         }
@@ -131,7 +140,7 @@ impl Service {
         self.end_executions(&session).await?;
         if self.remove_sandbox(&session).await {
             self.peers.forget(&session.endpoint);
-            self.store.sandbox_removed(id).await?;
+            self.store.sandbox_removed(&session).await?;
         }
         Ok(())
     }
@@ -150,6 +159,9 @@ impl Service {
         }
         let all = futures::future::join_all(drivers.iter().map(|driver| driver.done()));
         let _ = tokio::time::timeout(DRIVERS_LIMIT, all).await;
+        // Those know how it ended, and are storing it.
+        let finishing = drivers.iter().filter(|driver| driver.is_finishing()).map(|driver| driver.done());
+        let _ = tokio::time::timeout(FINISH_LIMIT, futures::future::join_all(finishing)).await;
         // What no driver ended, as one that waits for the database or was never begun.
         for id in self.store.active_executions_of(&session.id).await? {
             let Some(row) = self.store.execution_or_deleted(&id).await? else { continue };
@@ -182,13 +194,14 @@ impl Service {
         false
     }
 
-    /// Forgets a session of which nothing is left, with its executions and their output.
-    pub(super) async fn purge(&self, id: &str) -> Result<(), Error> {
+    /// Forgets a session of which nothing is left, with its executions and their output. Whoever does holds
+    /// its lock until its row is gone: from then on its id may be that of another session.
+    pub(super) async fn purge(&self, id: &str, _held: Lock) -> Result<(), Error> {
         let session = self.store.session_or_deleted(id).await?;
         if let Some(session) = session.filter(|session| session.sandbox_removed) {
             self.peers.forget(&session.endpoint);
             self.objects.delete_session(id).await?;
-            self.store.purge_session(id).await?;
+            self.store.purge_session(&session).await?;
         }
         Ok(())
     }

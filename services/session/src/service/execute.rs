@@ -16,13 +16,16 @@ use crate::{
     id,
     lifecycle::ExecutionState,
     objects::Objects,
-    store::execution::{Inserted, Model},
+    store::{
+        execution::{Inserted, Model},
+        session,
+    },
     validate::{NewExecution, new_execution},
     values::Words,
 };
 
 /// How much output of each stream an answer holds; a stream delivers all of it.
-const SHOWN: u64 = 1 << 20;
+pub(super) const SHOWN: u64 = 1 << 20;
 
 /// How long a cancelled execution may take to end before its caller is told to ask again.
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
@@ -52,11 +55,15 @@ impl Service {
             self.session(&new.session_id).await?;
             return Ok(first);
         }
+        let session = self.session(&new.session_id).await?;
+        if session.state.is_final() {
+            return Err(Error::SessionNotActive { id: session.id, state: session.state.as_str() });
+        }
         let given = new.execution_id.is_some();
         let mut row = self.execution_from(new);
         self.spill_input(&mut row).await?;
         let prefix = row.object_prefix.clone();
-        let accepted = self.accept(&mut row, given).await;
+        let accepted = self.accept(&mut row, session, given).await;
         if !matches!(accepted, Ok(None)) {
             // Not needed: another was first, or nothing runs.
             self.objects.delete_below(&prefix).await?;
@@ -105,16 +112,21 @@ impl Service {
     }
 
     /// Adds an execution and begins to drive it; `Some` when it was there before.
-    async fn accept(self: &Arc<Self>, row: &mut Model, given: bool) -> Result<Option<Model>, Error> {
+    async fn accept(
+        self: &Arc<Self>,
+        row: &mut Model,
+        session: session::Model,
+        given: bool,
+    ) -> Result<Option<Model>, Error> {
         let limit = self.config.max_executions_per_session;
         for _ in 0..ID_ATTEMPTS {
             // Before the row is there: whoever ends the session from then on finds its driver.
             let registration = self.drivers.register(&row.id, &row.session_id);
-            match self.store.insert_execution(row.clone(), limit).await? {
-                Inserted::New(session) => {
+            match self.store.insert_execution(row.clone(), &session, limit).await? {
+                Inserted::New => {
                     // Where another request has the same id and no luck, the sweep drives it.
                     if let Some(registration) = registration {
-                        self.drive_accepted(registration, row.clone(), *session);
+                        self.drive_accepted(registration, row.clone(), session);
                     }
                     return Ok(None);
                 }
@@ -123,19 +135,23 @@ impl Service {
                 }
                 Inserted::IdTaken if given => break,
                 Inserted::Repeat(_) | Inserted::IdTaken => row.id = id::execution(self.clock.now()),
-                Inserted::NoSession => return Err(Error::SessionNotFound(row.session_id.clone())),
-                Inserted::NotActive(state) => {
-                    return Err(Error::SessionNotActive {
-                        id: row.session_id.clone(),
-                        state: state.as_str(),
-                    });
-                }
+                Inserted::NotActive => return Err(self.not_active(&session).await?),
                 Inserted::TooMany => {
                     return Err(Error::TooManyExecutions { id: row.session_id.clone(), limit });
                 }
             }
         }
         Err(Error::ExecutionExists(row.id.clone()))
+    }
+
+    /// Why a session takes no executions.
+    async fn not_active(&self, session: &session::Model) -> Result<Error, Error> {
+        let now = self.session(&session.id).await?;
+        Ok(match now.state.is_final() && now.sandbox_id == session.sandbox_id {
+            true => Error::SessionNotActive { id: now.id, state: now.state.as_str() },
+            // Deleted, and made again since.
+            false => Error::SessionNotFound(now.id),
+        })
     }
 
     /// Reads an execution with the first part of its output.

@@ -103,6 +103,9 @@ impl Service {
         if row.state.is_final() {
             follower.check_cursor(&row)?;
             follower.phase = Phase::Replay { row: Box::new(row), window: Bytes::new() };
+        } else if row.state == ExecutionState::Running && (at.stdout, at.stderr) != (0, 0) {
+            // A cursor that cannot be served is refused here, and not in the middle of the stream.
+            (follower.phase, _) = follower.attach(&row).await?;
         }
         Ok(stream::try_unfold(follower, |mut follower| async move {
             Ok(follower.next().await?.map(|event| (event, follower)))
@@ -236,14 +239,12 @@ impl Follower {
         Ok((Phase::Done, Some(Followed::Result(Box::new(result)))))
     }
 
-    /// A cursor beyond what was kept of a longer output cannot be served.
+    /// A cursor beyond what was kept cannot be served.
     fn check_cursor(&self, row: &Model) -> Result<(), Error> {
-        let streams = [
-            ("stdout", self.at.stdout, row.stdout_kept, row.stdout_truncated),
-            ("stderr", self.at.stderr, row.stderr_kept, row.stderr_truncated),
-        ];
-        for (name, at, kept, truncated) in streams {
-            if truncated && at > u64::try_from(kept).unwrap_or(0) {
+        let streams =
+            [("stdout", self.at.stdout, row.stdout_kept), ("stderr", self.at.stderr, row.stderr_kept)];
+        for (name, at, kept) in streams {
+            if at > u64::try_from(kept).unwrap_or(0) {
                 let problem = format!("{name} is kept up to byte {kept}, not from byte {at} on");
                 return Err(Error::CursorExpired { id: self.id.clone(), problem });
             }

@@ -1,14 +1,24 @@
 //! Lists of sessions and executions, page by page, newest first.
 
+use futures::{StreamExt, TryStreamExt, stream};
 use sandmesh_mesh::{page_size, page_token};
 use sandmesh_proto::session as pb;
 
-use super::Service;
+use super::{Service, execute::SHOWN};
 use crate::{
-    encode::{self, View},
+    encode,
     error::Error,
     store::{Instant, Page, Position, execution, session},
 };
+
+/// The most bytes of code, output and return values on one page, unless its first item alone has more.
+const PAGE_BYTES: u64 = 32 << 20;
+
+/// How many executions of a page are read from the object store at once.
+const READS_AT_ONCE: usize = 8;
+
+/// The longest code, which is what code in the object store counts as.
+const MAX_CODE: u64 = 1 << 20;
 
 /// How a caller asks for a page.
 #[derive(Debug)]
@@ -32,9 +42,9 @@ impl Paging {
         page_size(self.size, 50, 200)
     }
 
-    /// Cuts a page to what was asked for, and makes the token of the next.
-    fn cut<T>(&self, rows: &mut Vec<T>, position: impl Fn(&T) -> (Instant, &str)) -> String {
-        let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX);
+    /// Cuts a page to what was asked for and to `fitting` rows, and makes the token of the next.
+    fn cut<T>(&self, rows: &mut Vec<T>, fitting: usize, position: impl Fn(&T) -> (Instant, &str)) -> String {
+        let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX).min(fitting);
         if rows.len() <= limit {
             return String::new();
         }
@@ -59,7 +69,7 @@ impl Service {
         paging: Paging,
     ) -> Result<pb::ListSessionsResponse, Error> {
         let (mut rows, total) = self.store.sessions(&filter, &paging.page()?).await?;
-        let next_page_token = paging.cut(&mut rows, |row| (row.created_at, &row.id));
+        let next_page_token = paging.cut(&mut rows, usize::MAX, |row| (row.created_at, &row.id));
         Ok(pb::ListSessionsResponse {
             sessions: rows.into_iter().map(encode::session).collect(),
             next_page_token,
@@ -67,7 +77,8 @@ impl Service {
         })
     }
 
-    /// A page of the executions of a session. What is not in their rows is left out.
+    /// A page of the executions of a session, each as a caller reads it alone. A page that would be larger
+    /// than [`PAGE_BYTES`] ends earlier, and the next goes on there.
     pub(crate) async fn list_executions(
         &self,
         request: pb::ListExecutionsRequest,
@@ -77,21 +88,36 @@ impl Service {
         let page = paging.page()?;
         self.session(&request.session_id).await?;
         let (mut rows, total) = self.store.executions(&request.session_id, state, &page).await?;
-        let next_page_token = paging.cut(&mut rows, |row| (row.created_at, &row.id));
-        let executions = rows.into_iter().map(|row| encode::execution(brief(row))).collect();
-        Ok(pb::ListExecutionsResponse { executions, next_page_token, total })
+        let fitting = fitting(&rows);
+        let next_page_token = paging.cut(&mut rows, fitting, |row| (row.created_at, &row.id));
+        let views = stream::iter(rows).map(|row| self.shown(row)).buffered(READS_AT_ONCE);
+        match views.map_ok(encode::execution).try_collect().await {
+            Ok(executions) => Ok(pb::ListExecutionsResponse { executions, next_page_token, total }),
+            Err(error) => {
+                // Deleted meanwhile, with what was to be read.
+                self.session(&request.session_id).await?;
+                Err(error)
+            }
+        }
     }
 }
 
-/// An execution with what is in its row.
-fn brief(mut row: execution::Model) -> View {
-    View {
-        code: row.code.take().unwrap_or_default(),
-        stdout: std::mem::take(&mut row.stdout).into(),
-        stderr: std::mem::take(&mut row.stderr).into(),
-        return_value: row.return_value.take(),
-        row,
-    }
+/// How many of the first rows fit on a page, at least one.
+fn fitting(rows: &[execution::Model]) -> usize {
+    let mut bytes = 0;
+    let fit = rows.iter().take_while(|row| {
+        bytes += size(row);
+        bytes <= PAGE_BYTES
+    });
+    fit.count().max(1)
+}
+
+fn size(row: &execution::Model) -> u64 {
+    let unsigned = |size: i64| u64::try_from(size).unwrap_or(0);
+    row.code.as_ref().map_or(MAX_CODE, |code| code.len() as u64)
+        + unsigned(row.stdout_kept).min(SHOWN)
+        + unsigned(row.stderr_kept).min(SHOWN)
+        + row.return_value_bytes.map_or(0, unsigned)
 }
 
 /// The state to filter sessions by; unspecified is all.

@@ -6,25 +6,16 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, stream};
-use sandmesh_proto::executor;
 
 use super::Service;
 use crate::{
     error::Error,
     lifecycle::{SessionEvent, SessionState, SessionTimes, due},
-    peers::call,
     store::session::Model,
 };
 
 /// How many sessions are wound down or forgotten in one sweep.
 const BATCH: u64 = 100;
-
-/// How many executors are asked at once for what a former process did not acknowledge.
-const EXECUTORS_AT_ONCE: usize = 8;
-
-/// How long an executor may take to answer that.
-const EXECUTOR_LIMIT: Duration = Duration::from_secs(5);
 
 impl Service {
     /// Sweeps until the service stops.
@@ -58,7 +49,7 @@ impl Service {
     async fn wind_down_ended(self: &Arc<Self>) -> Result<(), Error> {
         for id in self.store.sessions_to_wind_down(BATCH).await? {
             // Held by whoever winds it down now.
-            if self.sandboxes.try_lock(&id).is_some() {
+            if self.wind_downs.try_lock(&id).is_some() && self.sandboxes.try_lock(&id).is_some() {
                 self.spawn_wind_down(id, None);
             }
         }
@@ -70,12 +61,18 @@ impl Service {
             chrono::TimeDelta::from_std(self.config.retention.0).unwrap_or(chrono::TimeDelta::MAX);
         let before = self.clock.now().checked_sub_signed(retention).unwrap_or(DateTime::<Utc>::MIN_UTC);
         for id in self.store.sessions_to_purge(before, BATCH).await? {
-            logged("session not forgotten", self.purge(&id).await);
+            // Held by whoever forgets it now, or made another with its id.
+            if let Some(held) = self.sandboxes.try_lock(&id) {
+                logged("session not forgotten", self.purge(&id, held).await);
+            }
         }
         Ok(())
     }
 
     async fn check(self: &Arc<Self>, session: &Model) -> Result<(), Error> {
+        if session.deleted_at.is_some() {
+            return self.end(session, SessionEvent::Ended, "deleted on request").await.map(|_| ());
+        }
         let now = self.clock.now();
         let times = SessionTimes {
             state: session.state,
@@ -99,40 +96,7 @@ impl Service {
             SessionEvent::IdleReached => format!("was idle for {} s", session.idle_timeout_seconds),
             _ => format!("its sandbox was not created within {}", self.config.creating_timeout),
         };
-        self.end(&session.id, event, &reason).await?;
-        Ok(())
-    }
-
-    /// Acknowledges what executors still keep of executions that had ended when a former process died.
-    pub(crate) async fn acknowledge_leftovers(self: Arc<Self>) {
-        let sessions = match self.store.sessions_in(SessionState::Running).await {
-            Ok(sessions) => sessions,
-            Err(error) => return tracing::error!(error = format!("{error:#?}"), "sessions not read"),
-        };
-        let service = &self;
-        let work = stream::iter(sessions).for_each_concurrent(EXECUTORS_AT_ONCE, |session| async move {
-            if let Err(error) = service.acknowledge_in(&session).await {
-                tracing::warn!(session.id, error = format!("{error:#?}"), "leftovers not acknowledged");
-            }
-        });
-        let token = self.tasks.token();
-        tokio::select! {
-            () = work => {}
-            () = token.cancelled() => {}
-        }
-    }
-
-    async fn acknowledge_in(&self, session: &Model) -> Result<(), Error> {
-        let mut executor = self.peers.control(&session.endpoint)?;
-        let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
-        let list = executor.list_executions(executor::ListExecutionsRequest {});
-        for kept in call(EXECUTOR_LIMIT, list).await.map_err(unavailable)?.executions {
-            let ended =
-                self.store.execution(&kept.execution_id).await?.is_some_and(|row| row.state.is_final());
-            if kept.ended && ended {
-                self.acknowledge(&session.endpoint, &kept.execution_id).await;
-            }
-        }
+        self.end(session, event, &reason).await?;
         Ok(())
     }
 }

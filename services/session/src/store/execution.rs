@@ -11,7 +11,7 @@ use sea_orm::{
 use super::{Instant, Page, Position, Store, session};
 use crate::{
     error::Error,
-    lifecycle::{Cause, ExecutionEvent, ExecutionState, SessionState, execution_sources},
+    lifecycle::{Cause, ExecutionEvent, ExecutionState, execution_sources},
     values::{Language, Metrics, Mode, Pairs, UserError, Words},
 };
 
@@ -96,16 +96,14 @@ pub(crate) struct Recorded {
 /// How an insert of an execution went.
 #[derive(Debug)]
 pub(crate) enum Inserted {
-    /// It is there, in this session.
-    New(Box<session::Model>),
+    /// It is there.
+    New,
     /// It, or one of the same request, was there before.
     Repeat(Box<Model>),
     /// The id is taken in another session.
     IdTaken,
-    /// The session is not there.
-    NoSession,
-    /// The session has ended.
-    NotActive(SessionState),
+    /// The session has ended, or is not there any more.
+    NotActive,
     /// The session has as many active executions as it may have.
     TooMany,
 }
@@ -153,12 +151,37 @@ impl Store {
         Ok(request.one(&self.readers).await?)
     }
 
-    /// Adds an execution, unless it was there before, its session takes none, or `limit` are active.
-    pub(crate) async fn insert_execution(&self, execution: Model, limit: u32) -> Result<Inserted, Error> {
+    /// Adds an execution to `session`, unless it was there before, the session takes none, or `limit` are
+    /// active.
+    pub(crate) async fn insert_execution(
+        &self,
+        execution: Model,
+        session: &session::Model,
+        limit: u32,
+    ) -> Result<Inserted, Error> {
+        // What others write must not wait for what is only read when it is refused.
         let transaction = self.writer.begin().await?;
-        let inserted = insert(&transaction, execution, limit).await?;
-        transaction.commit().await?;
-        Ok(inserted)
+        let refused = insert(&transaction, execution.clone(), session, limit).await?;
+        let Some(refused) = refused else {
+            transaction.commit().await?;
+            return Ok(Inserted::New);
+        };
+        transaction.rollback().await?;
+        match self.execution_before(&execution).await? {
+            Some(first) if first.session_id == execution.session_id => Ok(Inserted::Repeat(Box::new(first))),
+            Some(_) => Ok(Inserted::IdTaken),
+            None => Ok(refused),
+        }
+    }
+
+    /// What stands in the way of a new execution: that of the same id, or of the same request.
+    async fn execution_before(&self, new: &Model) -> Result<Option<Model>, Error> {
+        if let Some(found) = self.execution_or_deleted(&new.id).await? {
+            return Ok(Some(found));
+        }
+        let Some(request_id) = &new.request_id else { return Ok(None) };
+        let siblings = Entity::find().filter(Column::SessionId.eq(&new.session_id));
+        Ok(siblings.filter(Column::RequestId.eq(request_id)).one(&self.readers).await?)
     }
 
     /// A page of the executions of a session, newest first, and how many match in all.
@@ -261,29 +284,23 @@ fn columns(ending: Ending) -> ActiveModel {
     }
 }
 
-async fn insert(transaction: &DatabaseTransaction, execution: Model, limit: u32) -> Result<Inserted, Error> {
-    if let Some(found) = Entity::find_by_id(&execution.id).one(transaction).await? {
-        let same = found.session_id == execution.session_id;
-        return Ok(if same { Inserted::Repeat(Box::new(found)) } else { Inserted::IdTaken });
+/// Adds an execution; the indexes say whether its id or its request was there before. `Some`: not added.
+async fn insert(
+    transaction: &DatabaseTransaction,
+    execution: Model,
+    session: &session::Model,
+    limit: u32,
+) -> Result<Option<Inserted>, Error> {
+    if !session::touch_live(transaction, session, execution.created_at.utc()).await? {
+        return Ok(Some(Inserted::NotActive));
     }
-    let siblings = Entity::find().filter(Column::SessionId.eq(&execution.session_id));
-    if let Some(request_id) = &execution.request_id {
-        let first = siblings.clone().filter(Column::RequestId.eq(request_id)).one(transaction).await?;
-        if let Some(first) = first {
-            return Ok(Inserted::Repeat(Box::new(first)));
-        }
-    }
-    let session = session::Entity::find_by_id(&execution.session_id).one(transaction).await?;
-    let Some(session) = session.filter(|session| session.deleted_at.is_none()) else {
-        return Ok(Inserted::NoSession);
-    };
-    if session.state.is_final() {
-        return Ok(Inserted::NotActive(session.state));
-    }
+    let siblings = Entity::find().filter(Column::SessionId.eq(&session.id));
     if siblings.filter(active()).count(transaction).await? >= limit.into() {
-        return Ok(Inserted::TooMany);
+        return Ok(Some(Inserted::TooMany));
     }
-    session::touch(transaction, &session.id, execution.created_at.utc()).await?;
-    Entity::insert(ActiveModel::from(execution)).exec_without_returning(transaction).await?;
-    Ok(Inserted::New(Box::new(session)))
+    match Entity::insert(ActiveModel::from(execution)).exec_without_returning(transaction).await {
+        Ok(_) => Ok(None),
+        Err(error) if session::is_taken(&error) => Ok(Some(Inserted::IdTaken)),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set,
-    ConnectionTrait, DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
+    ConnectionTrait, DatabaseTransaction, Order, QueryOrder, QuerySelect, SqlErr, TransactionTrait,
     entity::prelude::*,
     sea_query::{Condition, ExprTrait, Query},
 };
@@ -92,6 +92,19 @@ pub(crate) struct Filter {
 
 const LIVE: [SessionState; 2] = [SessionState::Creating, SessionState::Running];
 
+/// The row of this session, and not of one that was made later with the same id: a sandbox belongs to one.
+fn this(session: &Model) -> Condition {
+    Condition::all().add(Column::Id.eq(&session.id)).add(Column::SandboxId.eq(&session.sandbox_id))
+}
+
+fn end(reason: &str, now: DateTime<Utc>) -> ActiveModel {
+    ActiveModel {
+        status_reason: Set(reason.to_owned()),
+        completed_at: Set(Some(now.into())),
+        ..Default::default()
+    }
+}
+
 fn live() -> Condition {
     Condition::all().add(Column::State.is_in(LIVE))
 }
@@ -115,10 +128,26 @@ impl Store {
 
     /// Adds a session, unless its request or its id was there before or `quota` sessions are live.
     pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
+        // What others read and write must not wait for what is only needed when it is refused.
         let transaction = self.writer.begin().await?;
-        let inserted = insert(&transaction, session, quota).await?;
-        transaction.commit().await?;
-        Ok(inserted)
+        let inserted = insert(&transaction, session.clone(), quota).await?;
+        if let Inserted::New = inserted {
+            transaction.commit().await?;
+            return Ok(inserted);
+        }
+        transaction.rollback().await?;
+        Ok(self.session_before(&session).await?.unwrap_or(inserted))
+    }
+
+    /// What stands in the way of a new session: that of the same request, or of the same id.
+    async fn session_before(&self, new: &Model) -> Result<Option<Inserted>, Error> {
+        if let Some(request_id) = &new.request_id {
+            let first = Entity::find().filter(Column::RequestId.eq(request_id)).one(&self.readers).await?;
+            if let Some(first) = first {
+                return Ok(Some(Inserted::Repeat(Box::new(first))));
+            }
+        }
+        Ok(self.session_or_deleted(&new.id).await?.map(|_| Inserted::IdTaken))
     }
 
     /// A page of the sessions that are not deleted, newest first, and how many match in all.
@@ -145,7 +174,7 @@ impl Store {
     /// CREATING -> RUNNING with what the scheduler made. False when the session had moved on.
     pub(crate) async fn session_ready(
         &self,
-        id: &str,
+        session: &Model,
         made: Placement,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
@@ -160,49 +189,18 @@ impl Store {
         if !made.language_runtime.is_empty() {
             change.language_runtime = Set(made.language_runtime);
         }
-        self.move_session(id, SessionEvent::SandboxReady, change, now).await
+        move_session(&self.writer, session, SessionEvent::SandboxReady, change, now).await
     }
 
     /// Ends a session. False when the session had moved on.
     pub(crate) async fn end_session(
         &self,
-        id: &str,
+        session: &Model,
         event: SessionEvent,
         reason: &str,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
-        let change = ActiveModel {
-            status_reason: Set(reason.to_owned()),
-            completed_at: Set(Some(now.into())),
-            ..Default::default()
-        };
-        self.move_session(id, event, change, now).await
-    }
-
-    /// The one place where the state of a session changes: guarded by the state it is to leave.
-    async fn move_session(
-        &self,
-        id: &str,
-        event: SessionEvent,
-        mut change: ActiveModel,
-        now: DateTime<Utc>,
-    ) -> Result<bool, Error> {
-        let (from, to) = session_sources(event);
-        let Some(to) = to else { return Ok(false) };
-        change.state = Set(to);
-        change.updated_at = Set(now.into());
-        let mut update =
-            Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(Column::State.is_in(from));
-        if event == SessionEvent::IdleReached {
-            // Something may have been started since the sweep looked.
-            let active = Query::select()
-                .column(execution::Column::SessionId)
-                .from(execution::Entity)
-                .and_where(execution::Column::State.is_in(ExecutionState::ACTIVE))
-                .take();
-            update = update.filter(Column::Id.not_in_subquery(active));
-        }
-        Ok(update.exec(&self.writer).await?.rows_affected == 1)
+        move_session(&self.writer, session, event, end(reason, now), now).await
     }
 
     /// Forgets a session that never had a sandbox, as if it had not been asked for. False when it moved on,
@@ -216,38 +214,54 @@ impl Store {
         Ok(delete.exec(&self.writer).await?.rows_affected == 1)
     }
 
-    /// Hides a session from now on. False when it is not there.
-    pub(crate) async fn delete_session(&self, id: &str, now: DateTime<Utc>) -> Result<bool, Error> {
+    /// Hides a session from now on, and ends it if it has not ended, both at once: nothing hidden is left
+    /// alive. False when it is not there.
+    pub(crate) async fn delete_session(
+        &self,
+        session: &Model,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
         let change = ActiveModel {
             deleted_at: Set(Some(now.into())),
             // The request may be made again.
             request_id: Set(None),
             ..Default::default()
         };
-        let update = Entity::update_many().set(change).filter(Column::Id.eq(id));
-        Ok(update.filter(Column::DeletedAt.is_null()).exec(&self.writer).await?.rows_affected == 1)
+        let update =
+            Entity::update_many().set(change).filter(this(session)).filter(Column::DeletedAt.is_null());
+        let transaction = self.writer.begin().await?;
+        let deleted = update.exec(&transaction).await?.rows_affected == 1;
+        if deleted {
+            move_session(&transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
+        }
+        transaction.commit().await?;
+        Ok(deleted)
     }
 
     /// Notes that nothing of an ended session is left on any node.
-    pub(crate) async fn sandbox_removed(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn sandbox_removed(&self, session: &Model) -> Result<(), Error> {
         let change = ActiveModel { sandbox_removed: Set(true), ..Default::default() };
-        Entity::update_many().set(change).filter(Column::Id.eq(id)).exec(&self.writer).await?;
+        Entity::update_many().set(change).filter(this(session)).exec(&self.writer).await?;
         Ok(())
     }
 
-    /// Forgets a session with its executions. Its objects are the caller's to delete before.
-    pub(crate) async fn purge_session(&self, id: &str) -> Result<(), Error> {
-        Entity::delete_by_id(id).exec(&self.writer).await?;
+    /// Forgets a session of which nothing is left, with its executions. Its objects are the caller's to
+    /// delete before. One that was made since with the same id stays.
+    pub(crate) async fn purge_session(&self, session: &Model) -> Result<(), Error> {
+        let gone = Condition::all().add(this(session)).add(Column::SandboxRemoved.eq(true));
+        Entity::delete_many().filter(gone).exec(&self.writer).await?;
         Ok(())
     }
 
-    /// The sessions in `state`; there are no more of them than the quota allows.
-    pub(crate) async fn sessions_in(&self, state: SessionState) -> Result<Vec<Model>, Error> {
-        Ok(Entity::find().filter(Column::State.eq(state)).all(&self.readers).await?)
+    /// The ids of the sessions that run; there are no more of them than the quota allows.
+    pub(crate) async fn running_sessions(&self) -> Result<Vec<String>, Error> {
+        self.session_ids(Condition::all().add(Column::State.eq(SessionState::Running)), u64::from(u32::MAX))
+            .await
     }
 
     /// The live sessions that time may have ended: in creation, past their lifetime, or not used for longer
-    /// than they may be idle.
+    /// than they may be idle; and any that was deleted.
     pub(crate) async fn sessions_to_check(&self, now: DateTime<Utc>) -> Result<Vec<Model>, Error> {
         let now = Instant::from(now);
         let idle_timeout = ExprTrait::mul(Expr::col(Column::IdleTimeoutSeconds), 1_000_000_i64);
@@ -258,6 +272,7 @@ impl Store {
         let matter = Condition::any()
             .add(Column::State.eq(SessionState::Creating))
             .add(Column::ExpiresAt.lte(now))
+            .add(Column::DeletedAt.is_not_null())
             .add(idle);
         Ok(Entity::find().filter(live()).filter(matter).all(&self.readers).await?)
     }
@@ -287,21 +302,57 @@ impl Store {
     }
 }
 
+/// The one place where the state of a session changes: guarded by the state it is to leave.
+async fn move_session(
+    connection: &impl ConnectionTrait,
+    session: &Model,
+    event: SessionEvent,
+    mut change: ActiveModel,
+    now: DateTime<Utc>,
+) -> Result<bool, Error> {
+    let (from, to) = session_sources(event);
+    let Some(to) = to else { return Ok(false) };
+    change.state = Set(to);
+    change.updated_at = Set(now.into());
+    let mut update =
+        Entity::update_many().set(change).filter(this(session)).filter(Column::State.is_in(from));
+    if event == SessionEvent::IdleReached {
+        // Something may have been started since the sweep looked.
+        let active = Query::select()
+            .column(execution::Column::SessionId)
+            .from(execution::Entity)
+            .and_where(execution::Column::State.is_in(ExecutionState::ACTIVE))
+            .take();
+        update = update.filter(Column::Id.not_in_subquery(active));
+    }
+    Ok(update.exec(connection).await?.rows_affected == 1)
+}
+
+/// Adds a session; the indexes say whether its id or its request was there before.
 async fn insert(transaction: &DatabaseTransaction, session: Model, quota: u32) -> Result<Inserted, Error> {
-    if let Some(request_id) = &session.request_id {
-        let first = Entity::find().filter(Column::RequestId.eq(request_id)).one(transaction).await?;
-        if let Some(first) = first {
-            return Ok(Inserted::Repeat(Box::new(first)));
-        }
-    }
-    if Entity::find_by_id(&session.id).one(transaction).await?.is_some() {
-        return Ok(Inserted::IdTaken);
-    }
     if Entity::find().filter(live()).count(transaction).await? >= quota.into() {
         return Ok(Inserted::QuotaExceeded);
     }
-    Entity::insert(ActiveModel::from(session)).exec_without_returning(transaction).await?;
-    Ok(Inserted::New)
+    match Entity::insert(ActiveModel::from(session)).exec_without_returning(transaction).await {
+        Ok(_) => Ok(Inserted::New),
+        Err(error) if is_taken(&error) => Ok(Inserted::IdTaken),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A unique index has such a row already.
+pub(super) fn is_taken(error: &DbErr) -> bool {
+    matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
+}
+
+/// Notes that a session was used. False when it has ended.
+pub(super) async fn touch_live(
+    connection: &impl ConnectionTrait,
+    session: &Model,
+    now: DateTime<Utc>,
+) -> Result<bool, Error> {
+    let update = Entity::update_many().set(used(now)).filter(this(session)).filter(live());
+    Ok(update.filter(Column::DeletedAt.is_null()).exec(connection).await?.rows_affected == 1)
 }
 
 /// Notes that a session was used.
@@ -310,8 +361,10 @@ pub(super) async fn touch(
     id: &str,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let change =
-        ActiveModel { last_activity_at: Set(now.into()), updated_at: Set(now.into()), ..Default::default() };
-    Entity::update_many().set(change).filter(Column::Id.eq(id)).exec(connection).await?;
+    Entity::update_many().set(used(now)).filter(Column::Id.eq(id)).exec(connection).await?;
     Ok(())
+}
+
+fn used(now: DateTime<Utc>) -> ActiveModel {
+    ActiveModel { last_activity_at: Set(now.into()), updated_at: Set(now.into()), ..Default::default() }
 }

@@ -110,7 +110,7 @@ async fn the_database_is_in_wal_mode_with_foreign_keys() {
 async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
     let (store, directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
     drop(store);
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
     let store = Store::open(&url).await.unwrap();
@@ -122,7 +122,7 @@ async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
 async fn the_first_end_of_an_execution_is_the_end() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
     let row = execution("e", "s");
     let end = |event| store.end_execution(&row, event, Ending::default(), now());
     let exited = ExecutionEvent::Exited { cause: None, success: true };
@@ -140,7 +140,7 @@ async fn of_two_ends_at_once_one_wins() {
     store.insert_session(session("s"), 9).await.unwrap();
     for number in 0..20 {
         let row = execution(&format!("e{number}"), "s");
-        store.insert_execution(row.clone(), 99).await.unwrap();
+        store.insert_execution(row.clone(), &session("s"), 99).await.unwrap();
         let cancel = store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now());
         let crash = store.end_execution(&row, ExecutionEvent::SandboxLost, Ending::default(), now());
         let (cancel, crash) = tokio::join!(cancel, crash);
@@ -152,29 +152,94 @@ async fn of_two_ends_at_once_one_wins() {
 async fn an_ended_session_takes_no_execution_and_no_other_end() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    assert!(store.end_session("s", SessionEvent::Ended, "why", now()).await.unwrap());
-    assert!(!store.end_session("s", SessionEvent::LifetimeReached, "", now()).await.unwrap());
+    assert!(store.end_session(&session("s"), SessionEvent::Ended, "why", now()).await.unwrap());
+    assert!(!store.end_session(&session("s"), SessionEvent::LifetimeReached, "", now()).await.unwrap());
     assert_eq!(store.session("s").await.unwrap().unwrap().status_reason, "why");
-    let inserted = store.insert_execution(execution("e", "s"), 9).await.unwrap();
-    assert!(matches!(inserted, execution::Inserted::NotActive(SessionState::Terminated)), "{inserted:?}");
+    let inserted = store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    assert!(matches!(inserted, execution::Inserted::NotActive), "{inserted:?}");
 }
 
 #[tokio::test]
 async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idle() {
     let (store, _directory) = store().await;
     store.insert_session(session::Model { state: SessionState::Running, ..session("s") }, 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), 9).await.unwrap();
-    assert!(!store.end_session("s", SessionEvent::IdleReached, "", now()).await.unwrap());
+    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    assert!(!store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
     let row = execution("e", "s");
     store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now()).await.unwrap();
-    assert!(store.end_session("s", SessionEvent::IdleReached, "", now()).await.unwrap());
+    assert!(store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_too_late() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.insert_session(session("other"), 9).await.unwrap();
+    let first = execution::Model { request_id: Some("r".into()), ..execution("e", "s") };
+    store.insert_execution(first.clone(), &session("s"), 1).await.unwrap();
+    let mut attempts = vec![first.clone(), execution::Model { id: "f".into(), ..first.clone() }];
+    // Neither a limit nor an end hides it.
+    for round in 0..2 {
+        for attempt in attempts.clone() {
+            let inserted = store.insert_execution(attempt, &session("s"), 1 + round).await.unwrap();
+            assert!(matches!(&inserted, execution::Inserted::Repeat(row) if **row == first), "{inserted:?}");
+        }
+        store.end_session(&session("s"), SessionEvent::Ended, "", now()).await.unwrap();
+    }
+    let taken = attempts.remove(0);
+    let taken = execution::Model { session_id: "other".into(), ..taken };
+    let inserted = store.insert_execution(taken, &session("other"), 9).await.unwrap();
+    assert!(matches!(inserted, execution::Inserted::IdTaken), "{inserted:?}");
+}
+
+#[tokio::test]
+async fn deleting_a_session_ends_it_at_once() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    assert!(store.delete_session(&session("s"), "why", now()).await.unwrap());
+    assert!(!store.delete_session(&session("s"), "why", now()).await.unwrap());
+    let deleted = store.session_or_deleted("s").await.unwrap().unwrap();
+    assert_eq!((deleted.state, deleted.status_reason.as_str()), (SessionState::Terminated, "why"));
+    assert_eq!(store.sessions_to_wind_down(9).await.unwrap(), ["s"]);
+}
+
+#[tokio::test]
+async fn what_was_meant_for_a_session_does_not_reach_one_made_later_with_its_id() {
+    let (store, _directory) = store().await;
+    let former = session::Model { sandbox_id: "former".into(), ..session("s") };
+    let removed = session::Model { sandbox_removed: true, ..session("s") };
+    store.insert_session(removed.clone(), 9).await.unwrap();
+    store.insert_execution(execution("e", "s"), &removed, 9).await.unwrap();
+    store.purge_session(&former).await.unwrap();
+    assert!(!store.end_session(&former, SessionEvent::Ended, "", now()).await.unwrap());
+    assert!(!store.delete_session(&former, "", now()).await.unwrap());
+    let inserted = store.insert_execution(execution("f", "s"), &former, 9).await.unwrap();
+    assert!(matches!(inserted, execution::Inserted::NotActive), "{inserted:?}");
+    assert_eq!(store.session("s").await.unwrap().unwrap(), removed);
+    assert!(store.execution("e").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn nobody_else_reads_the_database() {
+    use std::os::unix::fs::PermissionsExt;
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    let directory = directory.path().join("deep/er");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&directory), 0o700);
+    for file in ["session.db", "session.db-wal", "session.db-shm"] {
+        assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
+    }
 }
 
 #[tokio::test]
 async fn forgetting_a_session_forgets_its_executions() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), 9).await.unwrap();
-    store.purge_session("s").await.unwrap();
+    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    store.purge_session(&session("s")).await.unwrap();
+    assert!(store.session("s").await.unwrap().is_some(), "something of it is left");
+    store.sandbox_removed(&session("s")).await.unwrap();
+    store.purge_session(&session("s")).await.unwrap();
     assert!(store.execution_or_deleted("e").await.unwrap().is_none());
 }

@@ -249,6 +249,50 @@ async fn an_executor_that_forgot_a_run_means_that_it_crashed() {
 }
 
 #[tokio::test]
+async fn what_is_said_to_be_lost_does_not_run_on_and_is_acknowledged() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let running = bench.start_in(&session, "out:x forever").await;
+    bench.running(&running).await;
+    let executor = bench.executor(&session);
+    executor.lock().confused = true;
+    executor.cut(&running.execution_id);
+    let ended = bench.ended(&running).await;
+    assert_eq!((ended.state(), ended.cause()), (State::Crashed, Cause::ExecutorLost));
+    eventually("it is acknowledged", || executor.lock().acknowledged == [running.execution_id.clone()]).await;
+}
+
+#[tokio::test]
+async fn an_executor_that_does_not_hear_an_acknowledgement_hears_it_again() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let executor = bench.executor(&session);
+    executor.lock().deaf = 7;
+    let ended = bench.run(&session, "out:x").await;
+    eventually("it is acknowledged", || executor.lock().acknowledged == [ended.execution_id.clone()]).await;
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_served_is_refused_by_the_call_itself() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let running = bench.start_in(&session, "out:abc gate").await;
+    bench.running(&running).await;
+    let mut attach = pb::AttachExecutionRequest {
+        execution_id: running.execution_id.clone(),
+        stdout_offset: 4,
+        stderr_offset: 0,
+    };
+    let refusal = bench.client.attach_execution(attach.clone()).await;
+    refused(refusal, Code::OutOfRange, "CURSOR_EXPIRED");
+    bench.executor(&session).open_gate();
+    bench.ended(&running).await;
+    refused(bench.client.attach_execution(attach.clone()).await, Code::OutOfRange, "CURSOR_EXPIRED");
+    attach.stdout_offset = 3;
+    bench.client.attach_execution(attach).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_queue_is_waited_for() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -327,6 +371,22 @@ async fn output_beyond_what_is_kept_is_counted_and_its_cursor_has_expired() {
     bench.client.attach_execution(attach.clone()).await.unwrap();
     attach.stdout_offset += 1;
     refused(bench.client.attach_execution(attach).await, Code::OutOfRange, "CURSOR_EXPIRED");
+}
+
+#[tokio::test]
+async fn a_large_program_that_waits_for_a_place_can_be_cancelled() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    bench.executor(&session).lock().full = u32::MAX;
+    let waiting = bench.start_in(&session, &format!("{}out:done", " ".repeat(100_000))).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let attempts = u32::MAX - bench.executor(&session).lock().full;
+    assert!(attempts <= 4, "{attempts} attempts, each with the whole program");
+    let asked = Instant::now();
+    let cancel = pb::CancelExecutionRequest { execution_id: waiting.execution_id };
+    bench.client.cancel_execution(cancel).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert_eq!(bench.service.programs.available_permits(), crate::service::PROGRAMS_AT_ONCE);
 }
 
 #[tokio::test]

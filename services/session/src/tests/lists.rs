@@ -93,7 +93,7 @@ async fn executions_are_listed_newest_first_with_their_real_total() {
     let page = bench.client.list_executions(request.clone()).await.unwrap().into_inner();
     assert_eq!((page.total, page.executions.len()), (3, 2));
     assert_eq!((&page.executions[0].execution_id, &page.executions[1].execution_id), (&ids[0], &ids[1]));
-    assert!(page.executions[0].stdout_truncated, "a list shows the beginning of long output, and says so");
+    assert_eq!((page.executions[0].stdout.len(), page.executions[0].stdout_truncated), (100_000, false));
     request.page_token = page.next_page_token;
     let page = bench.client.list_executions(request.clone()).await.unwrap().into_inner();
     assert_eq!(
@@ -104,4 +104,28 @@ async fn executions_are_listed_newest_first_with_their_real_total() {
     request.state = pb::execution::State::Failed.into();
     let page = bench.client.list_executions(request).await.unwrap().into_inner();
     assert_eq!((page.total, &page.executions[0].execution_id), (1, &ids[1]));
+}
+
+#[tokio::test]
+async fn a_list_shows_what_a_caller_reads_and_a_page_too_large_ends_earlier() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let mut alone = Vec::new();
+    for number in 0..3 {
+        let code = format!("{}fill:50000 bigvalue:{}", " ".repeat(100_000), 14_000_000 + number);
+        alone.insert(0, bench.run(&session, &code).await);
+        bench.clock.advance(Duration::from_secs(1));
+    }
+    let mut request = pb::ListExecutionsRequest { session_id: session.session_id, ..Default::default() };
+    let mut listed = Vec::new();
+    let mut client = bench.client.clone();
+    for expected in [2, 1] {
+        let page = client.list_executions(request.clone()).await.unwrap().into_inner();
+        assert_eq!((page.total, page.executions.len()), (3, expected));
+        assert_eq!(page.next_page_token.is_empty(), expected == 1);
+        listed.extend(page.executions);
+        request.page_token = page.next_page_token;
+    }
+    assert!(listed == alone, "each is whole");
+    assert!(!listed[0].code.is_empty() && !listed[0].stdout_truncated);
 }

@@ -226,3 +226,61 @@ async fn what_is_unknown_is_not_found() {
     refused(bench.try_start(start("x", "out:x")).await, Code::NotFound, "SESSION_NOT_FOUND");
     refused(bench.execution("x").await, Code::NotFound, "EXECUTION_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn a_deleted_session_that_was_left_alive_is_ended_by_the_sweep() {
+    use sea_orm::ConnectionTrait;
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let database = sea_orm::Database::connect(bench.config.database(bench.directory.path())).await.unwrap();
+    database.execute_unprepared("UPDATE sessions SET deleted_at = 1").await.unwrap();
+    eventually("its sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
+    let again = pb::CreateSessionRequest { session_id: session.session_id.clone(), ..new_session() };
+    for _ in 0..200 {
+        if bench.create(again.clone()).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("its id is not free again");
+}
+
+#[tokio::test]
+async fn a_report_of_a_lost_sandbox_of_a_deleted_session_is_no_error() {
+    let mut bench = Bench::with(Config { terminate_wait: HumanDuration(Duration::ZERO), ..config() }).await;
+    let session = bench.session().await;
+    bench.world.lock().scheduler_down = true;
+    let delete = pb::DeleteSessionRequest { session_id: session.session_id.clone() };
+    bench.client.delete_session(delete).await.unwrap();
+    let (session_id, sandbox_id) = (session.session_id, session.sandbox_id);
+    let report = pb::ReportSandboxLostRequest { session_id, sandbox_id, reason: String::new() };
+    assert!(!bench.events.report_sandbox_lost(report).await.unwrap().into_inner().applied);
+}
+
+#[tokio::test]
+async fn an_end_waits_for_the_driver_that_is_storing_how_an_execution_ended() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let service = Arc::clone(&bench.service);
+    // Storing large output waits for these.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(service.objects.room(usize::MAX).await.unwrap());
+    }
+    let execution = bench.start_in(&session, "fill:2000000 exit:0").await;
+    let driver = service.drivers.get(&execution.execution_id).unwrap();
+    eventually("it is finishing", || driver.is_finishing()).await;
+    let end = pb::TerminateSessionRequest { session_id: session.session_id };
+    let mut client = bench.client.clone();
+    let ending = async { client.terminate_session(end).await.unwrap() };
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let tasks = Arc::strong_count(&service);
+        tokio::time::sleep(Duration::from_millis(3000)).await;
+        assert!(Arc::strong_count(&service) < tasks + 5, "no sweep winds down what is being wound down");
+        held.clear();
+    };
+    tokio::join!(ending, release);
+    let ended = bench.execution(&execution.execution_id).await.unwrap();
+    assert_eq!((ended.state(), ended.stdout.len()), (execution::State::Completed, 1 << 20));
+}

@@ -26,6 +26,8 @@ pub(super) struct End {
     pub(super) value: Option<Bytes>,
     /// The executor kept less of stdout, of stderr, than was written.
     pub(super) truncated: (bool, bool),
+    /// The executor may be running it, and must not.
+    pub(super) cancel: bool,
     /// The executor has it and may forget it then.
     pub(super) acknowledge: bool,
 }
@@ -42,14 +44,20 @@ impl End {
         Self::without_exit(ExecutionEvent::StartFailed, start_error(message.to_owned()))
     }
 
-    /// What ran is lost, and its session is not.
+    /// What ran is lost, and its session is not. Should it run all the same, it must not go on.
     pub(super) fn lost(detail: String) -> Self {
+        Self { cancel: true, acknowledge: true, ..Self::purged(detail) }
+    }
+
+    /// What ran is lost, and nobody knows its session any more.
+    pub(super) fn purged(detail: String) -> Self {
         let ending = Ending { cause: Some(Cause::ExecutorLost), cause_detail: detail, ..Ending::default() };
         Self::without_exit(ExecutionEvent::SandboxLost, ending)
     }
 
-    fn without_exit(event: ExecutionEvent, ending: Ending) -> Self {
-        Self { event, ending, value: None, truncated: (false, false), acknowledge: false }
+    /// It ended without its executor telling how.
+    pub(super) fn without_exit(event: ExecutionEvent, ending: Ending) -> Self {
+        Self { event, ending, value: None, truncated: (false, false), cancel: false, acknowledge: false }
     }
 
     /// It could not be started.
@@ -95,6 +103,7 @@ impl End {
             ending,
             value: exited.return_value_json,
             truncated: (exited.stdout_truncated, exited.stderr_truncated),
+            cancel: false,
             acknowledge: true,
         }
     }
@@ -122,6 +131,7 @@ fn user_text(mut error: UserError) -> UserError {
 impl Driver {
     /// Writes the end, tells who waits, and has the executor forget it.
     pub(super) async fn finish(&mut self, end: End) -> Result<(), Error> {
+        self.registration.finish();
         let service = &self.service;
         let mut ending = end.ending;
         ending.stdout = service.record_output(&self.row, "stdout", &mut self.stdout, end.truncated.0).await?;
@@ -133,8 +143,12 @@ impl Driver {
         let ended = service.store.end_execution(&self.row, end.event, ending, service.clock.now()).await?;
         service.execution_changes.publish(&self.row.id);
         tracing::info!(execution.id = self.row.id, session.id = self.row.session_id, event = ?end.event, ended, "execution ended");
+        if end.cancel {
+            // When it does not answer, it is told again once its leftovers are looked for.
+            let _ = self.cancel_in_executor().await?;
+        }
         if end.acknowledge {
-            service.acknowledge(&self.session.endpoint, &self.row.id).await;
+            service.acknowledge(&self.session, &self.row.id).await;
         }
         Ok(())
     }

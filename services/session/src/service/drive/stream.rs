@@ -7,7 +7,10 @@ use sandmesh_proto::executor::{
     self, ExecuteRequest, ExecuteResponse, ExecutionAttach, ExecutionStart,
     execute_request::Frame as Request, execute_response::Frame,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -52,7 +55,11 @@ enum Next {
 
 impl Driver {
     /// Follows the execution on one stream, to its end or until the stream breaks.
-    pub(super) async fn follow(&mut self) -> Result<Result<End, Status>, Error> {
+    /// `room` is held while its program is on its way.
+    pub(super) async fn follow(
+        &mut self,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Result<End, Status>, Error> {
         let mut executor = self.service.peers.driver(&self.session.endpoint)?;
         let (frames, requests) = mpsc::channel(FRAMES);
         let first = self.first_frame().await?;
@@ -65,6 +72,7 @@ impl Driver {
             Ok(stream) => stream,
             Err(status) => return Ok(Err(status)),
         };
+        drop(room);
         loop {
             let next = self.step(&mut stream, &frames).await?;
             match next {

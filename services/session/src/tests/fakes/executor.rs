@@ -30,6 +30,10 @@ pub(in crate::tests) struct Runs {
     pub(in crate::tests) started: HashMap<String, u32>,
     pub(in crate::tests) starts: HashMap<String, ex::ExecutionStart>,
     pub(in crate::tests) acknowledged: Vec<String>,
+    /// How many acknowledgements fail.
+    pub(in crate::tests) deaf: u32,
+    /// Attaching is answered with NOT_FOUND though the run goes on.
+    pub(in crate::tests) confused: bool,
     /// How many starts are refused because the queue is full.
     pub(in crate::tests) full: u32,
     /// Streams end after so many bytes of output, until this is cleared.
@@ -64,6 +68,12 @@ impl FakeExecutor {
     pub(in crate::tests) fn forget(&self, id: &str) {
         let run = self.lock().runs.remove(id).unwrap();
         run.send_modify(|log| log.lost = true);
+    }
+
+    /// Breaks the stream of a run, which goes on.
+    pub(in crate::tests) fn cut(&self, id: &str) {
+        let runs = self.lock();
+        runs.runs[id].send_modify(|log| log.lost = true);
     }
 
     /// Whether a run has ended.
@@ -244,6 +254,12 @@ impl ExecutorService for FakeExecutor {
                 let mut runs = self.lock();
                 runs.attaches += 1;
                 let run = runs.runs.get(&attach.execution_id).ok_or_else(|| Status::not_found("unknown"))?;
+                if runs.confused {
+                    return Err(Status::not_found("confused by a test"));
+                }
+                if attach.stdout_offset > run.borrow().out.len() as u64 {
+                    return Err(Status::out_of_range("not kept"));
+                }
                 let at = (attach.stdout_offset.try_into().unwrap(), attach.stderr_offset.try_into().unwrap());
                 (attach.execution_id, run.subscribe(), at)
             }
@@ -285,6 +301,13 @@ impl ExecutorService for FakeExecutor {
     ) -> Result<Response<ex::AcknowledgeExecutionResponse>, Status> {
         let id = call.into_inner().execution_id;
         let mut runs = self.lock();
+        if runs.deaf > 0 {
+            runs.deaf -= 1;
+            return Err(Status::unavailable("deaf"));
+        }
+        if runs.runs.get(&id).is_some_and(|run| run.borrow().end.is_none()) {
+            return Err(Status::failed_precondition("it runs"));
+        }
         runs.runs.remove(&id);
         runs.acknowledged.push(id);
         Ok(Response::new(ex::AcknowledgeExecutionResponse {}))

@@ -1,0 +1,132 @@
+//! What executors keep of executions whose end is recorded: they are told to forget it, until they do.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use sandmesh_proto::executor;
+use tonic::Code;
+
+use super::Service;
+use crate::{
+    error::Error,
+    lifecycle::SessionState,
+    peers::{Backoff, call},
+    store::session::Model,
+};
+
+/// How many executors are asked at once what they keep.
+const EXECUTORS_AT_ONCE: usize = 8;
+
+/// How long an executor may take to answer that.
+const LIST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an executor may take to forget an execution.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often an executor is told at once, before it is left for later.
+const ATTEMPTS: usize = 3;
+
+/// How many sweeps pass between two attempts at what is left.
+const SWEEPS: u32 = 4;
+
+/// The sessions whose executors may keep what is recorded: every one that runs when the service starts,
+/// then those that did not take an acknowledgement.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers(Mutex<HashSet<String>>);
+
+impl Leftovers {
+    fn add(&self, sessions: impl IntoIterator<Item = String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(sessions);
+    }
+
+    fn take(&self) -> HashSet<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Service {
+    /// Has executors forget what is recorded, until the service stops.
+    pub(crate) async fn acknowledge_leftovers(self: Arc<Self>) {
+        let mut known = false;
+        let token = self.tasks.token();
+        loop {
+            if !known {
+                known = self.note_running().await;
+            }
+            if token.run_until_cancelled(self.acknowledge_all()).await.is_none()
+                || !self.pause(self.config.sweep_interval.0 * SWEEPS).await
+            {
+                return;
+            }
+        }
+    }
+
+    /// A former process may have died between a record and its acknowledgement. False: to be tried again.
+    async fn note_running(&self) -> bool {
+        match self.store.running_sessions().await {
+            Ok(sessions) => self.leftovers.add(sessions),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#?}"), "sessions not read");
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn acknowledge_all(&self) {
+        let sessions = stream::iter(self.leftovers.take());
+        let work = sessions.for_each_concurrent(EXECUTORS_AT_ONCE, |id| async move {
+            if let Err(error) = self.acknowledge_in(&id).await {
+                tracing::debug!(session.id = id, %error, "leftovers not acknowledged yet");
+                self.leftovers.add([id]);
+            }
+        });
+        work.await;
+    }
+
+    /// Asks the executor of a session what it keeps, and has it forget what is recorded.
+    async fn acknowledge_in(&self, id: &str) -> Result<(), Error> {
+        let session = self.store.session(id).await?;
+        let Some(session) = session.filter(|session| session.state == SessionState::Running) else {
+            return Ok(());
+        };
+        let mut executor = self.peers.control(&session.endpoint)?;
+        let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
+        let list = executor.list_executions(executor::ListExecutionsRequest {});
+        for kept in call(LIST_LIMIT, list).await.map_err(unavailable)?.executions {
+            let recorded =
+                self.store.execution(&kept.execution_id).await?.is_some_and(|row| row.state.is_final());
+            if !recorded {
+                continue;
+            }
+            if !kept.ended {
+                // It was said to be lost, and was not.
+                let request = executor::CancelExecutionRequest { execution_id: kept.execution_id.clone() };
+                call(ACKNOWLEDGE_LIMIT, executor.cancel_execution(request)).await.map_err(unavailable)?;
+            }
+            self.acknowledge(&session, &kept.execution_id).await;
+        }
+        Ok(())
+    }
+
+    /// Tells an executor that the end of an execution is recorded, so that it may forget it: now, or later
+    /// when it does not answer.
+    pub(super) async fn acknowledge(&self, session: &Model, execution_id: &str) {
+        let Ok(mut executor) = self.peers.control(&session.endpoint) else { return };
+        let mut backoff = Backoff::new(self.config.retry_max.0);
+        for _ in 0..ATTEMPTS {
+            let request = executor::AcknowledgeExecutionRequest { execution_id: execution_id.to_owned() };
+            let answer = call(ACKNOWLEDGE_LIMIT, executor.acknowledge_execution(request)).await;
+            match answer.map_err(|status| status.code()) {
+                Ok(_) | Err(Code::NotFound) => return,
+                Err(code) => tracing::debug!(execution.id = execution_id, ?code, "not acknowledged yet"),
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+        self.leftovers.add([session.id.clone()]);
+    }
+}

@@ -60,7 +60,7 @@ architecture:
     cargo nextest run --locked -p sandmesh --test architecture
 
 # Measure executions and sessions against starting a process, on release builds.
-bench *args: release
+bench *args: executor
     cargo bench --locked -p sandmesh --bench mesh -- {{args}}
 
 # Print every setting with its value.

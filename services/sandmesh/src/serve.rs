@@ -36,7 +36,8 @@ pub struct ServeArgs {
 }
 
 fn parse_link(text: &str) -> Result<(RoleName, String), String> {
-    let (role, address) = text.split_once('=').ok_or("write ROLE=ADDRESS, as in session=http://10.0.0.2:8001")?;
+    let (role, address) =
+        text.split_once('=').ok_or("write ROLE=ADDRESS, as in session=http://10.0.0.2:8001")?;
     Ok((role.parse::<RoleName>().map_err(|error| error.to_string())?, address.to_owned()))
 }
 

@@ -13,6 +13,7 @@ use sandmesh_proto::{
     },
 };
 use tonic::{Code, client::GrpcService};
+use tonic_types::StatusExt;
 
 use crate::harness::{Grpc, Server, Wiring, code_spec, refused, violates};
 
@@ -20,6 +21,7 @@ in_both_wirings!(
     session_field_out_of_its_limits_is_named,
     execution_field_out_of_its_limits_is_named,
     unknown_id_is_not_found,
+    many_mistakes_at_once_are_still_told,
     broken_frame_is_refused,
     service_of_the_mesh_is_not_served_to_clients,
 );
@@ -178,6 +180,24 @@ async fn unknown_id_is_not_found(wiring: Wiring) {
             execution,
         );
     }
+    unharmed(&server, &id, 0).await;
+}
+
+async fn many_mistakes_at_once_are_still_told(wiring: Wiring) {
+    let server = wiring.start().await;
+    let mut grpc = server.grpc().await;
+    let id = grpc.session().await;
+    // An answer travels in headers, whose size is limited: however long the mistakes are, it must fit.
+    let env: HashMap<String, String> =
+        (0..200).map(|n| (format!("{n} {}", "k".repeat(100)), "x".into())).collect();
+    let template_id = "python-basic".to_owned();
+    let request = CreateSessionRequest { template_id, env, ..Default::default() };
+    let status = grpc.sessions.create_session(request).await;
+    let status = refused(status, Code::InvalidArgument, "INVALID_ARGUMENT");
+    assert!(!status.get_error_details().bad_request().unwrap().field_violations.is_empty());
+    let spec = ExecutionSpec { entrypoint: "e ".repeat(100_000), ..code_spec(Language::Python, "x") };
+    let request = StartExecutionRequest { session_id: id.clone(), spec: Some(spec), ..Default::default() };
+    violates(grpc.sessions.start_execution(request).await, "spec.entrypoint");
     unharmed(&server, &id, 0).await;
 }
 

@@ -90,8 +90,9 @@ impl Client {
     }
 
     async fn create(&self) -> anyhow::Result<String> {
-        let session =
-            self.post("/sessions", &json!({"template_id": "python-basic", "timeout": 3600})).await?;
+        // As many cores as a session may have: the baseline is not throttled either.
+        let wanted = json!({"template_id": "python-basic", "timeout": 3600, "cpu": "4"});
+        let session = self.post("/sessions", &wanted).await?;
         ensure!(session["status"] == "running", "the session is not running: {session}");
         session["id"].as_str().map(str::to_owned).context("the session has no id")
     }

@@ -11,6 +11,7 @@ pub(crate) mod tools;
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -272,9 +273,17 @@ impl Drop for Server {
     }
 }
 
-/// A port of this machine that nobody listens on now.
+/// A port of this machine that nobody listens on now. It is below those that the system gives to outgoing
+/// connections, so that it stays free while a server is down; each test process begins elsewhere.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(16);
+    let next =
+        || u16::try_from(FIRST + begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT).unwrap();
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(next).find(is_free).unwrap()
 }
 
 /// Waits until `condition` holds, looking often.

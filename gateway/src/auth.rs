@@ -12,13 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Uri, header, uri::Authority};
-use http_body_util::{BodyExt, Limited};
 use sandmesh_mesh::{Secret, status};
 use tonic::body::Body;
 
 use crate::{
     app::{App, is_grpc},
     error::{ApiError, Edge},
+    extract::discard,
 };
 
 /// How much of a refused body is read, and for how long.
@@ -37,17 +37,11 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
         Ok(()) => next.run(request).await,
         Err(edge) => {
             let grpc = is_grpc(request.headers());
-            drain(request).await;
+            // A client whose stream is reset while it sends may not see the refusal.
+            discard(request.into_body(), DRAINED_BYTES, DRAIN_TIME).await;
             if grpc { status(edge).into_http::<Body>().into_response() } else { challenge(edge) }
         }
     }
-}
-
-/// Reads a little of a body that nobody wants: a client whose stream is reset while it sends may not see
-/// the refusal.
-async fn drain(request: Request) {
-    let body = Limited::new(request.into_body(), DRAINED_BYTES).collect();
-    let _ = tokio::time::timeout(DRAIN_TIME, body).await;
 }
 
 fn challenge(edge: Edge) -> Response {

@@ -3,7 +3,10 @@
 //! Fields that are not known are not an error, because existing clients send some; they are noted in the
 //! request's [`Context`] and named in the response.
 
+use std::time::Duration;
+
 use axum::{
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Request},
     response::{IntoResponse, Response},
 };
@@ -18,6 +21,11 @@ use crate::{
     error::{ApiError, Edge, Violation},
     request::Context,
 };
+
+/// How much of a body that is too large is taken, so that the client gets to read the answer.
+const DISCARD_BYTES: usize = 64 << 20;
+/// For how long.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A JSON body, read or written.
 #[derive(Debug)]
@@ -51,20 +59,40 @@ async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let size = usize::try_from(limit).unwrap_or(usize::MAX);
     let declared = request.body().size_hint().upper().unwrap_or(limit);
     if declared > limit {
+        discard(request.into_body(), DISCARD_BYTES, DISCARD_TIME).await;
         return Err(Edge::PayloadTooLarge(limit).into());
     }
     let memory = app.body_memory(declared).await?;
     if let Some(context) = request.extensions().get::<Context>() {
         context.hold(memory);
     }
-    let body = Limited::new(request.into_body(), size).collect();
-    let body =
-        tokio::time::timeout(app.config().body_timeout.0, body).await.map_err(|_| Edge::BodyTimeout)?;
-    match body {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Edge::PayloadTooLarge(limit).into()),
+    let mut body = request.into_body();
+    let whole = Limited::new(&mut body, size).collect();
+    let whole =
+        tokio::time::timeout(app.config().body_timeout.0, whole).await.map_err(|_| Edge::BodyTimeout)?;
+    match whole {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            discard(body, DISCARD_BYTES, DISCARD_TIME).await;
+            Err(Edge::PayloadTooLarge(limit).into())
+        }
         Err(_) => Err(Edge::BodyUnreadable.into()),
     }
+}
+
+/// Takes what a client goes on to send, for a while: one that still sends when the connection is closed
+/// may never see the answer.
+pub(crate) async fn discard(mut body: Body, most: usize, time: Duration) {
+    let mut left = most;
+    let all = async {
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // Whoever sends more, or more slowly, gets the answer cut off.
+    let _ = tokio::time::timeout(time, all).await;
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -11,6 +11,13 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// The domain of every `ErrorInfo` of the mesh.
 pub const DOMAIN: &str = "sandmesh";
 
+// An error travels in HTTP headers, and clients take some 16 KiB of these. It is three times as long there
+// where it is not ASCII. A request with more mistakes than fit is told the first of them.
+const MAX_MESSAGE: usize = 768;
+const MAX_VIOLATIONS: usize = 24;
+const MAX_FIELD: usize = 64;
+const MAX_DESCRIPTION: usize = 160;
+
 /// One field of a request that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldViolation {
@@ -62,21 +69,30 @@ pub fn status(fault: impl Fault) -> Status {
     } else {
         fault.to_string()
     };
-    Status::with_error_details(fault.code(), message, details(&fault))
+    Status::with_error_details(fault.code(), cut(&message, MAX_MESSAGE), details(&fault))
 }
 
 fn details(fault: &impl Fault) -> ErrorDetails {
     let mut metadata: HashMap<String, String> = fault.metadata().into_iter().collect();
     let mut details = ErrorDetails::new();
-    for violation in fault.violations() {
-        metadata.insert(format!("violation.{}", violation.field), violation.kind.to_owned());
-        details.add_bad_request_violation(violation.field, violation.description);
+    for violation in fault.violations().into_iter().take(MAX_VIOLATIONS) {
+        let field = cut(&violation.field, MAX_FIELD);
+        metadata.insert(format!("violation.{field}"), violation.kind.to_owned());
+        details.add_bad_request_violation(field, cut(&violation.description, MAX_DESCRIPTION));
     }
     details.set_error_info(fault.reason(), DOMAIN, metadata);
     if let Some(delay) = fault.retry_after() {
         details.set_retry_info(Some(delay));
     }
     details
+}
+
+/// The text, or its beginning when it is longer than `most` bytes.
+fn cut(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    format!("{}...", &text[..text.floor_char_boundary(most)])
 }
 
 fn chain(error: &dyn Error) -> String {
@@ -124,6 +140,28 @@ mod tests {
         assert_eq!(bad.field_violations[0].field, "a.b");
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.metadata["violation.a.b"], "missing");
+    }
+
+    #[test]
+    fn an_error_fits_into_headers_however_long_its_parts_are() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{}", "\u{e9}".repeat(100_000))]
+        struct Long;
+        impl Fault for Long {
+            fn code(&self) -> Code {
+                Code::InvalidArgument
+            }
+            fn reason(&self) -> &'static str {
+                "LONG"
+            }
+            fn violations(&self) -> Vec<FieldViolation> {
+                let field = |n: u32| format!("{n}{}", "f".repeat(10_000));
+                (0..1000).map(|n| FieldViolation::new(field(n), "value_error", "d".repeat(10_000))).collect()
+            }
+        }
+        let headers = status(Long).into_http::<()>().into_parts().0.headers;
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(bytes < 16 * 1024, "{bytes}");
     }
 
     #[test]

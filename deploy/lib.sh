@@ -78,10 +78,11 @@ need_system() {
   need python3-venv python -c 'import ensurepip, venv'
 }
 
-# Installs what need_system found missing.
+# Installs what is missing.
+# install_system [NEEDS]: NEEDS is the function that says what is needed.
 install_system() {
   missing=()
-  need_system
+  "${1:-need_system}"
   if ((${#missing[@]} == 0)); then
     note "system packages: nothing is missing"
     return

@@ -7,7 +7,7 @@ use sandmesh_proto::{
     executor::{Cause, ExecutionMetrics, Language as WireLanguage, Mode as WireMode, UserError},
     session as pb,
 };
-use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
@@ -34,7 +34,7 @@ pub(crate) struct Execute {
     code: Option<String>,
     /// The language.
     #[schema(required = true, nullable = false)]
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "super::word")]
     language: Option<Language>,
     /// The time limit in seconds; left out: 30.
     #[schema(minimum = 1, maximum = 3600)]
@@ -56,7 +56,7 @@ pub(crate) struct Execute {
     #[schema(min_length = 1)]
     entrypoint: Option<String>,
     /// How the code is entered.
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "super::word")]
     mode: Option<Mode>,
     /// With `execute-sync`: as the query parameter, which wins.
     sync_timeout: Option<i64>,
@@ -84,13 +84,6 @@ pub(crate) enum Mode {
     Handler,
     /// Run top to bottom; the exit code decides.
     Script,
-}
-
-/// One of some words. Read as a text first: the parser takes anything else in place of a word for JSON that
-/// is not valid, and forgets where it was.
-fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    text.map(|text| T::deserialize(text.into_deserializer())).transpose()
 }
 
 impl Execute {

@@ -11,7 +11,7 @@ pub(crate) mod template;
 
 use chrono::SecondsFormat;
 use prost_types::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::Violation;
@@ -193,6 +193,15 @@ impl Mistakes {
     fn check(self) -> Result<(), crate::error::ApiError> {
         if self.0.is_empty() { Ok(()) } else { Err(crate::error::ApiError::invalid(self.0)) }
     }
+}
+
+/// One of some words. Read as a text first: the parser takes anything else in place of a word for JSON that
+/// is not valid, and forgets where it was.
+pub(crate) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| T::deserialize(text.into_deserializer())).transpose()
 }
 
 #[cfg(test)]

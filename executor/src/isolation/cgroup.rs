@@ -204,7 +204,7 @@ impl Group {
     /// Hands the group to a uid, which may then make groups below it and move its processes there,
     /// but not change the group's own limits.
     pub(crate) fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
-        self.give(&["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"], uid, gid)
+        self.give(&["", "tasks", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"], uid, gid)
     }
 
     /// Lets a uid move its processes between groups below this one, which v2 asks for; and no more.
@@ -221,14 +221,21 @@ impl Group {
         Ok(())
     }
 
-    /// Moves a process here.
-    pub(crate) fn attach(&self, pid: u32) -> io::Result<()> {
-        self.procs().iter().try_for_each(|file| write(file, &pid.to_string()))
+    /// Moves the calling process, which must have one thread, here.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        self.doors().iter().try_for_each(|file| write(file, "0"))
     }
 
-    /// The files to which a process writes "0" to move itself here.
-    pub(crate) fn procs(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> = self.dirs.iter().map(|(_, dir)| dir.join("cgroup.procs")).collect();
+    /// The files to which a process of one thread writes "0" to move itself here.
+    ///
+    /// On v1 not `cgroup.procs`: moving a whole process waits for every processor to pass through the
+    /// scheduler (7 ms and more on an idle machine), moving the calling thread does not.
+    pub(crate) fn doors(&self) -> Vec<PathBuf> {
+        let name = match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        };
+        let mut files: Vec<_> = self.dirs.iter().map(|(_, dir)| dir.join(name)).collect();
         // Controllers mounted together share their directory.
         files.dedup();
         files

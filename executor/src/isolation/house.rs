@@ -223,7 +223,7 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
         sandbox.create()?;
         executor.create()?;
         runs.create()?;
-        executor.attach(std::process::id())?;
+        executor.enter()?;
         for group in [&root, &parent, &sandbox] {
             group.hand_down()?;
         }

@@ -231,11 +231,11 @@ fn memory_file(parts: &[&[u8]]) -> io::Result<OwnedFd> {
 #[expect(unsafe_code, reason = "code between fork and exec")]
 fn pass_on(command: &mut Command, fds: &[OwnedFd; 5], group: Option<&Group>) -> io::Result<()> {
     let fds: [RawFd; 5] = std::array::from_fn(|i| fds[i].as_raw_fd());
-    let procs = group.map(Group::procs).unwrap_or_default();
-    let procs: Vec<CString> =
-        procs.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
+    let doors = group.map(Group::doors).unwrap_or_default();
+    let doors: Vec<CString> =
+        doors.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
     let enter = move || {
-        procs.iter().try_for_each(move_here)?;
+        doors.iter().try_for_each(move_here)?;
         place(fds)
     };
     // SAFETY: between fork and exec the closure calls only async-signal-safe functions (open, write,
@@ -244,12 +244,12 @@ fn pass_on(command: &mut Command, fds: &[OwnedFd; 5], group: Option<&Group>) -> 
     Ok(())
 }
 
-/// Moves the calling process into the group of this `cgroup.procs`. Async-signal-safe.
+/// Moves the calling process into the group of this door. Async-signal-safe.
 #[expect(unsafe_code, reason = "system calls between fork and exec")]
-fn move_here(procs: &CString) -> io::Result<()> {
+fn move_here(door: &CString) -> io::Result<()> {
     // SAFETY: the path is a valid C string, the buffer outlives the call, and the descriptor is ours.
     unsafe {
-        let fd = check(libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        let fd = check(libc::open(door.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
         let written = libc::write(fd, b"0".as_ptr().cast(), 1);
         let result = if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) };
         libc::close(fd);

@@ -35,8 +35,8 @@ fn v2_limits_are_written_in_its_formats() {
     assert_eq!(content(&root, "pids.max"), "20");
     assert_eq!(content(&root, "cpu.max"), "150000 100000");
     assert_eq!(content(&root, "cgroup.subtree_control"), "+memory +pids +cpu");
-    group.attach(77).unwrap();
-    assert_eq!(content(&root, "cgroup.procs"), "77");
+    group.enter().unwrap();
+    assert_eq!(content(&root, "cgroup.procs"), "0");
 }
 
 #[test]
@@ -100,8 +100,8 @@ fn v1_is_chosen_where_it_has_the_memory_controller() {
     let group = Group::detect(mounts, "").unwrap();
     assert_eq!(group.name(), "cgroup-v1");
     let run = group.child("a").child("b");
-    let procs = |dir: &str| PathBuf::from(format!("/sys/fs/cgroup/{dir}/a/b/cgroup.procs"));
-    assert_eq!(run.procs(), [procs("memory"), procs("pids"), procs("cpu,cpuacct")]);
+    let door = |dir: &str| PathBuf::from(format!("/sys/fs/cgroup/{dir}/a/b/tasks"));
+    assert_eq!(run.doors(), [door("memory"), door("pids"), door("cpu,cpuacct")]);
     assert!(!run.has(Controller::Freezer));
 }
 

@@ -13,10 +13,12 @@ use sandmesh_proto::executor as pb;
 use serde::Serialize;
 
 use crate::isolation::{
-    BUBBLEWRAP, IsolationOptions, Need,
+    IsolationOptions, Need,
     cgroup::{Group, Limits},
     interpreters::Interpreters,
-    jail, seccomp,
+    jail,
+    parent::BUBBLEWRAP,
+    seccomp,
 };
 
 /// The first release of bubblewrap that follows no link while it sets up mounts. An older one is

@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{check, destroy, init, isolation::IsolationOptions, serve};
+use crate::{check, destroy, isolation::IsolationOptions, parent, serve};
 
 /// The daemon inside one sandbox.
 #[derive(Debug, Parser)]
@@ -22,9 +22,17 @@ enum Command {
     Check(IsolationOptions),
     /// Kill everything in a sandbox and remove its control groups and its directory.
     Destroy(DestroyOptions),
-    /// Be the first process in a jail; not for people.
+    /// Be the warm parent in a jail; not for people.
     #[command(hide = true)]
-    Init,
+    Parent,
+}
+
+/// A language to be warm for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Language {
+    Python,
+    Javascript,
+    Shell,
 }
 
 /// Flags of `serve`.
@@ -42,8 +50,7 @@ pub(crate) struct ServeOptions {
     /// CPU of all executions together in thousandths of a core; 0 for no limit.
     #[arg(long)]
     pub(crate) cpu_millis: u32,
-    /// Processes and threads of all executions together, the jail's own two per execution included;
-    /// 0 for no limit.
+    /// Processes and threads of all executions together; 0 for no limit.
     #[arg(long)]
     pub(crate) max_processes: u32,
     /// Size of the workspace; 0 for no limit.
@@ -58,6 +65,9 @@ pub(crate) struct ServeOptions {
     /// Bytes kept of each output stream of an execution.
     #[arg(long)]
     pub(crate) max_output_bytes: u64,
+    /// The language to be warm for from the start.
+    #[arg(long, value_enum)]
+    pub(crate) warm: Option<Language>,
     /// When to end by itself, in seconds since 1970.
     #[arg(long)]
     pub(crate) expires_at: Option<u64>,
@@ -82,7 +92,7 @@ pub(crate) struct DestroyOptions {
 /// The program: reads the command line, does it, and tells errors on the standard error.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Init => return init::run(),
+        Command::Parent => return parent::run(),
         Command::Check(options) => check::run(&options),
         Command::Serve(options) => serve::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use async_stream::try_stream;
 use futures::Stream;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame};
-use tokio::{io::AsyncWriteExt as _, net::unix::pipe, sync::watch};
+use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf, sync::watch};
 
 use crate::{
     replay::{Bell, Keep, Read, ReplayLog},
@@ -49,7 +49,7 @@ pub(crate) struct Execution {
     started: OnceLock<pb::ExecutionStarted>,
     outcome: OnceLock<Frame>,
     /// Where bytes to the jail's init go while it runs.
-    control: Mutex<Option<Arc<tokio::sync::Mutex<pipe::Sender>>>>,
+    control: Mutex<Option<Arc<tokio::sync::Mutex<OwnedWriteHalf>>>>,
 }
 
 impl Execution {
@@ -109,7 +109,7 @@ impl Execution {
     }
 
     /// The user's process exists.
-    pub(crate) fn set_started(&self, started: pb::ExecutionStarted, control: pipe::Sender) {
+    pub(crate) fn set_started(&self, started: pb::ExecutionStarted, control: OwnedWriteHalf) {
         *self.control() = Some(Arc::new(tokio::sync::Mutex::new(control)));
         let _ = self.started.set(started);
         self.bell.send_replace(());
@@ -200,7 +200,7 @@ impl Execution {
         }
     }
 
-    fn control(&self) -> std::sync::MutexGuard<'_, Option<Arc<tokio::sync::Mutex<pipe::Sender>>>> {
+    fn control(&self) -> std::sync::MutexGuard<'_, Option<Arc<tokio::sync::Mutex<OwnedWriteHalf>>>> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It is dialled and never dials. `cli` reads the command line; `isolation` builds the sandbox;
 //! `grpc` is the wire; `service` decides who gets in; `run` runs one execution with a `runner` and
-//! watches it with `supervise`; `replay` keeps what it wrote; `init` is the first process in the jail.
+//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it. In the
+//! jail, `native` and `parent` turn a child of a warm parent into a process of the user.
 
 mod check;
 mod cli;
@@ -11,9 +12,11 @@ mod destroy;
 mod disk;
 mod execution;
 mod grpc;
-mod init;
 mod isolation;
+#[path = "../native/mod.rs"]
+mod native;
 mod outcome;
+mod parent;
 mod process_id;
 mod replay;
 mod request;
@@ -24,5 +27,6 @@ mod service;
 mod status;
 mod stdin;
 mod supervise;
+mod warm;
 
 pub use cli::main;

@@ -6,11 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::unix::{OwnedWriteHalf, pipe},
     select,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -19,14 +20,16 @@ use tokio::{
 use crate::{
     clock,
     execution::{Execution, Stop},
-    isolation::{Process, Sandbox},
+    isolation::{Sandbox, process::Process},
+    native::wire::Stage,
     outcome::{Ended, Measured},
     replay::ReplayLog,
-    request::Start,
+    request::{Program, Start},
     runner::{MAX_RESULT_BYTES, Runner},
     status::Failure,
     stdin::Opening,
     supervise::supervise,
+    warm::Warm,
 };
 
 /// How long output may still come after the jail is gone; it only can if the user's code handed its
@@ -46,6 +49,7 @@ pub(crate) struct Run {
     pub(crate) start: Start,
     pub(crate) stdin: Opening,
     pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) warm: Arc<Warm>,
     /// One permit per execution that may run at a time.
     pub(crate) slots: Arc<Semaphore>,
     /// The place in the queue; given back when the run is over.
@@ -62,7 +66,7 @@ impl Run {
     }
 
     async fn attempt(self) -> Frame {
-        let Self { execution, start, stdin, sandbox, slots, place } = self;
+        let Self { execution, start, stdin, sandbox, warm, slots, place } = self;
         let arrived = Instant::now();
         let slot = select! {
             slot = slots.acquire_owned() => slot,
@@ -70,7 +74,7 @@ impl Run {
         };
         let queued = arrived.elapsed();
         let began = Instant::now();
-        let (mut process, runner) = match launch(&start, &sandbox) {
+        let (mut process, runner, request) = match launch(&start, &sandbox, &warm).await {
             Ok(launched) => launched,
             Err(failure) => return Frame::Failed(failure.into()),
         };
@@ -78,10 +82,12 @@ impl Run {
         if let Some(pipe) = process.stdin.take() {
             clock::spawn(stdin.open(pipe, start.stdin, start.keep_stdin_open));
         }
+        let asked = process.request.take();
         let pumps = async {
-            tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr), collect(result)).2
+            let output = (pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
+            tokio::join!(output.0, output.1, collect(result), ask(asked, request)).2
         };
-        let announce = Announce { execution: &execution, queued, began };
+        let announce = Announce { execution: &execution, program: &start.program, queued, began };
         let life = supervise(&mut process, &announce, start.timeout);
         let (life, raw_result) = both(life, pumps).await;
         let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued };
@@ -89,6 +95,7 @@ impl Run {
             tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
         }
         drop((slot, place));
+        warm.replenish_soon();
         let returned = runner.read_result(raw_result);
         Ended { life, measured, returned, execution: &execution }.into_frame()
     }
@@ -98,6 +105,7 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Announce<'a> {
     pub(crate) execution: &'a Execution,
+    program: &'a Program,
     queued: Duration,
     began: Instant,
 }
@@ -111,7 +119,7 @@ pub(crate) struct StartedAt {
 
 impl Announce<'_> {
     /// The user's process runs from now on.
-    pub(crate) fn started(&self, control: pipe::Sender) -> StartedAt {
+    pub(crate) fn started(&self, control: OwnedWriteHalf) -> StartedAt {
         let instant = Instant::now();
         let startup = instant - self.began;
         let started = pb::ExecutionStarted {
@@ -122,6 +130,18 @@ impl Announce<'_> {
         self.execution.set_started(started, control);
         StartedAt { instant, startup }
     }
+
+    /// What to call a step that failed.
+    pub(crate) fn what_failed(&self, stage: Stage) -> String {
+        match (stage, self.program) {
+            (Stage::Exec, Program::Command(argv)) => {
+                format!("cannot execute `{}`", argv.first().map_or("", String::as_str))
+            }
+            (Stage::Exec, Program::Code { .. }) => "cannot execute the interpreter".to_owned(),
+            (Stage::Workdir, _) => "cannot enter the workspace".to_owned(),
+            _ => "cannot prepare the process".to_owned(),
+        }
+    }
 }
 
 /// As the wire has it.
@@ -129,19 +149,40 @@ pub(crate) fn duration(duration: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(duration).ok()
 }
 
-fn launch(start: &Start, sandbox: &Sandbox) -> Result<(Process, Runner), Failure> {
+/// A process that waits for its request, and the request.
+async fn launch(
+    start: &Start,
+    sandbox: &Sandbox,
+    warm: &Warm,
+) -> Result<(Process, Runner, Vec<Bytes>), Failure> {
     let runner = Runner::of(&start.program, sandbox).map_err(|language| {
         let message = format!("there is no {language} interpreter in the sandbox");
         Failure::new(pb::FailureKind::NotFound, "find_interpreter", message)
     })?;
-    let plan = runner.prepare(start, sandbox);
-    let process = runner.run(&start.id, plan, sandbox).map_err(|err| {
+    let (process, kind) = warm.take(runner.kind(start, sandbox)).await.map_err(|err| {
         let errno = err.source.raw_os_error().unwrap_or_default();
         let mut failure = Failure::from_errno(errno, err.stage, "cannot make the jail");
         failure.message = format!("cannot make the jail: {}", err.source);
         failure
     })?;
-    Ok((process, runner))
+    let request = runner.prepare(kind, start, sandbox, &process.scene);
+    Ok((process, runner, request))
+}
+
+/// Writes the request; a process that does not read it has its reasons.
+async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
+    /// What a pipe takes at once.
+    const SMALL: usize = 64 << 10;
+    let Some(mut pipe) = pipe else { return };
+    if request.iter().map(Bytes::len).sum::<usize>() <= SMALL {
+        let _ = pipe.write_all(&request.concat()).await;
+        return;
+    }
+    for part in request {
+        if pipe.write_all(&part).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for the life of the process, and then a little for the rest of its output.

@@ -73,7 +73,10 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(service, listener, options.expires_at))
+    runtime.block_on(async {
+        clock::spawn(Arc::clone(service.warm()).tend(options.warm));
+        serve(service, listener, options.expires_at).await
+    })
 }
 
 async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option<u64>) -> anyhow::Result<()> {

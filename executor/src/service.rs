@@ -20,6 +20,7 @@ use crate::{
     request::Start,
     run::Run,
     status::Error,
+    warm::Warm,
 };
 
 /// Executions that are kept until they are acknowledged.
@@ -38,6 +39,7 @@ pub(crate) struct Capacity {
 pub(crate) struct Service {
     sandbox_id: String,
     sandbox: Arc<Sandbox>,
+    warm: Arc<Warm>,
     capacity: Capacity,
     started: Instant,
     /// One permit per execution that may run or wait.
@@ -59,13 +61,15 @@ struct Registry {
 impl Service {
     /// A service with nothing to do yet.
     pub(crate) fn new(sandbox_id: String, sandbox: Sandbox, capacity: Capacity) -> Self {
+        let (sandbox, slots) = (Arc::new(sandbox), Arc::new(Semaphore::new(capacity.max_executions)));
         Self {
             sandbox_id,
-            sandbox: Arc::new(sandbox),
+            warm: Arc::new(Warm::new(Arc::clone(&sandbox), Arc::clone(&slots))),
+            sandbox,
             capacity,
             started: Instant::now(),
             places: Arc::new(Semaphore::new(capacity.max_executions + capacity.max_queued)),
-            slots: Arc::new(Semaphore::new(capacity.max_executions)),
+            slots,
             registry: Mutex::default(),
             arrivals: AtomicU64::new(0),
             languages: OnceCell::new(),
@@ -75,6 +79,11 @@ impl Service {
     /// The sandbox.
     pub(crate) fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// The warm parents and spares.
+    pub(crate) fn warm(&self) -> &Arc<Warm> {
+        &self.warm
     }
 
     /// Starts an execution; one that is known already is not started again.
@@ -97,6 +106,7 @@ impl Service {
             start,
             stdin,
             sandbox: Arc::clone(&self.sandbox),
+            warm: Arc::clone(&self.warm),
             slots: Arc::clone(&self.slots),
             place,
         };
@@ -185,6 +195,7 @@ impl Service {
         for execution in self.list() {
             execution.ended().await;
         }
+        self.warm.end().await;
     }
 
     fn find(&self, id: &str) -> Result<Arc<Execution>, Error> {

@@ -1,19 +1,17 @@
-//! Watching over one jail from its start to its end: its reports, its deadline, and its killing.
+//! Watching over one execution's processes from their start to their end: reports, deadline, killing.
 
-use std::time::Duration;
+use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
 
-use sandmesh_proto::executor as pb;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines, Take},
-    net::unix::pipe,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     select,
     time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     execution::Stop,
-    init::{ChildUsage, KILL_ALL, Report},
-    isolation::Process,
+    isolation::process::Process,
+    native::wire::{KILL_ALL, REPORT_BYTES, Report, STARTING},
     run::{Announce, StartedAt},
     status::Failure,
 };
@@ -21,17 +19,14 @@ use crate::{
 /// How long a jail may take to start the user's process.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the jail's init has to kill everything and report, before the jail is killed from
+/// How long the init has to kill everything and report, before its processes are killed from
 /// outside. Well below the 100 ms within which a deadline must be kept.
 const GRACE: Duration = Duration::from_millis(25);
 
-/// How long a killed jail may take to die before it is given up: a process may hang in the kernel.
+/// How long killed processes may take to die before they are given up: one may hang in the kernel.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How much the jail may report.
-const MAX_REPORT_BYTES: u64 = 64 << 10;
-
-/// What became of a jail.
+/// What became of an execution's processes.
 #[derive(Debug)]
 pub(crate) struct Life {
     /// Set once the user's process ran.
@@ -44,16 +39,25 @@ pub(crate) struct Life {
     pub(crate) stopped: Option<Stop>,
     /// When it ended.
     pub(crate) ended: Instant,
-    /// What bubblewrap said, which only speaks when it fails.
+    /// What the jail said, which only speaks when it fails.
     pub(crate) complaint: String,
 }
 
-/// How the user's process ended.
+/// How the user's process ended, and what all processes of the execution used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exit {
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
     pub(crate) usage: ChildUsage,
+}
+
+/// What was used, as far as a control group does not tell.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct ChildUsage {
+    pub(crate) cpu_us: u64,
+    pub(crate) peak_rss_bytes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) write_bytes: u64,
 }
 
 /// What the supervisor waits for besides the end.
@@ -65,61 +69,75 @@ enum Phase {
     Running,
     /// The init's killing and report.
     Stopping,
-    /// The death of a killed jail.
+    /// The death of what was killed.
     Killed,
 }
 
-/// Watches until the jail is gone (or does not die of being killed).
+/// Watches until everything is gone (or does not die of being killed).
 pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, limit: Duration) -> Life {
     let mut life = Life::new();
-    let mut reports = Reports::new(process.report.take());
+    let mut start = Words::new();
+    let mut reports = Words::new();
     let (mut phase, mut until) = (Phase::Starting, Instant::now() + START_PATIENCE);
     loop {
         select! {
             biased;
-            report = reports.next() => {
-                if life.note(report, process, announce) && phase == Phase::Starting {
+            () = start.all(process.start.as_mut()), if !start.ended => {
+                if life.note_start(&start, process, announce) && phase == Phase::Starting {
                     (phase, until) = (Phase::Running, Instant::now() + limit);
                 }
             }
-            _ = process.wait() => break,
+            () = reports.next(&mut process.reports) => if life.note_report(&mut reports, announce) { break },
             stop = announce.execution.stop_requested(), if life.stopped.is_none() => {
                 life.stopped = Some(stop);
                 (phase, until) = ask_to_die(process, announce).await;
             }
             () = sleep_until(until) => {
-                match phase {
-                    Phase::Killed => {
-                        tracing::error!(execution.id = announce.execution.id, "a killed jail does not die");
-                        break;
-                    }
-                    Phase::Running => {
-                        life.stopped.get_or_insert(Stop::Timeout);
-                        (phase, until) = ask_to_die(process, announce).await;
-                    }
-                    Phase::Starting | Phase::Stopping => {
-                        process.kill();
-                        (phase, until) = (Phase::Killed, Instant::now() + DEATH_PATIENCE);
-                    }
+                if phase == Phase::Killed {
+                    tracing::error!(execution.id = announce.execution.id, "killed processes do not die");
+                    process.kill_family().await;
+                    break;
                 }
+                (phase, until) = press(phase, &mut life, process, announce).await;
             }
         }
     }
     life.ended = Instant::now();
-    // The last words may have come together with the end.
-    while let Ok(Some(report)) = timeout(GRACE, reports.next_open()).await {
-        life.note(report, process, announce);
+    if !start.ended && timeout(GRACE, start.all(process.start.as_mut())).await.is_ok() {
+        life.note_start(&start, process, announce);
+    }
+    if life.exited.is_none() {
+        process.condemn_parent();
+        life.complaint = process.complaint();
     }
     life
 }
 
+/// What follows when the time of a phase is over.
+async fn press(
+    phase: Phase,
+    life: &mut Life,
+    process: &mut Process,
+    announce: &Announce<'_>,
+) -> (Phase, Instant) {
+    if phase == Phase::Running {
+        life.stopped.get_or_insert(Stop::Timeout);
+        return ask_to_die(process, announce).await;
+    }
+    process.kill();
+    (Phase::Killed, Instant::now() + DEATH_PATIENCE)
+}
+
 /// Lets the init kill everything, so that its report has the exact end and usage; it has [`GRACE`].
 async fn ask_to_die(process: &mut Process, announce: &Announce<'_>) -> (Phase, Instant) {
-    match &mut process.control {
-        // Not started yet: nothing to be exact about.
-        Some(_) => process.kill(),
-        None => drop(timeout(GRACE, announce.execution.control_byte(KILL_ALL)).await),
-    }
+    let order = async {
+        match &mut process.control {
+            // Not started yet.
+            Some(control) => drop(control.write_all(&[KILL_ALL]).await),
+            None => announce.execution.control_byte(KILL_ALL).await,
+        }
+    };
+    drop(timeout(GRACE, order).await);
     (Phase::Stopping, Instant::now() + GRACE)
 }
 
@@ -135,62 +153,93 @@ impl Life {
         }
     }
 
-    /// Notes a report; true if it says that the user's process runs.
-    fn note(&mut self, report: Line, process: &mut Process, announce: &Announce<'_>) -> bool {
-        match report {
-            Line::Report(Report::Started) => {
+    /// Notes what was said up to the start; true if the user's code runs.
+    fn note_start(&mut self, said: &Words, process: &mut Process, announce: &Announce<'_>) -> bool {
+        process.start = None;
+        match said.heard().split_first() {
+            Some((&STARTING, [])) => {
                 self.started = process.control.take().map(|control| announce.started(control));
                 return true;
             }
-            Line::Report(Report::Exited { code, signal, usage }) => {
-                self.exited = Some(Exit { code, signal, usage })
-            }
-            Line::Report(Report::Failed { stage, errno, message }) => {
-                self.failed = Some(match errno {
-                    0 => Failure::new(pb::FailureKind::Internal, &stage, message),
-                    errno => Failure::from_errno(errno, &stage, &message),
-                });
-            }
-            Line::Other(text) => {
-                self.complaint.push_str(text.trim_start_matches("bwrap: "));
-                self.complaint.push(' ');
-            }
+            Some((&STARTING, report)) => self.note_failure(Report::decode(report), announce),
+            _ => self.note_failure(Report::decode(said.heard()), announce),
         }
         false
     }
-}
 
-/// The lines on the report descriptor.
-struct Reports(Option<Lines<BufReader<Take<pipe::Receiver>>>>);
-
-enum Line {
-    Report(Report),
-    Other(String),
-}
-
-impl Reports {
-    fn new(pipe: Option<pipe::Receiver>) -> Self {
-        Self(pipe.map(|pipe| BufReader::new(pipe.take(MAX_REPORT_BYTES)).lines()))
+    /// Notes a report of the init; true if it is the last.
+    fn note_report(&mut self, said: &mut Words, announce: &Announce<'_>) -> bool {
+        let report = Report::decode(said.heard());
+        if let Some(Report::Exited { status, usage: [cpu_us, peak_kib, read, written] }) = report {
+            const BLOCK: u64 = 512;
+            let status = ExitStatus::from_raw(status);
+            let usage = ChildUsage {
+                cpu_us,
+                peak_rss_bytes: peak_kib.saturating_mul(1024),
+                read_bytes: read.saturating_mul(BLOCK),
+                write_bytes: written.saturating_mul(BLOCK),
+            };
+            self.exited = Some(Exit { code: status.code(), signal: status.signal(), usage });
+            return true;
+        }
+        self.note_failure(report, announce);
+        said.clear();
+        said.ended
     }
 
-    /// The next line; for ever pending once there are no more. Cancel safe.
-    async fn next(&mut self) -> Line {
-        match self.next_open().await {
-            Some(line) => line,
-            None => std::future::pending().await,
+    fn note_failure(&mut self, report: Option<Report>, announce: &Announce<'_>) {
+        if let Some(Report::Failed { stage, errno }) = report {
+            let failure = Failure::from_errno(errno, stage.name(), &announce.what_failed(stage));
+            self.failed.get_or_insert(failure);
+        }
+    }
+}
+
+/// Bytes that arrive in pieces, up to those of a report.
+#[derive(Debug)]
+struct Words {
+    bytes: [u8; 1 + REPORT_BYTES],
+    count: usize,
+    /// Nothing more will come.
+    ended: bool,
+}
+
+impl Words {
+    fn new() -> Self {
+        Self { bytes: [0; 1 + REPORT_BYTES], count: 0, ended: false }
+    }
+
+    fn heard(&self) -> &[u8] {
+        &self.bytes[..self.count]
+    }
+
+    fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// Reads until one report is whole, or to the end. Cancel safe.
+    async fn next(&mut self, from: &mut (impl AsyncRead + Unpin)) {
+        while self.count < REPORT_BYTES && !self.ended {
+            self.more(from, REPORT_BYTES).await;
         }
     }
 
-    /// The next line, or none once there are no more. Cancel safe.
-    async fn next_open(&mut self) -> Option<Line> {
-        let line = match &mut self.0 {
-            Some(lines) => lines.next_line().await.ok().flatten(),
-            None => None,
+    /// Reads to the end, or as much as there may be. Cancel safe.
+    async fn all(&mut self, from: Option<&mut (impl AsyncRead + Unpin)>) {
+        let Some(from) = from else {
+            self.ended = true;
+            return;
         };
-        let Some(line) = line else {
-            self.0 = None;
-            return None;
-        };
-        Some(serde_json::from_str(&line).map_or_else(|_| Line::Other(line), Line::Report))
+        while self.count < self.bytes.len() && !self.ended {
+            self.more(from, self.bytes.len()).await;
+        }
+        self.ended = true;
+    }
+
+    async fn more(&mut self, from: &mut (impl AsyncRead + Unpin), most: usize) {
+        match from.read(&mut self.bytes[self.count..most]).await {
+            Ok(count @ 1..) => self.count += count,
+            _ => self.ended = true,
+        }
     }
 }

@@ -59,15 +59,13 @@ enum Controller {
     Pids,
     Cpu,
     Cpuacct,
-    Freezer,
 }
 
-const CONTROLLERS: [(Controller, &str); 5] = [
+const CONTROLLERS: [(Controller, &str); 4] = [
     (Controller::Memory, "memory"),
     (Controller::Pids, "pids"),
     (Controller::Cpu, "cpu"),
     (Controller::Cpuacct, "cpuacct"),
-    (Controller::Freezer, "freezer"),
 ];
 
 /// The controllers that a group hands down to its children, in v2's words.
@@ -138,6 +136,21 @@ impl Group {
     pub(crate) fn child(&self, name: &str) -> Self {
         let dirs = self.dirs.iter().map(|(controller, dir)| (*controller, dir.join(name))).collect();
         Self { version: self.version, dirs }
+    }
+
+    /// The group of an execution below this one. Only where something is limited or counted for each
+    /// execution it is a group of its own: every directory costs time at the start and at the end.
+    pub(crate) fn run(&self, number: u64) -> Self {
+        let mut group = self.child(&number.to_string());
+        group.dirs.retain(|(controller, _)| *controller != Controller::Cpu);
+        group
+    }
+
+    /// The doors of this group that the processes of its [runs](Self::run) must enter besides theirs.
+    pub(crate) fn shared_doors(&self) -> Vec<PathBuf> {
+        let counted = |dir: &Path| self.dirs.iter().any(|(c, d)| *c != Controller::Cpu && d == dir);
+        let shared = self.dirs.iter().filter(|(c, dir)| *c == Controller::Cpu && !counted(dir));
+        shared.map(|(_, dir)| dir.join("tasks")).collect()
     }
 
     /// Makes the group if it does not exist. Its parent must.
@@ -277,21 +290,17 @@ impl Group {
         }
     }
 
-    /// Sends SIGKILL to every process in it and below it, once. Returns how many were there.
+    /// Sends SIGKILL to every process in it and below it, once. Returns how many were there. One that
+    /// forks meanwhile on v1 is met by the next call.
     pub(crate) fn kill(&self) -> usize {
         if self.version == Version::V2 && write(&self.file(Controller::Memory, "cgroup.kill"), "1").is_ok() {
             return self.pids().len();
         }
-        // Frozen processes cannot fork while the list is being walked.
-        let freezer = self.has(Controller::Freezer).then(|| self.file(Controller::Freezer, "freezer.state"));
-        let freeze = |state| freezer.iter().for_each(|file| drop(write(file, state)));
-        freeze("FROZEN");
         let pids = self.pids();
         for pid in &pids {
             // One that is gone already is what is wanted.
             let _ = kill(*pid, Signal::SIGKILL);
         }
-        freeze("THAWED");
         pids.len()
     }
 

@@ -17,6 +17,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::AtomicU64,
     time::Duration,
 };
 
@@ -46,6 +47,10 @@ const HOUSE: &str = "/run/sandmesh";
 /// The longest path of a unix socket on Linux, without the final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 
+/// What a warm interpreter loads; see `native/lib.rs`.
+const NATIVE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libsandmesh.so"));
+const NATIVE_NAME: &str = "libsandmesh.so";
+
 /// How long a former sandbox of the same name may take to die.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,7 +74,7 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile).transpose()?;
     refuse_second(plan.dir)?;
     make_directories(plan.dir, owner)?;
-    let cgroup = control_group(plan, owner)?;
+    let (parents, cgroup) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();
     // After what may be refused, and before the mounts, which may cover the way there.
     let listener = bind(&plan.dir.join("executor.sock"))?;
     let rooms = if Uid::effective().is_root() {
@@ -91,7 +96,10 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         .then(|| jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes));
     let sandbox = Sandbox {
         rooms,
+        parents,
         cgroup,
+        numbers: AtomicU64::new(0),
+        startup: plan.isolation.interpreters,
         limits: plan.limits,
         disk_bytes: plan.disk_bytes,
         jail,
@@ -205,8 +213,17 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes `<parent>/<sandbox>/{executor,runs}` with the limits on `runs`, and moves into `executor`.
-fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<Option<Group>> {
+/// The groups of a sandbox that are used after its start.
+struct Groups {
+    /// Of the jails and the warm parents in them, which are ours.
+    parents: Group,
+    /// Of user code.
+    runs: Group,
+}
+
+/// Makes `<parent>/<sandbox>/{executor,parents,runs}` with the limits on `runs`, moves into `executor`,
+/// and gives back the other two.
+fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<Option<Groups>> {
     let options = plan.isolation;
     if options.cgroups == Need::Off {
         return Ok(None);
@@ -214,15 +231,16 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
     let made = Group::root().and_then(|root| {
         let parent = root.child(&options.cgroup_parent);
         let sandbox = parent.child(plan.sandbox_id);
-        let (executor, runs) = (sandbox.child("executor"), sandbox.child("runs"));
+        let [executor, parents, runs] = ["executor", "parents", "runs"].map(|name| sandbox.child(name));
         // Left by a former executor of this sandbox that was killed.
-        if !runs.destroy(PATIENCE) {
+        if !parents.destroy(PATIENCE) || !runs.destroy(PATIENCE) {
             bail!("processes of a former executor of sandbox {} do not die", plan.sandbox_id);
         }
         parent.create()?;
         sandbox.create()?;
-        executor.create()?;
-        runs.create()?;
+        for group in [&executor, &parents, &runs] {
+            group.create()?;
+        }
         executor.enter()?;
         for group in [&root, &parent, &sandbox] {
             group.hand_down()?;
@@ -231,12 +249,13 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
         runs.hand_down()?;
         if let Some((uid, gid)) = owner {
             sandbox.allow_moves(uid.as_raw(), gid.as_raw())?;
+            parents.delegate(uid.as_raw(), gid.as_raw())?;
             runs.delegate(uid.as_raw(), gid.as_raw())?;
         }
-        Ok(runs)
+        Ok(Groups { parents, runs })
     });
     match made {
-        Ok(runs) => Ok(Some(runs)),
+        Ok(groups) => Ok(Some(groups)),
         Err(err) if options.cgroups == Need::Optional => {
             tracing::warn!(error = format!("{err:#}"), "no control groups: limits hold per process only");
             Ok(None)
@@ -294,8 +313,9 @@ fn furnish(rooms: &Rooms) -> anyhow::Result<()> {
     for (name, source) in crate::runner::SOURCES {
         put(&rooms.tools.join(name), source.as_bytes()).with_context(context)?;
     }
-    // The mount point of the jail's init.
-    put(&rooms.tools.join(jail::INIT), b"").with_context(context)?;
+    put(&rooms.tools.join(NATIVE_NAME), NATIVE).with_context(context)?;
+    // The mount point of this program.
+    put(&rooms.tools.join(jail::EXECUTOR), b"").with_context(context)?;
     jail::write_etc(&rooms.etc).context("cannot write the jail's /etc")
 }
 

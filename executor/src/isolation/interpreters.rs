@@ -50,6 +50,14 @@ impl Interpreters {
         if let Some(root) = found.prefixes.iter().find(|prefix| prefix.parent().is_none()) {
             bail!("an interpreter's prefix must not be {}", root.display());
         }
+        // Every execution has its own there, which would hide it.
+        let hidden = |prefix: &&PathBuf| ["/tmp", "/dev", "/proc"].iter().any(|dir| prefix.starts_with(dir));
+        if let Some(prefix) = found.prefixes.iter().find(hidden) {
+            bail!(
+                "an interpreter's prefix must not lie below /tmp, /dev or /proc as {} does",
+                prefix.display()
+            );
+        }
         found.prefixes.dedup();
         Ok(found)
     }

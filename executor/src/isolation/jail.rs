@@ -1,8 +1,9 @@
-//! The jail around one execution: the command line of bubblewrap and the files it shows.
+//! The jail around the executions of a sandbox: the command line of bubblewrap and the files it shows.
 //!
 //! Every namespace is new, the system is read-only, `/workspace` is the only writable place that
-//! lasts and no mount point lies in it. All of it is the same for every execution of a sandbox, so
-//! the arguments are made once; what differs reaches the jail's init through a descriptor.
+//! lasts and no mount point lies in it. In it is a warm parent, which keeps two capabilities over the
+//! jail's own user namespace: with them it makes further namespaces for each execution, whose processes
+//! have none.
 
 use std::{
     ffi::OsString,
@@ -15,8 +16,8 @@ use super::{
     interpreters::Interpreters,
 };
 
-/// Name of the jail's init in its tools directory.
-pub(crate) const INIT: &str = "init";
+/// Name of the executor in the jail's tools directory.
+pub(crate) const EXECUTOR: &str = "executor";
 
 /// Where the jail shows the tools; a dot, since it is not the user's business.
 const TOOLS: &str = "/.sandmesh";
@@ -44,19 +45,39 @@ impl Scene {
         }
     }
 
-    pub(crate) fn outside(rooms: &Rooms, execution_id: &str) -> Self {
+    pub(crate) fn outside(rooms: &Rooms, number: u64) -> Self {
         Self {
             workspace: rooms.workspace.clone(),
             tmp: "/tmp".into(),
             tools: rooms.tools.clone(),
-            scratch: rooms.spool.join(execution_id),
+            scratch: rooms.spool.join(number.to_string()),
         }
+    }
+
+    /// Where a program may leave its result.
+    pub(crate) fn result_file(&self) -> PathBuf {
+        self.scratch.join("result.json")
     }
 }
 
-/// The arguments of `bwrap`, up to and including the command.
-#[derive(Debug, Clone)]
-pub(crate) struct Arguments(Vec<OsString>);
+/// What a jail runs for the warm parent that is a Python interpreter: arguments of the interpreter.
+pub(crate) fn python_parent() -> [OsString; 4] {
+    let runner = Path::new(TOOLS).join(crate::runner::PYTHON_RUNNER);
+    ["-B".into(), "-s".into(), runner.into(), "parent".into()]
+}
+
+/// What a jail runs for the warm parent that executes programs.
+pub(crate) fn program_parent() -> [OsString; 2] {
+    [Path::new(TOOLS).join(EXECUTOR).into(), "parent".into()]
+}
+
+/// The arguments of `bwrap`, up to the command.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Arguments {
+    words: Vec<OsString>,
+    /// The size of a temporary file system of an execution.
+    temporary_bytes: u64,
+}
 
 impl Arguments {
     pub(crate) fn new(
@@ -66,15 +87,14 @@ impl Arguments {
         disk_bytes: u64,
     ) -> Self {
         let mut args = Self::walls();
+        args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.bind("--ro-bind", &rooms.etc, "/etc");
         args.bind("--ro-bind", &rooms.tools, TOOLS);
-        args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(INIT));
+        args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(EXECUTOR));
         args.add(&["--proc", "/proc", "--dev", "/dev"]);
-        // What is in these counts as memory of the sandbox too; the size turns most of the kills into
-        // an honest "no space left".
-        let size = temporary_bytes(memory_bytes, disk_bytes).to_string();
+        // Every execution has its own above these.
         for dir in ["/dev/shm", "/tmp"] {
-            args.add(&["--perms", "1777", "--size", &size, "--tmpfs", dir]);
+            args.add(&["--perms", "1777", "--size", "65536", "--tmpfs", dir]);
         }
         args.add(&["--remount-ro", "/dev"]);
         for (here, there) in &rooms.prefixes {
@@ -85,10 +105,18 @@ impl Arguments {
             interpreters.prefixes.iter().for_each(|prefix| args.bind("--ro-bind", prefix, prefix));
         }
         args.bind("--bind", &rooms.workspace, "/workspace");
-        args.add(&["--chdir", "/workspace", "--remount-ro", "/", "--"]);
-        args.0.push(Path::new(TOOLS).join(INIT).into());
-        args.add(&["init"]);
+        args.add(&["--chdir", "/workspace", "--remount-ro", "/"]);
+        for (name, value) in crate::runner::base_environment(&Scene::inside()) {
+            args.add(&["--setenv", name, &value]);
+        }
+        args.add(&["--"]);
         args
+    }
+
+    /// The options of an execution's temporary file systems. What is in them counts as memory of the
+    /// sandbox too; the size turns most of the kills into an honest "no space left".
+    pub(crate) fn temporary(&self) -> String {
+        format!("mode=1777,size={}", self.temporary_bytes)
     }
 
     /// A jail like that of an execution, without a sandbox, in which a program does nothing.
@@ -109,27 +137,29 @@ impl Arguments {
         args
     }
 
-    /// Every namespace, no capability, a fixed identity, and the read-only system.
+    /// Every namespace, no capability but two, a fixed identity, and the read-only system.
     fn walls() -> Self {
-        let mut args = Self(Vec::with_capacity(96));
+        let mut args = Self { words: Vec::with_capacity(128), temporary_bytes: 0 };
         args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
         args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
         args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);
+        // For the warm parent: to make namespaces, and to take these two away from its children.
+        args.add(&["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
         args.add(&["--uid", JAIL_USER, "--gid", JAIL_USER, "--as-pid-1"]);
         args.system();
         args
     }
 
     pub(crate) fn as_slice(&self) -> &[OsString] {
-        &self.0
+        &self.words
     }
 
     fn add(&mut self, words: &[&str]) {
-        self.0.extend(words.iter().map(OsString::from));
+        self.words.extend(words.iter().map(OsString::from));
     }
 
     fn bind(&mut self, how: &str, here: &Path, there: impl AsRef<Path>) {
-        self.0.extend([how.into(), here.into(), there.as_ref().into()]);
+        self.words.extend([how.into(), here.into(), there.as_ref().into()]);
     }
 
     /// `/usr` and the directories beside it, which are links into it on a merged system.

@@ -1,16 +1,20 @@
-//! Everything that knows Linux: how a sandbox is built, and how one process gets into its jail.
+//! Everything that knows Linux: how a sandbox is built, and how a process gets into its jail.
 //!
-//! [`house`] builds the sandbox once; [`Sandbox::spawn`] puts one execution into a fresh jail of it.
+//! [`house`] builds the sandbox once; [`parent`] is a jail with a warm parent in it; [`process`] is one
+//! child of it, in namespaces of its own.
 
 pub(crate) mod cgroup;
 pub(crate) mod house;
 pub(crate) mod interpreters;
 pub(crate) mod jail;
-pub(crate) mod rlimits;
+pub(crate) mod parent;
+pub(crate) mod process;
 pub(crate) mod seccomp;
-mod spawn;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use clap::{Args, ValueEnum};
 use sandmesh_proto::executor as pb;
@@ -19,10 +23,7 @@ use self::{
     cgroup::{Group, Limits},
     house::Rooms,
     interpreters::Interpreters,
-    rlimits::Rlimits,
 };
-
-pub(crate) use self::spawn::{BUBBLEWRAP, Process, SpawnError};
 
 /// Whether a kind of isolation must be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,6 +51,15 @@ impl Switch {
     }
 }
 
+/// Whether a process of the user is forked from a warm parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Startup {
+    /// From a parent that all executions of the sandbox share.
+    Warm,
+    /// Every execution has a jail and an interpreter of its own.
+    Fresh,
+}
+
 /// How executions are isolated: flags of `serve` and `check`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct IsolationOptions {
@@ -71,6 +81,9 @@ pub(crate) struct IsolationOptions {
     /// The system call filter on user code.
     #[arg(long, value_enum, default_value = "required")]
     pub(crate) seccomp: Switch,
+    /// Whether executions are forked from warm parents, or each has a jail and an interpreter of its own.
+    #[arg(long, value_enum, default_value = "warm")]
+    pub(crate) interpreters: Startup,
     /// The Python interpreter, where it is not the system's.
     #[arg(long)]
     pub(crate) python: Option<PathBuf>,
@@ -86,8 +99,13 @@ pub(crate) struct IsolationOptions {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     rooms: Rooms,
+    /// The group of the jails and their warm parents.
+    parents: Option<Group>,
     /// The group `runs`, below which every execution gets its own.
     cgroup: Option<Group>,
+    /// How many children were ordered.
+    numbers: AtomicU64,
+    startup: Startup,
     limits: Limits,
     disk_bytes: u64,
     jail: Option<jail::Arguments>,
@@ -123,13 +141,23 @@ impl Sandbox {
         self.disk_bytes
     }
 
-    /// Where the code of an execution finds things.
-    pub(crate) fn scene(&self, execution_id: &str) -> jail::Scene {
-        if self.jail.is_some() {
-            jail::Scene::inside()
-        } else {
-            jail::Scene::outside(&self.rooms, execution_id)
-        }
+    /// Where the code of the child of this number finds things.
+    pub(crate) fn scene(&self, number: u64) -> jail::Scene {
+        if self.jail.is_some() { jail::Scene::inside() } else { jail::Scene::outside(&self.rooms, number) }
+    }
+
+    /// Whether executions are forked from parents that they share.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.startup == Startup::Warm
+    }
+
+    /// Whether there is a jail, in which a parent can make namespaces.
+    pub(crate) fn has_jail(&self) -> bool {
+        self.jail.is_some()
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The isolation that executions really get.
@@ -158,14 +186,27 @@ impl Sandbox {
 
     fn rlimits(&self) -> Rlimits {
         const OPEN_FILES: u64 = 16_384;
-        let limit = |value: u64| (value > 0).then_some(value);
         // With control groups these would only blur which limit was hit.
-        let without_cgroup = |value: u64| if self.cgroup.is_none() { limit(value) } else { None };
+        let without_cgroup = |value: u64| if self.cgroup.is_none() { value } else { 0 };
         Rlimits {
             open_files: OPEN_FILES,
-            file_bytes: limit(self.disk_bytes),
+            file_bytes: self.disk_bytes,
             data_bytes: without_cgroup(self.limits.memory_bytes),
             processes: without_cgroup(u64::from(self.limits.max_processes)),
         }
     }
+}
+
+/// Limits of each process of the user, besides what the control groups enforce for all; zero means
+/// not limited.
+#[derive(Debug, Clone, Copy)]
+struct Rlimits {
+    /// Open files.
+    open_files: u64,
+    /// The largest file.
+    file_bytes: u64,
+    /// Private writable memory; only where no control group limits it.
+    data_bytes: u64,
+    /// Processes; only where no control group limits them.
+    processes: u64,
 }

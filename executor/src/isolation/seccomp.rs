@@ -3,7 +3,7 @@
 //! What is not on the list answers EPERM; `clone3` answers ENOSYS, so that libraries fall back to
 //! `clone`, whose flags a filter can see; numbers newer than this list answer ENOSYS as an older
 //! kernel would; another architecture's calls (32 bit, x32) kill the process.
-//! The filter is compiled once when the executor starts and handed to each jail's init as bytes.
+//! The filter is compiled once when the executor starts and handed to each warm parent as bytes.
 
 use anyhow::Context;
 use seccompiler::{
@@ -44,12 +44,6 @@ pub(crate) fn compile() -> anyhow::Result<Vec<u8>> {
     Ok(preamble().iter().chain(&program).flat_map(encode).collect())
 }
 
-/// Installs a filter made by [`compile`] on this thread, for good. Sets `no_new_privs`.
-pub(crate) fn install(program: &[u8]) -> anyhow::Result<()> {
-    let program: BpfProgram = program.chunks_exact(8).map(decode).collect();
-    Ok(seccompiler::apply_filter(&program)?)
-}
-
 /// Instructions that run before the list: answers other than "allow" and EPERM.
 fn preamble() -> Vec<sock_filter> {
     const LOAD_WORD: u16 = 0x20;
@@ -78,16 +72,6 @@ fn preamble() -> Vec<sock_filter> {
 fn encode(op: &sock_filter) -> [u8; 8] {
     let ([a, b], [c, d, e, f]) = (op.code.to_ne_bytes(), op.k.to_ne_bytes());
     [a, b, op.jt, op.jf, c, d, e, f]
-}
-
-fn decode(bytes: &[u8]) -> sock_filter {
-    let at = |i: usize| bytes.get(i).copied().unwrap_or_default();
-    sock_filter {
-        code: u16::from_ne_bytes([at(0), at(1)]),
-        jt: at(2),
-        jf: at(3),
-        k: u32::from_ne_bytes([at(4), at(5), at(6), at(7)]),
-    }
 }
 
 /// Calls whose arguments decide. Each rule is an "or", the conditions of a rule an "and".
@@ -428,11 +412,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filter_fits_the_kernel_and_survives_encoding() {
+    fn filter_fits_the_kernel() {
         let bytes = compile().unwrap();
-        let program: BpfProgram = bytes.chunks_exact(8).map(decode).collect();
-        assert!(program.len() < 4096, "{} instructions", program.len());
-        assert_eq!(program.iter().flat_map(encode).collect::<Vec<_>>(), bytes);
+        assert_eq!(bytes.len() % 8, 0);
+        assert!(bytes.len() / 8 < 4096, "{} instructions", bytes.len() / 8);
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! JavaScript: a handler or a script, CommonJS or ES module, run by `runner.js`.
+//! JavaScript: a handler or a script, run by `runner.js`.
 
 use std::path::Path;
 
-use super::{Plan, Request};
-use crate::isolation::jail::Scene;
+use crate::{isolation::jail::Scene, parent::Spec};
 
 pub(super) const SOURCE: (&str, &str) = ("runner.js", include_str!("runner.js"));
 
-pub(super) fn plan(interpreter: &Path, scene: &Scene, request: Request) -> Plan {
-    let runner = scene.tools.join(SOURCE.0);
-    request.into_plan(vec![interpreter.to_string_lossy(), runner.to_string_lossy()])
+/// A Node.js that reads one request; it may be started before there is one.
+pub(super) fn spec(interpreter: &Path, scene: &Scene) -> Spec {
+    let runner = scene.tools.join(SOURCE.0).display().to_string();
+    let argv = vec![interpreter.display().to_string(), runner];
+    Spec { argv, has_result: true, has_request: true, ..Spec::default() }
 }

@@ -1,14 +1,13 @@
 //! How code of a language gets to run: what its process is, what it reads, what it returns.
 //!
-//! A [`Runner`] is a small thing: [`prepare`](Runner::prepare) makes a plan of an execution, and
-//! [`run`](Runner::run) turns the plan into a process; today a fresh jail and a fresh interpreter.
+//! A [`Runner`] is a small thing: it tells the [`Kind`] of process it wants, and
+//! [`prepare`](Runner::prepare) writes the request that makes such a process run an execution.
 
 mod javascript;
 mod python;
 mod shell;
 
 use std::{
-    borrow::Cow,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -19,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock,
-    init::Spec,
-    isolation::{Process, Sandbox, SpawnError},
+    isolation::{Sandbox, jail::Scene},
+    parent::Spec,
     request::{Program, Start},
 };
 
@@ -28,6 +27,14 @@ use crate::{
 pub(crate) const MAX_RESULT_BYTES: u64 = 6 << 20;
 
 /// The sources that the jail shows to the interpreters, by name.
+/// The runner that a warm parent is an interpreter of, too.
+pub(crate) const PYTHON_RUNNER: &str = python::SOURCE.0;
+
+/// Beginnings of the names of variables that an interpreter looks at when it starts: an execution
+/// that is given one needs an interpreter of its own.
+const START_UP_VARIABLES: [&str; 9] =
+    ["PYTHON", "NODE_", "UV_", "LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "OPENSSL_"];
+
 pub(crate) const SOURCES: [(&str, &str); 2] = [python::SOURCE, javascript::SOURCE];
 
 /// Something that can run a program.
@@ -43,12 +50,15 @@ pub(crate) enum Runner {
     Command,
 }
 
-/// An execution that is ready to be run.
-#[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) spec: Spec,
-    /// What the runner in the jail reads; empty for those that read nothing.
-    pub(crate) request: Vec<Bytes>,
+/// What is there before the request of an execution comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A child of the warm Python.
+    Python,
+    /// A Node.js that was started for one execution.
+    Node,
+    /// A process that executes a program.
+    Program,
 }
 
 /// What user code returned.
@@ -73,31 +83,50 @@ impl Runner {
         }
     }
 
-    /// Plans an execution.
-    pub(crate) fn prepare(&self, start: &Start, sandbox: &Sandbox) -> Plan {
-        let scene = sandbox.scene(&start.id);
-        let mut plan = match (self, &start.program) {
-            (Self::Python(path), Program::Code { code, entry, .. }) => {
-                python::plan(path, &scene, Request::new(start, entry.as_deref(), code, sandbox))
-            }
-            (Self::JavaScript(path), Program::Code { code, entry, .. }) => {
-                javascript::plan(path, &scene, Request::new(start, entry.as_deref(), code, sandbox))
-            }
-            (Self::Shell(path), Program::Code { code, .. }) => shell::plan(path, &scene, start, code),
-            (_, Program::Command(argv)) => {
-                Plan { spec: Spec { argv: argv.clone(), ..Spec::default() }, ..Plan::default() }
-            }
-            (Self::Command, Program::Code { .. }) => Plan::default(),
-        };
-        plan.spec.workdir = scene.workspace.display().to_string();
-        plan.spec.env = environment(std::mem::take(&mut plan.spec.env), &start.env, &scene);
-        plan
+    /// The kind of process that can run this.
+    pub(crate) fn kind(&self, start: &Start, sandbox: &Sandbox) -> Kind {
+        let special =
+            |(name, _): &(String, String)| START_UP_VARIABLES.iter().any(|start| name.starts_with(start));
+        if !sandbox.is_warm() || start.env.iter().any(special) {
+            return Kind::Program;
+        }
+        match self {
+            // Without a jail its children could reach into it.
+            Self::Python(_) if sandbox.has_jail() => Kind::Python,
+            Self::JavaScript(_) => Kind::Node,
+            Self::Python(_) | Self::Shell(_) | Self::Command => Kind::Program,
+        }
     }
 
-    /// Starts a planned execution. Must be called on a thread that lives as long as the executor.
-    pub(crate) fn run(&self, id: &str, plan: Plan, sandbox: &Sandbox) -> Result<Process, SpawnError> {
-        let request: Vec<&[u8]> = plan.request.iter().map(Bytes::as_ref).collect();
-        sandbox.spawn(id, plan.spec, &request)
+    /// The request that makes a process of this kind run an execution.
+    pub(crate) fn prepare(&self, kind: Kind, start: &Start, sandbox: &Sandbox, scene: &Scene) -> Vec<Bytes> {
+        let env = |runners: Vec<(String, String)>| environment(runners, &start.env, scene);
+        let whole = |spec: Spec, request: Vec<Bytes>| {
+            let spec = Spec { env: env(spec.env), workdir: scene.workspace.display().to_string(), ..spec };
+            [vec![spec.encode().into()], request].concat()
+        };
+        match (self, kind, &start.program) {
+            (
+                Self::Python(_) | Self::JavaScript(_),
+                Kind::Python | Kind::Node,
+                Program::Code { code, entry, .. },
+            ) => Request::new(start, entry.as_deref(), code, sandbox).into_parts(Some(env(Vec::new()))),
+            (Self::Python(path), _, Program::Code { code, entry, .. }) => whole(
+                python::spec(path, scene),
+                Request::new(start, entry.as_deref(), code, sandbox).into_parts(None),
+            ),
+            (Self::JavaScript(path), _, Program::Code { code, entry, .. }) => whole(
+                javascript::spec(path, scene),
+                Request::new(start, entry.as_deref(), code, sandbox).into_parts(None),
+            ),
+            (Self::Shell(path), _, Program::Code { code, .. }) => {
+                whole(shell::spec(path, scene, start, code), Vec::new())
+            }
+            (_, _, Program::Command(argv)) => {
+                whole(Spec { argv: argv.clone(), ..Spec::default() }, Vec::new())
+            }
+            (Self::Command, _, Program::Code { .. }) => Vec::new(),
+        }
     }
 
     /// Reads what came over the result descriptor. User code may have written anything to it.
@@ -154,18 +183,30 @@ fn read_tagged(mut raw: Bytes) -> Returned {
     }
 }
 
+/// The first part of the request of a Node.js that is to be warm before its execution is known.
+pub(crate) fn warm_node(interpreter: &Path, scene: &Scene) -> Bytes {
+    let env = environment(Vec::new(), &[], scene);
+    let workdir = scene.workspace.display().to_string();
+    Spec { env, workdir, ..javascript::spec(interpreter, scene) }.encode().into()
+}
+
+/// What every process finds in its environment unless the caller says otherwise.
+pub(crate) fn base_environment(scene: &Scene) -> [(&'static str, String); 4] {
+    [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("HOME", scene.workspace.display().to_string()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TMPDIR", scene.tmp.display().to_string()),
+    ]
+}
+
 /// The whole environment: ours, the caller's over it, the runner's over both.
 fn environment(
     runner: Vec<(String, String)>,
     given: &[(String, String)],
-    scene: &crate::isolation::jail::Scene,
+    scene: &Scene,
 ) -> Vec<(String, String)> {
-    let mut env = vec![
-        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
-        ("HOME".to_owned(), scene.workspace.display().to_string()),
-        ("LANG".to_owned(), "C.UTF-8".to_owned()),
-        ("TMPDIR".to_owned(), scene.tmp.display().to_string()),
-    ];
+    let mut env: Vec<_> = base_environment(scene).map(|(name, value)| (name.to_owned(), value)).into();
     for (name, value) in given.iter().cloned().chain(runner) {
         match env.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => *known = value,
@@ -176,29 +217,29 @@ fn environment(
 }
 
 /// What the runners in Python and JavaScript read before they load the code.
-#[derive(Debug)]
-struct Request {
-    head: Vec<u8>,
-    code: Bytes,
-    event: Bytes,
+#[derive(Debug, Serialize)]
+struct Request<'a> {
+    execution_id: &'a str,
+    session_id: &'a str,
+    entry: Option<&'a str>,
+    code_bytes: usize,
+    event_bytes: usize,
+    result_bytes: u64,
+    memory_mb: u64,
+    timeout_ms: u128,
+    /// Seconds since 1970, from which the remaining time is counted.
+    now: f64,
+    /// The whole environment, for an interpreter that was started without it.
+    env: Option<Vec<(String, String)>>,
+    #[serde(skip)]
+    code: &'a Bytes,
+    #[serde(skip)]
+    event: &'a Bytes,
 }
 
-impl Request {
-    fn new(start: &Start, entry: Option<&str>, code: &Bytes, sandbox: &Sandbox) -> Self {
-        #[derive(Serialize)]
-        struct Head<'a> {
-            execution_id: &'a str,
-            session_id: &'a str,
-            entry: Option<&'a str>,
-            code_bytes: usize,
-            event_bytes: usize,
-            result_bytes: u64,
-            memory_mb: u64,
-            timeout_ms: u128,
-            /// Seconds since 1970, from which the remaining time is counted.
-            now: f64,
-        }
-        let head = Head {
+impl<'a> Request<'a> {
+    fn new(start: &'a Start, entry: Option<&'a str>, code: &'a Bytes, sandbox: &Sandbox) -> Self {
+        Self {
             execution_id: &start.id,
             session_id: &start.session_id,
             entry,
@@ -208,18 +249,17 @@ impl Request {
             memory_mb: sandbox.limits().memory_bytes >> 20,
             timeout_ms: start.timeout.as_millis(),
             now: clock::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-        };
-        let mut head = serde_json::to_vec(&head).unwrap_or_default();
-        head.push(b'\n');
-        Self { head, code: code.clone(), event: start.event.clone() }
+            env: None,
+            code,
+            event: &start.event,
+        }
     }
 
-    fn into_plan(self, argv: Vec<Cow<'_, str>>) -> Plan {
-        let argv = argv.into_iter().map(Cow::into_owned).collect();
-        Plan {
-            spec: Spec { argv, has_result: true, has_request: true, ..Spec::default() },
-            request: vec![self.head.into(), self.code, self.event],
-        }
+    fn into_parts(mut self, env: Option<Vec<(String, String)>>) -> Vec<Bytes> {
+        self.env = env;
+        let mut head = serde_json::to_vec(&self).unwrap_or_default();
+        head.push(b'\n');
+        vec![head.into(), self.code.clone(), self.event.clone()]
     }
 }
 

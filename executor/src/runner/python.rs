@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use super::{Plan, Request};
-use crate::isolation::jail::Scene;
+use crate::{isolation::jail::Scene, parent::Spec};
 
 pub(super) const SOURCE: (&str, &str) = ("runner.py", include_str!("runner.py"));
 
+/// An interpreter that starts afresh.
+///
 /// `-B`: no bytecode into the workspace, where it would be an artifact. `-s`: no site directory of
 /// the user's, which outlives the execution. Not `-I`: the variables of Python that the caller gives
 /// are meant to count.
-pub(super) fn plan(interpreter: &Path, scene: &Scene, request: Request) -> Plan {
-    let runner = scene.tools.join(SOURCE.0);
-    request.into_plan(vec![interpreter.to_string_lossy(), "-B".into(), "-s".into(), runner.to_string_lossy()])
+pub(super) fn spec(interpreter: &Path, scene: &Scene) -> Spec {
+    let runner = scene.tools.join(SOURCE.0).display().to_string();
+    let argv = vec![interpreter.display().to_string(), "-B".to_owned(), "-s".to_owned(), runner];
+    Spec { argv, has_result: true, has_request: true, ..Spec::default() }
 }

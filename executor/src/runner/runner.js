@@ -46,6 +46,12 @@ function readRequest() {
   return { head, code: bytes.toString('utf8', end + 1, event), event: bytes.toString('utf8', event) };
 }
 
+// The environment of this execution, for a process that was started before it was known.
+function takeEnvironment(env) {
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  for (const [name, value] of env) process.env[name] = value;
+}
+
 // What a handler is told about its execution; the names are those of AWS Lambda.
 function makeContext(head) {
   const deadline = head.now * 1000 + head.timeout_ms - Date.now() + performance.now();
@@ -181,6 +187,7 @@ function die(error) {
 
 async function main() {
   const { head, code, event } = readRequest();
+  if (head.env) takeEnvironment(head.env);
   process.argv = [process.argv[0], path.join(process.cwd(), 'main.js')];
   process.on('uncaughtException', die);
   const handler = await load(code, head.entry);

@@ -7,35 +7,30 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{MAX_RESULT_BYTES, Plan, Returned};
-use crate::{
-    init::{RESULT_FILE_MARK, Spec},
-    isolation::jail::Scene,
-    request::Start,
-};
+use super::Returned;
+use crate::{isolation::jail::Scene, native::wire::RESULT_FILE_MARK, parent::Spec, request::Start};
 
 /// The largest event that is in `$EVENT_JSON`; the kernel takes 128 KiB per string.
 const MAX_EVENT_IN_ENV: usize = 96 << 10;
 
-pub(super) fn plan(interpreter: &Path, scene: &Scene, start: &Start, code: &Bytes) -> Plan {
+pub(super) fn spec(interpreter: &Path, scene: &Scene, start: &Start, code: &Bytes) -> Spec {
     let event = &start.event;
     let place = |name: &str| scene.scratch.join(name).display().to_string();
-    let (script, event_file, result_file) = (place("script.sh"), place("event.json"), place("result.json"));
+    let (script, event_file) = (place("script.sh"), place("event.json"));
+    let result_file = scene.result_file().display().to_string();
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     let mut env =
-        vec![("EVENT_FILE".to_owned(), event_file.clone()), ("RESULT_FILE".to_owned(), result_file.clone())];
+        vec![("EVENT_FILE".to_owned(), event_file.clone()), ("RESULT_FILE".to_owned(), result_file)];
     if event.len() <= MAX_EVENT_IN_ENV {
         env.push(("EVENT_JSON".to_owned(), text(event)));
     }
-    let spec = Spec {
+    Spec {
         argv: vec![interpreter.display().to_string(), script.clone()],
         env,
         files: vec![(script, text(code)), (event_file, text(event))],
         has_result: true,
-        result_file: Some((result_file, MAX_RESULT_BYTES)),
         ..Spec::default()
-    };
-    Plan { spec, request: Vec::new() }
+    }
 }
 
 /// The descriptor's bytes, or else those of the file, which follow a mark. Nothing but white space

@@ -207,7 +207,7 @@ async fn executor_of_a_user_isolates_without_root() {
 #[tokio::test]
 async fn configured_interpreter_is_shown_with_its_prefix_and_nothing_else() {
     // Below a directory that only root can enter.
-    let temp = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir_in("/var/tmp").unwrap();
     let venv = temp.path().join("venv");
     let made =
         Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(&venv).status().unwrap();

@@ -150,8 +150,11 @@ impl Daemon {
             for entry in
                 std::fs::read_dir(group.join(&self.sandbox_id).join("runs")).into_iter().flatten().flatten()
             {
-                let procs = std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-                pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+                let procs = || std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+                let found: Vec<u32> = procs().lines().filter_map(|line| line.parse().ok()).collect();
+                if !matches!(found[..], [only] if is_spare(only)) {
+                    pids.extend(found);
+                }
             }
         }
         pids.sort_unstable();
@@ -166,6 +169,16 @@ impl Daemon {
             .args(["--sandbox-id", &self.sandbox_id, "--cgroup-parent", &self.cgroup_parent])
             .output()
             .unwrap()
+    }
+}
+
+/// Whether a process is one that waits for its request: it still has what it will close when user code
+/// starts. Right after its fork it has not yet.
+fn is_spare(pid: u32) -> bool {
+    let waits = || Path::new(&format!("/proc/{pid}/fd/5")).exists();
+    waits() || {
+        std::thread::sleep(Duration::from_millis(20));
+        waits() || !Path::new(&format!("/proc/{pid}")).exists()
     }
 }
 

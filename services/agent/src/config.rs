@@ -155,6 +155,27 @@ impl Cgroups {
     }
 }
 
+/// Where the process of an execution comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpreters {
+    /// It is forked from a warm parent of its session, into namespaces of its own. Starts in about a
+    /// millisecond; the executions of one session share their layout of memory (ASLR), their hash seed
+    /// and their network namespace, in which there is no network.
+    Warm,
+    /// It is a fresh interpreter in a jail of its own. Starts in tens of milliseconds.
+    Fresh,
+}
+
+impl Interpreters {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Fresh => "fresh",
+        }
+    }
+}
+
 /// The isolation that must be had. Nothing is weakened without being asked for here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -165,11 +186,18 @@ pub struct IsolationPolicy {
     pub seccomp: Layer,
     /// Limits of memory, CPU and processes for the sandbox as a whole.
     pub cgroups: Cgroups,
+    /// Whether executions are forked from warm interpreters.
+    pub interpreters: Interpreters,
 }
 
 impl Default for IsolationPolicy {
     fn default() -> Self {
-        Self { jail: Layer::Required, seccomp: Layer::Required, cgroups: Cgroups::Required }
+        Self {
+            jail: Layer::Required,
+            seccomp: Layer::Required,
+            cgroups: Cgroups::Required,
+            interpreters: Interpreters::Warm,
+        }
     }
 }
 

@@ -102,7 +102,18 @@ fn v1_is_chosen_where_it_has_the_memory_controller() {
     let run = group.child("a").child("b");
     let door = |dir: &str| PathBuf::from(format!("/sys/fs/cgroup/{dir}/a/b/tasks"));
     assert_eq!(run.doors(), [door("memory"), door("pids"), door("cpu,cpuacct")]);
-    assert!(!run.has(Controller::Freezer));
+    assert_eq!(run.shared_doors(), Vec::<PathBuf>::new(), "counted and limited in one place");
+    assert_eq!(group.run(7).doors().len(), 3);
+}
+
+#[test]
+fn run_shares_the_group_that_only_limits_the_cpu() {
+    let mounts = ["memory", "pids", "cpu", "cpuacct"]
+        .map(|name| format!("1 1 0:1 / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n"));
+    let runs = Group::detect(&mounts.concat(), "").unwrap().child("runs");
+    let at = |dir: &str| PathBuf::from(format!("/sys/fs/cgroup/{dir}/tasks"));
+    assert_eq!(runs.run(7).doors(), [at("memory/runs/7"), at("pids/runs/7"), at("cpuacct/runs/7")]);
+    assert_eq!(runs.shared_doors(), [at("cpu/runs")]);
 }
 
 #[test]

@@ -120,6 +120,7 @@ impl Program {
         ] {
             command.arg(name).arg(value.to_string());
         }
+        command.args(["--warm", order.spec.language.as_str()]);
         if let Some(end) = order.spec.expires_at {
             // Rounded up: it must not end before its time.
             let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);
@@ -158,9 +159,10 @@ impl Program {
         if let Some(uid) = uid {
             command.args(["--uid", &uid.to_string(), "--gid", &uid.to_string()]);
         }
-        let IsolationPolicy { jail, seccomp, cgroups } = self.config.isolation;
+        let IsolationPolicy { jail, seccomp, cgroups, interpreters } = self.config.isolation;
         command.args(["--cgroup-parent", &self.config.cgroup_parent]);
         command.args(["--jail", jail.as_str(), "--seccomp", seccomp.as_str(), "--cgroups", cgroups.as_str()]);
+        command.args(["--interpreters", interpreters.as_str()]);
         let interpreters = [
             ("--python", &self.config.python),
             ("--node", &self.config.node),

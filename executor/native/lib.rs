@@ -1,0 +1,108 @@
+//! The shared object that a warm interpreter loads: three calls over [`native`], of which each
+//! process uses at most two.
+//!
+//! The functions are called by one thread, in this order: `sandmesh_serve` in the parent, and in each
+//! nest's init, where it returned, either `sandmesh_attend` or (in the forked user process)
+//! `sandmesh_enter`.
+
+#![no_std]
+#![no_builtins]
+#![allow(dead_code, reason = "the executor uses all of it, this library some")]
+
+#[path = "mod.rs"]
+mod native;
+
+use core::cell::UnsafeCell;
+
+use native::{
+    nest::Nest,
+    parent::Parent,
+    sys::{self, Fd},
+};
+
+/// Where the parent's orders come from.
+const CONTROL: Fd = 0;
+
+struct State(UnsafeCell<(Parent, Option<Nest>)>);
+
+// SAFETY: the interpreter that loads this has one thread.
+unsafe impl Sync for State {}
+
+static STATE: State = State(UnsafeCell::new((Parent::new(CONTROL), None)));
+
+/// Serves orders. Returns in the first process of each new nest; the parent never returns.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_serve() -> i32 {
+    // SAFETY: one thread, and no other reference is alive: the calls do not nest.
+    let (parent, nest) = unsafe { &mut *STATE.0.get() };
+    // SAFETY: the interpreter has one thread, and forks again before it uses its C library.
+    *nest = Some(unsafe { parent.next() });
+    0
+}
+
+/// In a nest's init: watches over the user's process until everything has ended. Never returns.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_attend(pid: i32) -> i32 {
+    // SAFETY: as above.
+    let (parent, nest) = unsafe { &mut *STATE.0.get() };
+    match nest {
+        Some(nest) => nest.attend(parent.settings(), pid),
+        None => sys::exit(1),
+    }
+}
+
+/// In the forked process: becomes the user's. Returns 1 if there is time to warm up, 0 if a request
+/// is there already; ends the process if a step fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_enter() -> i32 {
+    // SAFETY: as above.
+    let (parent, nest) = unsafe { &mut *STATE.0.get() };
+    match nest {
+        Some(nest) => i32::from(nest.enter(parent.settings())),
+        None => sys::exit(1),
+    }
+}
+
+/// In a nest's init: tells that the fork failed, and ends the process.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_give_up(errno: i32) -> i32 {
+    // SAFETY: as above.
+    match unsafe { &*STATE.0.get() } {
+        (_, Some(nest)) => nest.give_up(errno),
+        _ => sys::exit(1),
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    sys::exit(101)
+}
+
+/// What the compiler takes for granted to be there.
+mod memory {
+    /// Named by unwinding tables of `core`; nothing is unwound here.
+    #[unsafe(no_mangle)]
+    extern "C" fn rust_eh_personality() {}
+
+    /// # Safety
+    /// As in C.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+        for index in 0..count {
+            // SAFETY: by the caller's word both have so many bytes.
+            unsafe { *to.add(index) = *from.add(index) };
+        }
+        to
+    }
+
+    /// # Safety
+    /// As in C.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
+        for index in 0..count {
+            // SAFETY: by the caller's word it has so many bytes.
+            unsafe { *to.add(index) = value as u8 };
+        }
+        to
+    }
+}

@@ -1,0 +1,330 @@
+//! One nest: the namespaces of one execution, their first process, and the user's process in it.
+//!
+//! The init is not dumpable, has no capability left and blocks every signal, so user code can
+//! neither inspect nor signal it; it reaps what is left behind, and its end is the end of all.
+
+use core::ffi::CStr;
+
+use super::{
+    parent::tell,
+    sys::{self, Disposition, Errno, Fd, OnExec, Patience},
+    wire::{
+        Fds, KILL_ALL, MAX_PATH, REQUEST_FD, RESULT_FD, RESULT_FILE_MARK, Report, START_FD, Settings, Stage,
+    },
+};
+
+const SIGKILL: i32 = 9;
+const SIGCHLD: i32 = 17;
+const ECHILD: Errno = 10;
+
+const PR_SET_DUMPABLE: i32 = 4;
+
+/// The largest result that is taken from a result file, and one byte more so that too much shows.
+const MAX_RESULT_BYTES: usize = (6 << 20) + 1;
+
+/// A nest, as its first processes know it.
+#[derive(Debug)]
+pub(crate) struct Nest {
+    fds: [Fd; 16],
+    count: usize,
+    /// The file that is sent as a result when the user's process has ended; a string with a NUL.
+    result_file: [u8; MAX_PATH],
+}
+
+impl Nest {
+    /// Furnishes the new namespaces; ends the process if that fails.
+    pub(super) fn settle(settings: &Settings, fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
+        let mut nest = Self { fds, count, result_file: [0; MAX_PATH] };
+        let length = order.len().min(MAX_PATH - 1);
+        nest.result_file[..length].copy_from_slice(&order[..length]);
+        if let Err((stage, errno)) = furnish(settings) {
+            tell(nest.fd(Fds::Control), stage, errno);
+            sys::exit(1);
+        }
+        nest
+    }
+
+    fn fd(&self, which: Fds) -> Fd {
+        self.fds[which as usize]
+    }
+
+    /// Tells that the fork of the caller failed, and ends.
+    pub(crate) fn give_up(&self, errno: Errno) -> ! {
+        tell(self.fd(Fds::Control), Stage::Fork, errno);
+        sys::exit(1)
+    }
+
+    /// The init: obeys and reaps until the user's process has ended, ends the rest, and reports.
+    pub(crate) fn attend(&mut self, settings: &Settings, main: i32) -> ! {
+        let owns_namespace = settings.namespaces != 0;
+        let children = match self.retire() {
+            Ok(children) => children,
+            Err(errno) => {
+                tell(CONTROL, Stage::Descriptors, errno);
+                sys::exit(1);
+            }
+        };
+        let mut init = Init { main, owns_namespace, listening: true };
+        let status = init.watch(children);
+        init.end_the_rest();
+        self.send_result_file();
+        let _ = sys::write(CONTROL, &Report::Exited { status, usage: sys::usage_of_children() }.encode());
+        sys::exit(0)
+    }
+
+    /// Keeps what the init needs and nothing else: its descriptors are [`CONTROL`], [`RESULT`] and one
+    /// that tells of children that ended.
+    fn retire(&self) -> Result<Fd, Errno> {
+        sys::drop_capabilities()?;
+        sys::dup_to(self.fd(Fds::Control), CONTROL, OnExec::Close)?;
+        sys::dup_to(self.fd(Fds::Result), RESULT, OnExec::Close)?;
+        sys::close_from(RESULT + 1)?;
+        if self.result_file[0] == 0 {
+            sys::close(RESULT);
+        }
+        sys::child_signals()
+    }
+
+    /// Sends what is in the result file, after the mark. The file is the user's: it may be anything.
+    fn send_result_file(&self) {
+        let Ok(path) = CStr::from_bytes_until_nul(&self.result_file) else { return };
+        if path.is_empty() {
+            return;
+        }
+        let Ok(file) = sys::open_to_read(path) else { return };
+        if sys::is_regular_file(file) && write_all(RESULT, &[RESULT_FILE_MARK]).is_ok() {
+            copy(file, RESULT);
+        }
+    }
+
+    /// The user's process: enters its group, takes its descriptors, gives up every privilege. Says
+    /// whether its request is still to come; ends the process if a step fails.
+    pub(crate) fn enter(&mut self, settings: &Settings) -> bool {
+        if let Err((stage, errno)) = self.try_enter(settings) {
+            tell(self.fd(Fds::Start), stage, errno);
+            sys::exit(127);
+        }
+        sys::poll(REQUEST_FD, None, Patience::Look) == Ok([false; 2])
+    }
+
+    fn try_enter(&mut self, settings: &Settings) -> Result<(), (Stage, Errno)> {
+        let at = |stage| move |errno| (stage, errno);
+        sys::new_session();
+        sys::set_umask(0o022);
+        for door in &self.fds[Fds::Doors as usize..self.count] {
+            sys::write(*door, b"0").map_err(at(Stage::Cgroup))?;
+        }
+        apply_limits(settings).map_err(at(Stage::Limits))?;
+        drop_privileges(settings.namespaces != 0).map_err(at(Stage::Privileges))?;
+        self.arrange().map_err(at(Stage::Descriptors))?;
+        if !settings.filter().is_empty() {
+            sys::filter(settings.filter()).map_err(at(Stage::Filter))?;
+        }
+        Ok(())
+    }
+
+    /// The standard streams, the result, the request and the start, and nothing else. The init made
+    /// sure that none of them had such a number before.
+    fn arrange(&mut self) -> Result<(), Errno> {
+        sys::dispose(SIGCHLD, Disposition::Default)?;
+        let targets = [
+            (Fds::Stdin, 0),
+            (Fds::Stdout, 1),
+            (Fds::Stderr, 2),
+            (Fds::Result, RESULT_FD),
+            (Fds::Request, REQUEST_FD),
+        ];
+        for (which, number) in targets {
+            sys::dup_to(self.fd(which), number, OnExec::Keep)?;
+        }
+        sys::dup_to(self.fd(Fds::Start), START_FD, OnExec::Close)?;
+        self.fds[Fds::Start as usize] = START_FD;
+        sys::close_from(START_FD + 1)?;
+        sys::block_signals(false)
+    }
+}
+
+/// The init's own numbers.
+const CONTROL: Fd = 0;
+const RESULT: Fd = 1;
+
+/// What every process of the nest is to find.
+fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {
+    const NOSUID_NODEV: usize = 0x2 | 0x4;
+    const NOEXEC: usize = 0x8;
+    const PR_SET_CHILD_SUBREAPER: i32 = 36;
+    let at = |stage| move |errno| (stage, errno);
+    // Ours, not the parent's: it lets the kernel reap.
+    sys::dispose(SIGCHLD, Disposition::Default).map_err(at(Stage::Clone))?;
+    if settings.namespaces == 0 {
+        sys::prctl(PR_SET_CHILD_SUBREAPER, 1, 0).map_err(at(Stage::Clone))?;
+    } else {
+        sys::mount(c"proc", c"/proc", NOSUID_NODEV | NOEXEC, b"").map_err(at(Stage::Mount))?;
+        for place in [c"/tmp", c"/dev/shm"] {
+            sys::mount(c"tmpfs", place, NOSUID_NODEV, settings.tmpfs()).map_err(at(Stage::Mount))?;
+        }
+    }
+    // From here on nothing that user code can do reads this memory.
+    sys::prctl(PR_SET_DUMPABLE, 0, 0).map(drop).map_err(at(Stage::Privileges))
+}
+
+/// There are no core dumps and little locked memory; what is zero is not limited.
+fn apply_limits(settings: &Settings) -> Result<(), Errno> {
+    const LOCKED_BYTES: u64 = 8 << 20;
+    const FSIZE: usize = 1;
+    const DATA: usize = 2;
+    const CORE: usize = 4;
+    const NPROC: usize = 6;
+    const NOFILE: usize = 7;
+    const MEMLOCK: usize = 8;
+    sys::limit(CORE, 0)?;
+    sys::limit(MEMLOCK, LOCKED_BYTES)?;
+    let limits = [
+        (NOFILE, settings.open_files),
+        (FSIZE, settings.file_bytes),
+        (DATA, settings.data_bytes),
+        (NPROC, settings.processes),
+    ];
+    limits
+        .into_iter()
+        .filter(|(_, value)| *value > 0)
+        .try_for_each(|(resource, value)| sys::limit(resource, value))
+}
+
+/// No capability, none to be had again, and a process that its own kind may look at. Without a jail
+/// there is no right to narrow the bounding set; `no_new_privs` makes it worth nothing.
+fn drop_privileges(has_jail: bool) -> Result<(), Errno> {
+    const PR_CAPBSET_READ: i32 = 23;
+    const PR_CAPBSET_DROP: i32 = 24;
+    const PR_SET_NO_NEW_PRIVS: i32 = 38;
+    const PR_CAP_AMBIENT: i32 = 47;
+    const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
+    sys::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
+    let mut capability = 0;
+    // The jail left two of them; past the last the kernel says that there is no such.
+    while let (true, Ok(there)) = (has_jail, sys::prctl(PR_CAPBSET_READ, capability, 0)) {
+        if there == 1 {
+            sys::prctl(PR_CAPBSET_DROP, capability, 0)?;
+        }
+        capability += 1;
+    }
+    sys::drop_capabilities()?;
+    sys::prctl(PR_SET_NO_NEW_PRIVS, 1, 0)?;
+    sys::prctl(PR_SET_DUMPABLE, 1, 0).map(drop)
+}
+
+/// What the init is about.
+struct Init {
+    main: i32,
+    owns_namespace: bool,
+    listening: bool,
+}
+
+impl Init {
+    /// Reaps and obeys until the main process has ended; gives its status.
+    fn watch(&mut self, children: Fd) -> i32 {
+        loop {
+            let Ok([ended, commanded]) =
+                sys::poll(children, self.listening.then_some(CONTROL), Patience::Wait)
+            else {
+                sys::exit(1)
+            };
+            if ended {
+                let mut signals = [0; 1024];
+                let _ = sys::read(children, &mut signals);
+                if let Some(status) = self.reap() {
+                    return status;
+                }
+            }
+            if commanded {
+                self.listening = self.obey();
+            }
+        }
+    }
+
+    /// Reaps every child that ended; gives the status of the main one if it is among them.
+    fn reap(&self) -> Option<i32> {
+        let mut found = None;
+        while let Ok((pid @ 1.., status)) = sys::wait(Patience::Look) {
+            if pid == self.main {
+                found = Some(status);
+            }
+        }
+        found
+    }
+
+    /// Carries out what came over the control descriptor; false when it is the last.
+    fn obey(&self) -> bool {
+        let mut bytes = [0; 64];
+        let count = sys::read(CONTROL, &mut bytes).unwrap_or(0);
+        // No byte: the executor is gone.
+        if count == 0 || bytes[..count].contains(&KILL_ALL) {
+            self.kill_all();
+            return false;
+        }
+        bytes[..count].iter().for_each(|signal| sys::kill(self.main, i32::from(*signal)));
+        true
+    }
+
+    /// Kills every process but this one; the main one is left to be reaped.
+    fn kill_all(&self) {
+        if self.owns_namespace {
+            sys::kill(-1, SIGKILL);
+        } else {
+            // Its children become ours when it is gone.
+            sys::kill(self.main, SIGKILL);
+        }
+    }
+
+    /// Kills and reaps what the main process left behind.
+    fn end_the_rest(&self) {
+        loop {
+            match sys::wait(Patience::Look) {
+                Err(ECHILD) | Err(_) => return,
+                Ok((0, _)) => {
+                    self.kill_left();
+                    let _ = sys::wait(Patience::Wait);
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn kill_left(&self) {
+        if self.owns_namespace {
+            return sys::kill(-1, SIGKILL);
+        }
+        // Orphans become our children, so killing generation after generation reaches all of them.
+        const CHILDREN: &CStr = c"/proc/thread-self/children";
+        let mut text = [0; 4096];
+        let Ok(file) = sys::open_to_read(CHILDREN) else { return };
+        let count = sys::read(file, &mut text).unwrap_or(0);
+        sys::close(file);
+        for word in text[..count].split(|byte| *byte == b' ') {
+            if let Some(pid) = core::str::from_utf8(word).ok().and_then(|word| word.parse().ok()) {
+                sys::kill(pid, SIGKILL);
+            }
+        }
+    }
+}
+
+fn write_all(to: Fd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        let written = sys::write(to, bytes)?;
+        bytes = bytes.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Copies as much as a result may have.
+fn copy(from: Fd, to: Fd) {
+    let mut buffer = [0; 4096];
+    let mut left = MAX_RESULT_BYTES;
+    while left > 0 {
+        let most = left.min(buffer.len());
+        match sys::read(from, &mut buffer[..most]) {
+            Ok(count @ 1..) if write_all(to, &buffer[..count]).is_ok() => left -= count,
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The loop of a warm parent.
+
+use super::{
+    nest::Nest,
+    sys::{self, Disposition, Fd},
+    wire::{Fds, Report, START_FD, Settings, Stage},
+};
+
+const SIGCHLD: i32 = 17;
+
+/// What a parent says once it is warm.
+const READY: &[u8] = b"warm";
+
+/// A warm parent.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    control: Fd,
+    settings: Settings,
+    ready: bool,
+}
+
+impl Parent {
+    /// One that takes its orders from this descriptor.
+    pub(crate) const fn new(control: Fd) -> Self {
+        Self { control, settings: Settings::new(), ready: false }
+    }
+
+    /// What the executor wants nests to be.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Makes a nest for every order, and returns in the first process of each. In the parent itself it
+    /// never returns: it ends the process when there will be no more orders.
+    ///
+    /// # Safety
+    /// The process has one thread. Where this returns, the C library must not be used for anything
+    /// that remembers threads before the next fork.
+    pub(crate) unsafe fn next(&mut self) -> Nest {
+        if !self.ready && !self.prepare() {
+            sys::exit(1);
+        }
+        self.ready = true;
+        loop {
+            let (mut bytes, mut fds) = ([0; super::wire::MAX_PATH], [-1; 16]);
+            let (count, carried) = match sys::receive(self.control, &mut bytes, &mut fds) {
+                Ok((0, _)) | Err(_) => sys::exit(0),
+                Ok(received) => received,
+            };
+            let fds_of_order = &fds[..carried];
+            if carried >= Fds::Doors as usize {
+                // SAFETY: by the caller's word.
+                match unsafe { sys::clone(self.settings.namespaces) } {
+                    Ok(0) => return Nest::settle(&self.settings, fds, carried, &bytes[..count]),
+                    Ok(_) => {}
+                    Err(errno) => tell(fds[Fds::Control as usize], Stage::Clone, errno),
+                }
+            }
+            fds_of_order.iter().for_each(|fd| sys::close(*fd));
+        }
+    }
+
+    /// Reads the settings, and makes this process what its children are to inherit.
+    fn prepare(&mut self) -> bool {
+        let mut none = [-1; 16];
+        let Ok((count, _)) = sys::receive(self.control, &mut self.settings.bytes, &mut none) else {
+            return false;
+        };
+        // So that no descriptor of an order has the number of one that a user's process is to have.
+        const STDERR: Fd = 2;
+        while let Ok(fd) = sys::dup(STDERR) {
+            if fd > START_FD {
+                sys::close(fd);
+                break;
+            }
+        }
+        // Children are reaped by the kernel: what became of them, their reports say.
+        let quiet = sys::block_signals(true).and_then(|()| sys::dispose(SIGCHLD, Disposition::Ignore));
+        self.settings.understand(count) && quiet.is_ok() && sys::write(self.control, READY) == Ok(READY.len())
+    }
+}
+
+/// Reports a failure; nobody is left to tell if that fails.
+pub(crate) fn tell(to: Fd, stage: Stage, errno: sys::Errno) {
+    let _ = sys::write(to, &Report::Failed { stage, errno }.encode());
+}

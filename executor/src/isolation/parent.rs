@@ -1,0 +1,246 @@
+//! The executor's side of a warm parent: its jail, and the orders it gets.
+
+use std::{
+    io::{self, IoSlice},
+    os::{
+        fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    },
+    path::Path,
+    process::Stdio,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair,
+    },
+    unistd::pipe2,
+};
+use tokio::{
+    io::Interest,
+    net::{UnixStream, unix::pipe},
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
+
+use super::{Sandbox, cgroup::Group, jail};
+use crate::native::wire::{MAX_PATH, SETTING_WORDS};
+
+/// Where distributions put bubblewrap.
+pub(crate) const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
+
+/// How long a parent may take to be warm.
+const WARM_UP: Duration = Duration::from_secs(30);
+
+/// How long a jail that has nothing to do any more may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How much of what a parent complains about is kept.
+const COMPLAINT_BYTES: usize = 4 << 10;
+
+/// What a parent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// An interpreter whose children run code without starting one.
+    Python,
+    /// This program, whose children execute something.
+    Program,
+}
+
+/// A step that failed while a process was being made.
+#[derive(Debug)]
+pub(crate) struct SpawnError {
+    pub(crate) stage: &'static str,
+    pub(crate) source: io::Error,
+}
+
+/// A warm parent in its jail. Dropped, the jail is killed with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    /// A socket of packets, which waits like one of a stream.
+    control: UnixStream,
+    jail: Mutex<Option<Child>>,
+    complaint: Mutex<(pipe::Receiver, Vec<u8>)>,
+    warm: tokio::sync::OnceCell<()>,
+    born: Instant,
+    children: AtomicU32,
+    condemned: AtomicBool,
+}
+
+impl Parent {
+    /// Starts a jail with a parent in it; it need not be warm yet to be given orders.
+    ///
+    /// Must be called on a thread that lives as long as the executor (a worker of the runtime is
+    /// one): the kernel kills the jail when the thread that started it ends.
+    pub(crate) fn start(host: Host, sandbox: &Sandbox) -> Result<Self, SpawnError> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(stage("create_socket"))?;
+        nonblocking(&ours).map_err(stage("create_socket"))?;
+        let (complaint, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(stage("create_pipes"))?;
+        let stdout = stderr.try_clone().map_err(stage("create_pipes"))?;
+        let mut command = command(host, sandbox);
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+        enter_group(&mut command, sandbox.parents.as_ref()).map_err(stage("spawn_jail"))?;
+        let child = command.spawn().map_err(stage("spawn_jail"))?;
+        let settings = settings(sandbox);
+        send(&ours, &settings, &[]).map_err(stage("send_settings"))?;
+        let complaint = pipe::Receiver::from_owned_fd(complaint).map_err(stage("create_pipes"))?;
+        Ok(Self {
+            control: UnixStream::from_std(ours.into()).map_err(stage("create_socket"))?,
+            jail: Mutex::new(Some(child)),
+            complaint: Mutex::new((complaint, Vec::new())),
+            warm: tokio::sync::OnceCell::new(),
+            born: Instant::now(),
+            children: AtomicU32::new(0),
+            condemned: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits until it is warm; an error tells what it complained about.
+    pub(crate) async fn is_warm(&self) -> Result<(), SpawnError> {
+        let said = self.warm.get_or_try_init(|| async {
+            let mut word = [0; 16];
+            let hear = || Ok(recv(self.control.as_raw_fd(), &mut word, MsgFlags::empty())?);
+            match timeout(WARM_UP, self.control.async_io(Interest::READABLE, hear)).await {
+                Ok(Ok(1..)) => Ok(()),
+                Ok(Err(err)) => Err(err),
+                Ok(Ok(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, self.complaint())),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        });
+        said.await.map(drop).map_err(stage("warm_up"))
+    }
+
+    /// Orders a child with these descriptors. `result_file` is where its result may be, too.
+    pub(crate) async fn order(&self, fds: &[RawFd], result_file: &Path) -> io::Result<()> {
+        // Never empty: that would be the end of all orders.
+        let mut order = result_file.as_os_str().as_bytes().to_vec();
+        order.push(0);
+        if order.len() > MAX_PATH {
+            return Err(Errno::ENAMETOOLONG.into());
+        }
+        self.children.fetch_add(1, Ordering::Relaxed);
+        self.control.async_io(Interest::WRITABLE, || send(&self.control, &order, fds)).await
+    }
+
+    /// How many children it was ordered to make, and for how long it has been there.
+    pub(crate) fn age(&self) -> (u32, Duration) {
+        (self.children.load(Ordering::Relaxed), self.born.elapsed())
+    }
+
+    /// Gives it no more orders: something about it looks wrong.
+    pub(crate) fn condemn(&self) {
+        self.condemned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was [condemned](Self::condemn).
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Relaxed)
+    }
+
+    /// What the jail, or the parent in it, said on its standard error so far. Both only speak when
+    /// something is wrong.
+    pub(crate) fn complaint(&self) -> String {
+        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pipe, text) = &mut *complaint;
+        let mut buffer = [0; COMPLAINT_BYTES];
+        while let Ok(count @ 1..) = pipe.try_read(&mut buffer) {
+            let room = COMPLAINT_BYTES.saturating_sub(text.len());
+            text.extend_from_slice(&buffer[..count.min(room)]);
+        }
+        String::from_utf8_lossy(text).trim().trim_start_matches("bwrap: ").to_owned()
+    }
+
+    /// Kills the jail and waits for its end. Cancel safe: the jail is killed at once.
+    pub(crate) async fn end(&self) {
+        let child = self.jail.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = child {
+            let _ = child.start_kill();
+            let _ = timeout(FAREWELL, child.wait()).await;
+        }
+    }
+}
+
+fn command(host: Host, sandbox: &Sandbox) -> Command {
+    let mut command = match &sandbox.jail {
+        Some(arguments) => {
+            let bubblewrap =
+                BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0]);
+            let mut command = Command::new(bubblewrap);
+            command.args(arguments.as_slice());
+            match (host, sandbox.interpreters.python.as_deref()) {
+                (Host::Python, Some(python)) => command.arg(python).args(jail::python_parent()),
+                _ => command.args(jail::program_parent()),
+            };
+            command
+        }
+        None => {
+            let mut command = Command::new(&sandbox.rooms.executor);
+            command.arg("parent");
+            command
+        }
+    };
+    command.env_clear().kill_on_drop(true);
+    command
+}
+
+/// The settings of its nests as the parent reads them: words, the options of temporary file systems,
+/// the filter.
+fn settings(sandbox: &Sandbox) -> Vec<u8> {
+    const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let tmpfs = sandbox.jail.as_ref().map(jail::Arguments::temporary).unwrap_or_default();
+    let tmpfs = [tmpfs.as_bytes(), b"\0"].concat();
+    let filter = sandbox.seccomp.as_deref().unwrap_or_default();
+    let limits = sandbox.rlimits();
+    let namespaces = if sandbox.jail.is_some() { u64::from(NAMESPACES.cast_unsigned()) } else { 0 };
+    let words: [u64; SETTING_WORDS] = [
+        namespaces,
+        limits.open_files,
+        limits.file_bytes,
+        limits.data_bytes,
+        limits.processes,
+        tmpfs.len() as u64,
+        filter.len() as u64,
+        0,
+    ];
+    let words = words.iter().flat_map(|word| word.to_ne_bytes());
+    words.chain(tmpfs.iter().copied()).chain(filter.iter().copied()).collect()
+}
+
+fn send(to: &impl AsRawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    let carried = [ControlMessage::ScmRights(fds)];
+    let carried = if fds.is_empty() { &[][..] } else { &carried };
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(bytes)], carried, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+fn nonblocking(fd: &OwnedFd) -> nix::Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
+}
+
+/// Makes the jail enter its group before anything else.
+#[expect(unsafe_code, reason = "code between fork and exec")]
+fn enter_group(command: &mut Command, group: Option<&Group>) -> io::Result<()> {
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).custom_flags(libc::O_CLOEXEC);
+    let doors = group.map(Group::doors).unwrap_or_default();
+    let doors = doors.iter().map(|path| open.open(path)).collect::<io::Result<Vec<_>>>()?;
+    let enter = move || doors.iter().try_for_each(|mut door| io::Write::write_all(&mut door, b"0"));
+    // SAFETY: between fork and exec the closure makes one system call for each door, which were
+    // opened before; it does not allocate, lock or unwind.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
+}
+
+pub(super) fn stage<E: Into<io::Error>>(stage: &'static str) -> impl Fn(E) -> SpawnError {
+    move |err| SpawnError { stage, source: err.into() }
+}

@@ -1,0 +1,308 @@
+//! Warm parents and spare children: what makes an execution start at once.
+//!
+//! A parent is started for the language of the sandbox when the executor starts, and for others when they
+//! are first asked for. Spare children, which wait for their request, are made while nothing runs; an
+//! execution that finds none has one made for it. Nothing in here knows what executions run.
+
+mod demand;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+
+use self::demand::Demand;
+use crate::{
+    cli::Language,
+    clock,
+    isolation::{
+        Sandbox,
+        parent::{Host, Parent, SpawnError},
+        process::{Kinship, Process},
+    },
+    runner::{Kind, warm_node},
+};
+
+/// A parent with so many children, or so old, is replaced while nothing runs.
+const MAX_CHILDREN: u32 = 1000;
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// How often old parents and spares that are no longer wanted are looked for.
+const TEND: Duration = Duration::from_secs(5);
+
+/// How long a spare may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The parents and the spares of a sandbox.
+#[derive(Debug)]
+pub(crate) struct Warm {
+    sandbox: Arc<Sandbox>,
+    slots: Arc<Semaphore>,
+    max_executions: usize,
+    python: tokio::sync::Mutex<Option<Arc<Parent>>>,
+    program: tokio::sync::Mutex<Option<Arc<Parent>>>,
+    /// By [`Kind`].
+    stocks: [Mutex<Stock>; 3],
+    /// The Python of this sandbox cannot be a warm parent.
+    cold_python: AtomicBool,
+    ended: AtomicBool,
+    /// Held by the one task that makes spares.
+    making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    spares: VecDeque<Process>,
+    demand: Demand,
+}
+
+const KINDS: [Kind; 3] = [Kind::Python, Kind::Node, Kind::Program];
+
+fn host(kind: Kind) -> Host {
+    match kind {
+        Kind::Python => Host::Python,
+        Kind::Node | Kind::Program => Host::Program,
+    }
+}
+
+/// How many spares there are at most: one costs about 1 MiB, a Node.js several and a start of its own.
+fn most(kind: Kind) -> usize {
+    match kind {
+        Kind::Python => 4,
+        Kind::Node | Kind::Program => 2,
+    }
+}
+
+impl Warm {
+    /// Nothing warm yet. Executions hold permits of `slots` while they run.
+    pub(crate) fn new(sandbox: Arc<Sandbox>, slots: Arc<Semaphore>) -> Self {
+        Self {
+            max_executions: slots.available_permits(),
+            sandbox,
+            slots,
+            python: tokio::sync::Mutex::default(),
+            program: tokio::sync::Mutex::default(),
+            stocks: Default::default(),
+            cold_python: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            making: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Warms up for a language, and from then on keeps things fresh. Never returns.
+    pub(crate) async fn tend(self: Arc<Self>, language: Option<Language>) {
+        if !self.sandbox.is_warm() {
+            return;
+        }
+        let interpreters = self.sandbox.interpreters();
+        let kind = match language {
+            Some(Language::Python) if self.sandbox.has_jail() && interpreters.python.is_some() => {
+                Some(Kind::Python)
+            }
+            Some(Language::Javascript) if interpreters.node.is_some() => Some(Kind::Node),
+            Some(Language::Shell) => Some(Kind::Program),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            self.stock(kind).demand.note(1, Instant::now());
+        }
+        loop {
+            self.replenish().await;
+            sleep(TEND).await;
+            self.retire().await;
+        }
+    }
+
+    /// A process of this kind, and the kind that it really is: one that waits already, or a new one.
+    pub(crate) async fn take(&self, kind: Kind) -> Result<(Process, Kind), SpawnError> {
+        if !self.sandbox.is_warm() {
+            let parent = Arc::new(Parent::start(Host::Program, &self.sandbox)?);
+            return Ok((self.sandbox.order(parent, Host::Program, Kinship::OnlyChild).await?, Kind::Program));
+        }
+        let kind = if kind == Kind::Python && !self.python_is_warm().await { Kind::Program } else { kind };
+        if let Some(process) = self.take_spare(kind) {
+            return Ok((process, kind));
+        }
+        Ok((self.make(kind).await?, kind))
+    }
+
+    /// Makes spares in the background, now that there may be time.
+    pub(crate) fn replenish_soon(self: &Arc<Self>) {
+        if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {
+            let warm = Arc::clone(self);
+            clock::spawn(async move { warm.replenish().await });
+        }
+    }
+
+    /// Ends every spare and every parent.
+    pub(crate) async fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        for kind in KINDS {
+            let spares = std::mem::take(&mut self.stock(kind).spares);
+            for spare in spares {
+                spare.dismantle(PATIENCE).await;
+            }
+        }
+        for parent in [&self.python, &self.program] {
+            if let Some(parent) = parent.lock().await.take() {
+                parent.end().await;
+            }
+        }
+    }
+
+    fn take_spare(&self, kind: Kind) -> Option<Process> {
+        let running = self.max_executions - self.slots.available_permits();
+        let mut stock = self.stock(kind);
+        stock.demand.note(running, Instant::now());
+        // One that died meanwhile removes its group when it is dropped: its processes are gone.
+        while let Some(mut spare) = stock.spares.pop_front() {
+            if spare.is_waiting() {
+                spare.begin_account();
+                return Some(spare);
+            }
+        }
+        None
+    }
+
+    /// Whether the warm Python works; waits until that is known.
+    async fn python_is_warm(&self) -> bool {
+        if self.cold_python.load(Ordering::Relaxed) {
+            return false;
+        }
+        let warmed = match self.parent(Host::Python).await {
+            Ok(parent) => parent.is_warm().await,
+            Err(err) => Err(err),
+        };
+        if let Err(err) = warmed {
+            tracing::error!(stage = err.stage, error = %err.source, "python cannot be kept warm: every execution starts its own");
+            self.cold_python.store(true, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// The parent of this host, made if there is none that is alive.
+    async fn parent(&self, host: Host) -> Result<Arc<Parent>, SpawnError> {
+        let mut slot = self.slot(host).lock().await;
+        if let Some(parent) = slot.as_ref().filter(|parent| !parent.is_condemned()) {
+            return Ok(Arc::clone(parent));
+        }
+        let parent = Arc::new(Parent::start(host, &self.sandbox)?);
+        *slot = Some(Arc::clone(&parent));
+        Ok(parent)
+    }
+
+    fn slot(&self, host: Host) -> &tokio::sync::Mutex<Option<Arc<Parent>>> {
+        match host {
+            Host::Python => &self.python,
+            Host::Program => &self.program,
+        }
+    }
+
+    /// A new child. A parent that cannot be given the order is replaced, once.
+    async fn make(&self, kind: Kind) -> Result<Process, SpawnError> {
+        let host = host(kind);
+        let parent = self.parent(host).await?;
+        let ordered = match self.sandbox.order(Arc::clone(&parent), host, Kinship::Siblings).await {
+            Err(SpawnError { stage: "order_child", .. }) => {
+                parent.condemn();
+                self.sandbox.order(self.parent(host).await?, host, Kinship::Siblings).await
+            }
+            ordered => ordered,
+        };
+        let mut process = ordered?;
+        if let (Kind::Node, Some(node), Some(request)) =
+            (kind, &self.sandbox.interpreters().node, &mut process.request)
+        {
+            // If it is gone already, whoever takes it finds out.
+            let _ = request.write_all(&warm_node(node, &process.scene)).await;
+        }
+        Ok(process)
+    }
+
+    /// Makes the spares that are wanted, as long as nothing runs.
+    async fn replenish(&self) {
+        let _making = self.making.lock().await;
+        for kind in KINDS {
+            while self.wants(kind) && self.is_idle() {
+                if kind == Kind::Python && !self.python_is_warm().await {
+                    break;
+                }
+                match self.make(kind).await {
+                    Ok(spare) if !self.ended.load(Ordering::Relaxed) => {
+                        self.stock(kind).spares.push_back(spare)
+                    }
+                    Ok(spare) => drop(spare.dismantle(PATIENCE).await),
+                    Err(err) => {
+                        tracing::warn!(stage = err.stage, error = %err.source, "cannot make a spare process");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn wants(&self, kind: Kind) -> bool {
+        let stock = self.stock(kind);
+        let wanted = stock.demand.wanted(most(kind).min(self.max_executions), Instant::now());
+        stock.spares.len() < wanted && !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Ends the spares that are dead or not wanted any more, and replaces old parents while nothing runs.
+    async fn retire(&self) {
+        for kind in KINDS {
+            let surplus = {
+                let mut stock = self.stock(kind);
+                let wanted = stock.demand.wanted(most(kind), Instant::now());
+                let spares = std::mem::take(&mut stock.spares);
+                let (mut kept, mut surplus): (VecDeque<_>, VecDeque<_>) =
+                    spares.into_iter().partition(Process::is_waiting);
+                surplus.extend(kept.split_off(wanted.min(kept.len())));
+                stock.spares = kept;
+                surplus
+            };
+            for spare in surplus {
+                spare.dismantle(PATIENCE).await;
+            }
+        }
+        for host in [Host::Python, Host::Program] {
+            if let Err(err) = self.recycle(host).await {
+                tracing::warn!(stage = err.stage, error = %err.source, "cannot replace a warm parent");
+            }
+        }
+    }
+
+    async fn recycle(&self, host: Host) -> Result<(), SpawnError> {
+        let old = self.slot(host).lock().await.clone();
+        let is_due = |parent: &Arc<Parent>| {
+            let (children, age) = parent.age();
+            children >= MAX_CHILDREN || (age >= MAX_AGE && children > 0)
+        };
+        let Some(old) = old.filter(is_due) else { return Ok(()) };
+        let next = Arc::new(Parent::start(host, &self.sandbox)?);
+        next.is_warm().await?;
+        *self.slot(host).lock().await = Some(next);
+        // What it runs goes on; its spares are not taken any more. Its jail ends with the last of both.
+        old.condemn();
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.slots.available_permits() == self.max_executions
+    }
+
+    fn stock(&self, kind: Kind) -> MutexGuard<'_, Stock> {
+        // No change in here is left half done by a panic.
+        self.stocks[kind as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

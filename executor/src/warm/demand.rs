@@ -1,0 +1,58 @@
+//! How many spare processes are worth having, from what was asked for lately. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// For how long a peak is remembered.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// After how long without an execution nothing is kept ready.
+const IDLE: Duration = Duration::from_secs(5 * 60);
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Demand {
+    /// The most executions at a time, when that was, and when the last one came.
+    seen: Option<(usize, Instant, Instant)>,
+}
+
+impl Demand {
+    /// An execution came, and with it so many ran.
+    pub(super) fn note(&mut self, running: usize, now: Instant) {
+        let (peak, since) = match self.seen {
+            Some((peak, since, _)) if peak > running && now.duration_since(since) <= WINDOW => (peak, since),
+            _ => (running.max(1), now),
+        };
+        self.seen = Some((peak, since, now));
+    }
+
+    /// How many spares to have: as many as ran at a time lately, at most `most`.
+    pub(super) fn wanted(&self, most: usize, now: Instant) -> usize {
+        match self.seen {
+            Some((peak, _, last)) if now.duration_since(last) <= IDLE => peak.min(most),
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spares_follow_the_recent_peak_and_end_with_the_demand() {
+        let (mut demand, start) = (Demand::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(demand.wanted(4, start), 0, "nobody asked");
+        demand.note(0, start);
+        assert_eq!(demand.wanted(4, start), 1);
+        demand.note(3, after(1));
+        demand.note(1, after(2));
+        assert_eq!(demand.wanted(4, after(2)), 3, "the peak is remembered");
+        assert_eq!(demand.wanted(2, after(2)), 2, "within the limit");
+        demand.note(1, after(12));
+        assert_eq!(demand.wanted(4, after(12)), 1, "the peak is forgotten");
+        assert_eq!(demand.wanted(4, after(12 + 301)), 0, "nobody asks any more");
+    }
+}

@@ -194,19 +194,17 @@ fn apply_limits(settings: &Settings) -> Result<(), Errno> {
 /// No capability, none to be had again, and a process that its own kind may look at. Without a jail
 /// there is no right to narrow the bounding set; `no_new_privs` makes it worth nothing.
 fn drop_privileges(has_jail: bool) -> Result<(), Errno> {
-    const PR_CAPBSET_READ: i32 = 23;
     const PR_CAPBSET_DROP: i32 = 24;
     const PR_SET_NO_NEW_PRIVS: i32 = 38;
     const PR_CAP_AMBIENT: i32 = 47;
     const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
+    /// All that the jail leaves a parent; the second is what it takes to drop them.
+    const SYS_ADMIN_AND_SETPCAP: [usize; 2] = [21, 8];
     sys::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
-    let mut capability = 0;
-    // The jail left two of them; past the last the kernel says that there is no such.
-    while let (true, Ok(there)) = (has_jail, sys::prctl(PR_CAPBSET_READ, capability, 0)) {
-        if there == 1 {
+    if has_jail {
+        for capability in SYS_ADMIN_AND_SETPCAP {
             sys::prctl(PR_CAPBSET_DROP, capability, 0)?;
         }
-        capability += 1;
     }
     sys::drop_capabilities()?;
     sys::prctl(PR_SET_NO_NEW_PRIVS, 1, 0)?;

@@ -71,7 +71,7 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     let _ = setsid();
     let owner = owner(plan.isolation);
     let interpreters = Interpreters::find(plan.isolation)?;
-    let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile).transpose()?;
+    let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile);
     refuse_second(plan.dir)?;
     make_directories(plan.dir, owner)?;
     let (parents, cgroup) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();

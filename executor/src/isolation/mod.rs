@@ -3,6 +3,7 @@
 //! [`house`] builds the sandbox once; [`parent`] is a jail with a warm parent in it; [`process`] is one
 //! child of it, in namespaces of its own.
 
+mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod house;
 pub(crate) mod interpreters;

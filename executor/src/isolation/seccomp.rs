@@ -5,109 +5,83 @@
 //! kernel would; another architecture's calls (32 bit, x32) kill the process.
 //! The filter is compiled once when the executor starts and handed to each warm parent as bytes.
 
-use anyhow::Context;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    sock_filter,
-};
+use std::collections::BTreeMap;
+
+use super::bpf::{Answer, Condition, Rule, assemble};
 
 /// The highest system call number that this list was written with (mseal).
 const NEWEST_KNOWN: u32 = 462;
 /// `fchmodat2`, which older headers do not name.
 const FCHMODAT2: i64 = 452;
 
-/// This processor's `AUDIT_ARCH_*`; seccompiler refuses every processor that is neither.
+/// This processor's `AUDIT_ARCH_*`.
 const NATIVE: u32 = if cfg!(target_arch = "x86_64") { 0xC000_003E } else { 0xC000_00B7 };
 
 /// Flags of `clone` that make namespaces. (`CLONE_NEWTIME` shares its bit with the exit signal and
 /// can only be given to `clone3` and `unshare`.)
-const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
+const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET) as u64;
+    | libc::CLONE_NEWNET)
+    .cast_unsigned();
 
 /// The filter as the bytes of its BPF program.
-pub(crate) fn compile() -> anyhow::Result<Vec<u8>> {
-    let rules = ALLOWED_EVERYWHERE
-        .iter()
-        .chain(ALLOWED_HERE)
-        .map(|number| (*number, Vec::new()))
-        .chain(conditional()?)
-        .collect();
-    let arch = std::env::consts::ARCH.try_into().context("this processor is not supported by the filter")?;
-    let deny = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let filter = SeccompFilter::new(rules, deny, SeccompAction::Allow, arch)?;
-    let program: BpfProgram = filter.try_into()?;
-    Ok(preamble().iter().chain(&program).flat_map(encode).collect())
+pub(crate) fn compile() -> Vec<u8> {
+    assemble(NATIVE, &rules())
 }
 
-/// Instructions that run before the list: answers other than "allow" and EPERM.
-fn preamble() -> Vec<sock_filter> {
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
-    const RETURN: u16 = 0x06;
-    const NUMBER: u32 = 0;
-    const ARCHITECTURE: u32 = 4;
+/// What decides about every number, from each up to the next.
+fn rules() -> Vec<(u32, Rule)> {
     const X32_BIT: u32 = 0x4000_0000;
-    let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
-    let die = op(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS);
-    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-    let mut ops = vec![op(LOAD_WORD, 0, 0, ARCHITECTURE), op(JUMP_EQUAL, 1, 0, NATIVE), die.clone()];
-    ops.push(op(LOAD_WORD, 0, 0, NUMBER));
+    let deny = Rule::Always(Answer::errno(libc::EPERM));
+    let no_such_call = Rule::Always(Answer::errno(libc::ENOSYS));
+    let mut calls: BTreeMap<u32, Rule> =
+        conditional().into_iter().map(|(call, rule)| (number(call), rule)).collect();
+    let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE);
+    calls.extend(allowed.map(|call| (number(*call), Rule::Always(Answer::ALLOW))));
+    calls.insert(number(libc::SYS_clone3), no_such_call.clone());
+    let known = (0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(|| deny.clone())));
+    let mut rules: Vec<_> = known.collect();
+    rules.push((NEWEST_KNOWN + 1, no_such_call));
     if cfg!(target_arch = "x86_64") {
-        ops.extend([op(JUMP_GREATER_OR_EQUAL, 0, 1, X32_BIT), die]);
+        rules.push((X32_BIT, Rule::Always(Answer::KILL)));
     }
-    ops.extend([
-        op(JUMP_GREATER_OR_EQUAL, 1, 0, NEWEST_KNOWN + 1),
-        op(JUMP_EQUAL, 0, 1, u32::try_from(libc::SYS_clone3).unwrap_or(u32::MAX)),
-        op(RETURN, 0, 0, no_such_call),
-    ]);
-    ops
+    rules.dedup_by(|next, first| next.1 == first.1);
+    rules
 }
 
-fn encode(op: &sock_filter) -> [u8; 8] {
-    let ([a, b], [c, d, e, f]) = (op.code.to_ne_bytes(), op.k.to_ne_bytes());
-    [a, b, op.jt, op.jf, c, d, e, f]
+fn number(call: i64) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-/// Calls whose arguments decide. Each rule is an "or", the conditions of a rule an "and".
-fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompRule>)>> {
-    let is = |index, value: i32| word(index, SeccompCmpOp::Eq, value);
-    let is_not = |index, value: i32| word(index, SeccompCmpOp::Ne, value);
+/// Calls whose arguments decide.
+fn conditional() -> Vec<(i64, Rule)> {
+    let is = |index, value: i32| Condition::Is(index, value.cast_unsigned());
+    let is_not = |index, value: i32| Condition::IsNot(index, value.cast_unsigned());
+    let only_if = |alternatives| Rule::AllowIf(alternatives, Answer::errno(libc::EPERM));
     let mut sockets = vec![
-        rule(vec![is(0, libc::AF_UNIX)?])?,
+        vec![is(0, libc::AF_UNIX)],
         // getifaddrs, and with it os.networkInterfaces() of node.
-        rule(vec![is(0, libc::AF_NETLINK)?, is(2, libc::NETLINK_ROUTE)?])?,
+        vec![is(0, libc::AF_NETLINK), is(2, libc::NETLINK_ROUTE)],
     ];
     for family in [libc::AF_INET, libc::AF_INET6] {
         // Only what the kernel has built in: a rare protocol would load its module.
         for protocol in [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
-            sockets.push(rule(vec![is(0, family)?, is(2, protocol)?])?);
+            sockets.push(vec![is(0, family), is(2, protocol)]);
         }
     }
-    let no_namespaces =
-        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?;
-    // Terminal injection (CVE-2017-5226). The kernel looks at the low 32 bits only, so does this.
-    let ioctl = vec![is_not(1, ioctl_number(libc::TIOCSTI))?, is_not(1, ioctl_number(libc::TIOCLINUX))?];
-    Ok(vec![
-        (libc::SYS_clone, vec![rule(vec![no_namespaces])?]),
-        (libc::SYS_ioctl, vec![rule(ioctl)?]),
-        (libc::SYS_prctl, vec![rule(vec![is_not(0, libc::PR_SET_SECCOMP)?])?]),
-        (libc::SYS_socket, sockets),
-        (libc::SYS_socketpair, vec![rule(vec![is(0, libc::AF_UNIX)?])?]),
-    ])
-}
-
-fn rule(conditions: Vec<SeccompCondition>) -> anyhow::Result<SeccompRule> {
-    Ok(SeccompRule::new(conditions)?)
-}
-
-fn word(index: u8, op: SeccompCmpOp, value: i32) -> anyhow::Result<SeccompCondition> {
-    Ok(SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, u64::from(value.cast_unsigned()))?)
+    // Terminal injection (CVE-2017-5226).
+    let ioctl = vec![is_not(1, ioctl_number(libc::TIOCSTI)), is_not(1, ioctl_number(libc::TIOCLINUX))];
+    vec![
+        (libc::SYS_clone, only_if(vec![vec![Condition::HasNone(0, NEW_NAMESPACES)]])),
+        (libc::SYS_ioctl, only_if(vec![ioctl])),
+        (libc::SYS_prctl, only_if(vec![vec![is_not(0, libc::PR_SET_SECCOMP)]])),
+        (libc::SYS_socket, only_if(sockets)),
+        (libc::SYS_socketpair, only_if(vec![vec![is(0, libc::AF_UNIX)]])),
+    ]
 }
 
 fn ioctl_number(request: libc::Ioctl) -> i32 {
@@ -409,13 +383,47 @@ const ALLOWED_HERE: &[i64] = &[];
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::bpf::tests::run, *};
 
     #[test]
-    fn filter_fits_the_kernel() {
-        let bytes = compile().unwrap();
-        assert_eq!(bytes.len() % 8, 0);
-        assert!(bytes.len() / 8 < 4096, "{} instructions", bytes.len() / 8);
+    fn every_number_is_answered_as_the_lists_say() {
+        let program = compile();
+        assert!(program.len() / 8 < 1024, "{} instructions", program.len() / 8);
+        let listed = |call| ALLOWED_EVERYWHERE.contains(&call) || ALLOWED_HERE.contains(&call);
+        for call in 0..600 {
+            let conditional = conditional().iter().any(|(number, _)| *number == call);
+            let expected = match call {
+                _ if conditional => continue,
+                libc::SYS_clone3 => Answer::errno(libc::ENOSYS),
+                _ if call > i64::from(NEWEST_KNOWN) => Answer::errno(libc::ENOSYS),
+                _ if listed(call) => Answer::ALLOW,
+                _ => Answer::errno(libc::EPERM),
+            };
+            let (answer, steps) = run(&program, NATIVE, number(call), [0; 6]);
+            assert_eq!(answer, expected.value(), "call {call}");
+            assert!(steps < 32, "{steps} steps for call {call}");
+        }
+        assert_eq!(run(&program, 0x4000_0003, 20, [0; 6]).0, Answer::KILL.value(), "32 bit");
+    }
+
+    #[test]
+    fn arguments_decide_where_they_matter() {
+        let program = compile();
+        let denied = Answer::errno(libc::EPERM).value();
+        let ask = |call, a: i32, b: i32, c: i32| {
+            let arguments = [a, b, c, 0, 0, 0].map(|argument| u64::from(argument.cast_unsigned()));
+            run(&program, NATIVE, number(call), arguments).0 != denied
+        };
+        assert!(ask(libc::SYS_clone, libc::SIGCHLD, 0, 0));
+        assert!(!ask(libc::SYS_clone, libc::SIGCHLD | libc::CLONE_NEWUSER, 0, 0));
+        assert!(ask(libc::SYS_socket, libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP));
+        assert!(!ask(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP));
+        assert!(!ask(libc::SYS_socket, libc::AF_ALG, libc::SOCK_SEQPACKET, 0));
+        assert!(ask(libc::SYS_socket, libc::AF_NETLINK, 3, libc::NETLINK_ROUTE));
+        assert!(!ask(libc::SYS_socket, libc::AF_NETLINK, 3, libc::NETLINK_XFRM));
+        assert!(ask(libc::SYS_ioctl, 0, ioctl_number(libc::TCGETS), 0));
+        assert!(!ask(libc::SYS_ioctl, 0, ioctl_number(libc::TIOCSTI), 0));
+        assert!(!ask(libc::SYS_prctl, libc::PR_SET_SECCOMP, 2, 0));
     }
 
     #[test]

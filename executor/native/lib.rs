@@ -1,9 +1,4 @@
-//! The shared object that a warm interpreter loads: three calls over [`native`], of which each
-//! process uses at most two.
-//!
-//! The functions are called by one thread, in this order: `sandmesh_serve` in the parent, and in each
-//! nest's init, where it returned, either `sandmesh_attend` or (in the forked user process)
-//! `sandmesh_enter`.
+//! The shared object that a warm interpreter loads: two calls over [`native`], made by its one thread.
 
 #![no_std]
 #![no_builtins]
@@ -16,43 +11,39 @@ use core::cell::UnsafeCell;
 
 use native::{
     nest::Nest,
-    parent::Parent,
+    parent::{Fork, Parent},
     sys::{self, Fd},
 };
 
 /// Where the parent's orders come from.
 const CONTROL: Fd = 0;
 
-struct State(UnsafeCell<(Parent, Option<Nest>)>);
+struct State(UnsafeCell<(Parent, Option<&'static mut Nest>)>);
 
 // SAFETY: the interpreter that loads this has one thread.
 unsafe impl Sync for State {}
 
 static STATE: State = State(UnsafeCell::new((Parent::new(CONTROL), None)));
 
-/// Serves orders. Returns in the first process of each new nest; the parent never returns.
+/// Serves orders. Returns in the user's process of each new nest; the parent never returns. The
+/// arguments are what the interpreter does before a fork, the C library's fork, and what the interpreter
+/// does after it in the child and in the parent.
 #[unsafe(no_mangle)]
-pub extern "C" fn sandmesh_serve() -> i32 {
+pub extern "C" fn sandmesh_serve(
+    before: extern "C" fn(),
+    fork: extern "C" fn() -> i32,
+    in_child: extern "C" fn(),
+    in_parent: extern "C" fn(),
+) -> i32 {
     // SAFETY: one thread, and no other reference is alive: the calls do not nest.
     let (parent, nest) = unsafe { &mut *STATE.0.get() };
-    // SAFETY: the interpreter has one thread, and forks again before it uses its C library.
-    *nest = Some(unsafe { parent.next() });
+    // SAFETY: the interpreter has one thread, and a static stays where it is.
+    *nest = Some(unsafe { parent.next(&Fork { before, fork, in_child, in_parent }) });
     0
 }
 
-/// In a nest's init: watches over the user's process until everything has ended. Never returns.
-#[unsafe(no_mangle)]
-pub extern "C" fn sandmesh_attend(pid: i32) -> i32 {
-    // SAFETY: as above.
-    let (parent, nest) = unsafe { &mut *STATE.0.get() };
-    match nest {
-        Some(nest) => nest.attend(parent.settings(), pid),
-        None => sys::exit(1),
-    }
-}
-
-/// In the forked process: becomes the user's. Returns 1 if there is time to warm up, 0 if a request
-/// is there already; ends the process if a step fails.
+/// Makes this process the user's. Returns 1 if there is time to warm up, 0 if a request is there
+/// already; ends the process if a step fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn sandmesh_enter() -> i32 {
     // SAFETY: as above.
@@ -60,16 +51,6 @@ pub extern "C" fn sandmesh_enter() -> i32 {
     match nest {
         Some(nest) => i32::from(nest.enter(parent.settings())),
         None => sys::exit(1),
-    }
-}
-
-/// In a nest's init: tells that the fork failed, and ends the process.
-#[unsafe(no_mangle)]
-pub extern "C" fn sandmesh_give_up(errno: i32) -> i32 {
-    // SAFETY: as above.
-    match unsafe { &*STATE.0.get() } {
-        (_, Some(nest)) => nest.give_up(errno),
-        _ => sys::exit(1),
     }
 }
 

@@ -1,17 +1,18 @@
 //! What runs below the language of an execution: the loop of a warm parent, the first process of
 //! each nest that it makes, and the way from there to a process of the user.
 //!
-//! A parent (a Python interpreter, or this program for everything that is executed) waits in [`Parent::next`]
-//! for orders. For each it clones a child into new namespaces; there, and only there, the call
-//! returns. That child is the nest's init: its caller forks once more, with the fork of its own
-//! language. The new process becomes the user's with [`Nest::enter`]; the init watches over it with
-//! [`Nest::attend`], which never returns. The parent itself never sees code or data of a user.
+//! A parent (a Python interpreter, or this program for everything that is executed) waits in
+//! [`Parent::next`](parent::Parent::next) for orders. For each it clones the init of a nest into new
+//! namespaces, which forks; in the forked process, and only there, the call returns, and
+//! [`Nest::enter`](nest::Nest::enter) makes it the user's. The init watches over it until everything has
+//! ended. The parent itself never sees code or data of a user.
 //!
 //! This is compiled twice: into the executor, and by itself, without any library, into a shared object
 //! that an interpreter of any C library can load (`lib.rs`). So there is only `core` here.
 
 #![allow(unsafe_code, reason = "system calls without a C library")]
 
+pub(crate) mod birth;
 pub(crate) mod nest;
 pub(crate) mod parent;
 pub(crate) mod sys;

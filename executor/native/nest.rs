@@ -32,30 +32,33 @@ pub(crate) struct Nest {
 }
 
 impl Nest {
-    /// Furnishes the new namespaces; ends the process if that fails.
-    pub(super) fn settle(settings: &Settings, fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
+    /// One of these descriptors and this path of a result file.
+    pub(super) fn new(fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
         let mut nest = Self { fds, count, result_file: [0; MAX_PATH] };
         let length = order.len().min(MAX_PATH - 1);
         nest.result_file[..length].copy_from_slice(&order[..length]);
-        if let Err((stage, errno)) = furnish(settings) {
-            tell(nest.fd(Fds::Control), stage, errno);
-            sys::exit(1);
-        }
         nest
+    }
+
+    /// Furnishes the new namespaces; ends the process if that fails.
+    pub(super) fn settle(&self, settings: &Settings) {
+        if let Err((stage, errno)) = furnish(settings) {
+            self.give_up(stage, errno);
+        }
     }
 
     fn fd(&self, which: Fds) -> Fd {
         self.fds[which as usize]
     }
 
-    /// Tells that the fork of the caller failed, and ends.
-    pub(crate) fn give_up(&self, errno: Errno) -> ! {
-        tell(self.fd(Fds::Control), Stage::Fork, errno);
+    /// Tells what failed, and ends.
+    pub(super) fn give_up(&self, stage: Stage, errno: Errno) -> ! {
+        tell(self.fd(Fds::Control), stage, errno);
         sys::exit(1)
     }
 
     /// The init: obeys and reaps until the user's process has ended, ends the rest, and reports.
-    pub(crate) fn attend(&mut self, settings: &Settings, main: i32) -> ! {
+    pub(super) fn attend(&self, settings: &Settings, main: i32) -> ! {
         let owns_namespace = settings.namespaces != 0;
         let children = match self.retire() {
             Ok(children) => children,
@@ -157,15 +160,14 @@ fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {
     // Ours, not the parent's: it lets the kernel reap.
     sys::dispose(SIGCHLD, Disposition::Default).map_err(at(Stage::Clone))?;
     if settings.namespaces == 0 {
-        sys::prctl(PR_SET_CHILD_SUBREAPER, 1, 0).map_err(at(Stage::Clone))?;
+        sys::prctl(PR_SET_CHILD_SUBREAPER, 1, 0).map(drop).map_err(at(Stage::Clone))?;
     } else {
         sys::mount(c"proc", c"/proc", NOSUID_NODEV | NOEXEC, b"").map_err(at(Stage::Mount))?;
         for place in [c"/tmp", c"/dev/shm"] {
             sys::mount(c"tmpfs", place, NOSUID_NODEV, settings.tmpfs()).map_err(at(Stage::Mount))?;
         }
     }
-    // From here on nothing that user code can do reads this memory.
-    sys::prctl(PR_SET_DUMPABLE, 0, 0).map(drop).map_err(at(Stage::Privileges))
+    Ok(())
 }
 
 /// There are no core dumps and little locked memory; what is zero is not limited.

@@ -1,6 +1,7 @@
 //! The loop of a warm parent.
 
 use super::{
+    birth::{self, Births, Side},
     nest::Nest,
     sys::{self, Disposition, Fd},
     wire::{Fds, Report, START_FD, Settings, Stage},
@@ -11,18 +12,29 @@ const SIGCHLD: i32 = 17;
 /// What a parent says once it is warm.
 const READY: &[u8] = b"warm";
 
+/// How the language of the parent forks: what it wants done before, in the child and in the parent,
+/// and the fork of its C library, which sets right what a plain clone does not (the ids of threads).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fork {
+    pub(crate) before: extern "C" fn(),
+    pub(crate) fork: extern "C" fn() -> i32,
+    pub(crate) in_child: extern "C" fn(),
+    pub(crate) in_parent: extern "C" fn(),
+}
+
 /// A warm parent.
 #[derive(Debug)]
 pub(crate) struct Parent {
     control: Fd,
     settings: Settings,
+    births: Births,
     ready: bool,
 }
 
 impl Parent {
     /// One that takes its orders from this descriptor.
     pub(crate) const fn new(control: Fd) -> Self {
-        Self { control, settings: Settings::new(), ready: false }
+        Self { control, settings: Settings::new(), births: Births::new(), ready: false }
     }
 
     /// What the executor wants nests to be.
@@ -30,13 +42,12 @@ impl Parent {
         &self.settings
     }
 
-    /// Makes a nest for every order, and returns in the first process of each. In the parent itself it
+    /// Makes a nest for every order, and returns in the user's process of each. In the parent itself it
     /// never returns: it ends the process when there will be no more orders.
     ///
     /// # Safety
-    /// The process has one thread. Where this returns, the C library must not be used for anything
-    /// that remembers threads before the next fork.
-    pub(crate) unsafe fn next(&mut self) -> Nest {
+    /// The process has one thread, and this stays where it is.
+    pub(crate) unsafe fn next(&mut self, fork: &Fork) -> &'static mut Nest {
         if !self.ready && !self.prepare() {
             sys::exit(1);
         }
@@ -47,16 +58,21 @@ impl Parent {
                 Ok((0, _)) | Err(_) => sys::exit(0),
                 Ok(received) => received,
             };
-            let fds_of_order = &fds[..carried];
             if carried >= Fds::Doors as usize {
-                // SAFETY: by the caller's word.
-                match unsafe { sys::clone(self.settings.namespaces) } {
-                    Ok(0) => return Nest::settle(&self.settings, fds, carried, &bytes[..count]),
-                    Ok(_) => {}
+                let nest = Nest::new(fds, carried, &bytes[..count]);
+                (fork.before)();
+                // SAFETY: by the caller's word; signals are blocked since `prepare`.
+                match unsafe { birth::begin(&mut self.births, &raw const self.settings, fork.fork, nest) } {
+                    Ok(Side::User(nest)) => {
+                        (fork.in_child)();
+                        return nest;
+                    }
+                    Ok(Side::Parent) => {}
                     Err(errno) => tell(fds[Fds::Control as usize], Stage::Clone, errno),
                 }
+                (fork.in_parent)();
             }
-            fds_of_order.iter().for_each(|fd| sys::close(*fd));
+            fds[..carried].iter().for_each(|fd| sys::close(*fd));
         }
     }
 
@@ -73,6 +89,11 @@ impl Parent {
                 sys::close(fd);
                 break;
             }
+        }
+        // The inits share this memory, and nothing that user code can do may read it.
+        const PR_SET_DUMPABLE: i32 = 4;
+        if sys::prctl(PR_SET_DUMPABLE, 0, 0).is_err() {
+            return false;
         }
         // Children are reaped by the kernel: what became of them, their reports say.
         let quiet = sys::block_signals(true).and_then(|()| sys::dispose(SIGCHLD, Disposition::Ignore));

@@ -4,7 +4,10 @@
 //! Every function is the call of its name (see section 2 of the manual). Answers are the kernel's:
 //! an error is its positive number.
 
-use core::arch::asm;
+use core::{
+    arch::asm,
+    sync::atomic::{AtomicI32, Ordering},
+};
 
 /// A descriptor.
 pub(crate) type Fd = i32;
@@ -18,6 +21,7 @@ mod number {
     pub(super) const READ: usize = 0;
     pub(super) const WRITE: usize = 1;
     pub(super) const CLOSE: usize = 3;
+    pub(super) const MMAP: usize = 9;
     pub(super) const SIGACTION: usize = 13;
     pub(super) const SIGPROCMASK: usize = 14;
     pub(super) const RECVMSG: usize = 47;
@@ -30,6 +34,7 @@ mod number {
     pub(super) const SETSID: usize = 112;
     pub(super) const CAPSET: usize = 126;
     pub(super) const PRCTL: usize = 157;
+    pub(super) const FUTEX: usize = 202;
     pub(super) const MOUNT: usize = 165;
     pub(super) const OPENAT: usize = 257;
     pub(super) const PPOLL: usize = 271;
@@ -51,6 +56,7 @@ mod number {
     pub(super) const PPOLL: usize = 73;
     pub(super) const SIGNALFD4: usize = 74;
     pub(super) const CAPSET: usize = 91;
+    pub(super) const FUTEX: usize = 98;
     pub(super) const EXIT_GROUP: usize = 94;
     pub(super) const KILL: usize = 129;
     pub(super) const SIGACTION: usize = 134;
@@ -60,12 +66,12 @@ mod number {
     pub(super) const UMASK: usize = 166;
     pub(super) const PRCTL: usize = 167;
     pub(super) const RECVMSG: usize = 212;
+    pub(super) const MMAP: usize = 222;
     pub(super) const WAIT4: usize = 260;
     pub(super) const PRLIMIT64: usize = 261;
     pub(super) const STATX: usize = 291;
 }
 
-const CLONE3: usize = 435;
 const CLOSE_RANGE: usize = 436;
 
 /// Six arguments are enough for every call.
@@ -99,7 +105,7 @@ unsafe fn call(number: usize, args: [usize; 6]) -> isize {
     answer
 }
 
-fn check(answer: isize) -> Result<usize, Errno> {
+pub(crate) fn check(answer: isize) -> Result<usize, Errno> {
     usize::try_from(answer).map_err(|_| i32::try_from(-answer).unwrap_or(i32::MAX))
 }
 
@@ -229,16 +235,29 @@ pub(crate) fn receive(from: Fd, bytes: &mut [u8], fds: &mut [Fd; 16]) -> Result<
     Ok((count, carried.min(fds.len())))
 }
 
-/// Forks into new namespaces: zero in the child, which goes on with a copy of this stack.
-///
-/// # Safety
-/// The caller has one thread, and the child uses nothing of the C library's that remembers threads.
-pub(crate) unsafe fn clone(namespaces: u64) -> Result<i32, Errno> {
-    const SIGCHLD: u64 = 17;
-    // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    let args: [u64; 8] = [namespaces, 0, 0, 0, SIGCHLD, 0, 0, 0];
-    // SAFETY: a plain fork, as the caller vouches.
-    check(unsafe { call(CLONE3, [args.as_ptr() as usize, size_of_val(&args), 0, 0, 0, 0]) }).map(fd)
+/// Anonymous memory, or none; it is there until the process ends.
+pub(crate) fn map(bytes: usize) -> Result<usize, Errno> {
+    const READ_WRITE: usize = 3;
+    const PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
+    plain(number::MMAP, [0, bytes, READ_WRITE, PRIVATE_ANONYMOUS_NORESERVE, arg(-1), 0])
+}
+
+/// Waits while the word has this value.
+pub(crate) fn wait_while(word: &AtomicI32, value: i32) {
+    const FUTEX_WAIT: usize = 0;
+    while word.load(Ordering::Acquire) == value {
+        let args = [word.as_ptr() as usize, FUTEX_WAIT, arg(value), 0, 0, 0];
+        // SAFETY: the word is alive, and there is no time-out. Any answer leads to another look.
+        let _ = unsafe { call(number::FUTEX, args) };
+    }
+}
+
+/// Gives the word a value and wakes whoever waits for that.
+pub(crate) fn set_and_wake(word: &AtomicI32, value: i32) {
+    const FUTEX_WAKE: usize = 1;
+    word.store(value, Ordering::Release);
+    // SAFETY: the word is alive.
+    let _ = unsafe { call(number::FUTEX, [word.as_ptr() as usize, FUTEX_WAKE, 1, 0, 0, 0]) };
 }
 
 pub(crate) fn exit(code: i32) -> ! {

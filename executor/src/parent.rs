@@ -18,12 +18,12 @@ use std::{
 use nix::{
     errno::Errno,
     sys::signal::{SigHandler, Signal, signal},
-    unistd::{ForkResult, chdir, execve, fork},
+    unistd::{chdir, execve},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::native::{
-    parent::{Parent, tell},
+    parent::{Fork, Parent, tell},
     sys,
     wire::{REQUEST_FD, RESULT_FD, START_FD, STARTING, Stage},
 };
@@ -72,21 +72,20 @@ impl Spec {
 /// Serves orders; returns only in a child that could not become its program.
 #[expect(unsafe_code, reason = "forks")]
 pub(crate) fn run() -> ExitCode {
-    let mut parent = Box::new(Parent::new(CONTROL));
-    // SAFETY: this process has one thread, and the child forks before anything else.
-    let mut nest = unsafe { parent.next() };
-    // SAFETY: as above, so the child may do anything.
-    match unsafe { fork() } {
-        Ok(ForkResult::Parent { child }) => nest.attend(parent.settings(), child.as_raw()),
-        Err(errno) => nest.give_up(errno as i32),
-        Ok(ForkResult::Child) => {
-            nest.enter(parent.settings());
-            let Err(failed) = become_program();
-            // An order that is withdrawn has no request; nobody waits for an answer then.
-            tell(START_FD, failed.stage, failed.errno as i32);
-            ExitCode::from(127)
-        }
+    extern "C" fn nothing() {}
+    extern "C" fn fork() -> i32 {
+        // SAFETY: this process has one thread, so the child may do anything.
+        unsafe { libc::fork() }
     }
+    let fork = Fork { before: nothing, fork, in_child: nothing, in_parent: nothing };
+    let mut parent = Box::new(Parent::new(CONTROL));
+    // SAFETY: one thread, and the box is not moved out of.
+    let nest = unsafe { parent.next(&fork) };
+    nest.enter(parent.settings());
+    let Err(failed) = become_program();
+    // An order that is withdrawn has no request; nobody waits for an answer then.
+    tell(START_FD, failed.stage, failed.errno as i32);
+    ExitCode::from(127)
 }
 
 /// A step that failed.

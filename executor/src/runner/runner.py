@@ -231,18 +231,14 @@ def become_child():
 
     warm_up()
     library = ctypes.PyDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), "libsandmesh.so"))
+    # Forked as Python and the C library do it, which sets right locks, ids of threads, and the state of
+    # random numbers.
+    python = ctypes.pythonapi
+    hooks = (python.PyOS_BeforeFork, ctypes.PyDLL(None).fork, python.PyOS_AfterFork_Child, python.PyOS_AfterFork_Parent)
     del datetime, random, re
     gc.collect()
     gc.freeze()
-    library.sandmesh_serve()
-    # In the first process of new namespaces. Its fork is that of the C library and of Python, which
-    # set right what a plain clone does not: thread ids, locks, the state of random numbers.
-    try:
-        pid = os.fork()
-    except OSError as error:
-        library.sandmesh_give_up(error.errno)
-    if pid:
-        library.sandmesh_attend(pid)
+    library.sandmesh_serve(*hooks)
     if library.sandmesh_enter():
         warm_up()
 

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 /// For how long a peak is remembered.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// After how long without an execution nothing is kept ready.
-const IDLE: Duration = Duration::from_secs(5 * 60);
+/// After how long without an execution nothing is kept ready but the parent, which makes a child in a
+/// millisecond or two.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,6 +54,6 @@ mod tests {
         assert_eq!(demand.wanted(2, after(2)), 2, "within the limit");
         demand.note(1, after(12));
         assert_eq!(demand.wanted(4, after(12)), 1, "the peak is forgotten");
-        assert_eq!(demand.wanted(4, after(12 + 301)), 0, "nobody asks any more");
+        assert_eq!(demand.wanted(4, after(12 + 61)), 0, "nobody asks any more");
     }
 }

@@ -30,7 +30,7 @@ async fn executor_tells_who_it_is() {
     );
     run(&mut client, script("x = bytearray(50 << 20)")).await;
     let usage = client.get_executor(pb::GetExecutorRequest {}).await.unwrap().into_inner().usage.unwrap();
-    assert!(usage.cpu_time_ns > 0 && usage.peak_memory_bytes > 50 << 20 && usage.processes == 0, "{usage:?}");
+    assert!(usage.cpu_time_ns > 0 && usage.peak_memory_bytes > 50 << 20 && usage.processes <= 4, "{usage:?}");
 }
 
 #[tokio::test]

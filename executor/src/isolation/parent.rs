@@ -19,7 +19,8 @@ use nix::{
     errno::Errno,
     fcntl::OFlag,
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair,
+        AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, recv, sendmsg,
+        shutdown, socketpair,
     },
     unistd::pipe2,
 };
@@ -159,10 +160,14 @@ impl Parent {
         String::from_utf8_lossy(text).trim().trim_start_matches("bwrap: ").to_owned()
     }
 
-    /// Kills the jail and waits for its end. Cancel safe: the jail is killed at once.
+    /// Ends the jail with all that is in it, and waits for that. Cancel safe: it ends all the same.
     pub(crate) async fn end(&self) {
         let child = self.jail.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut child) = child {
+        let Some(mut child) = child else { return };
+        // The parent ends when there will be no more orders; it is the first process of the jail, so
+        // everything is dead by the time the jail's own process ends.
+        let _ = shutdown(self.control.as_raw_fd(), Shutdown::Both);
+        if timeout(FAREWELL, child.wait()).await.is_err() {
             let _ = child.start_kill();
             let _ = timeout(FAREWELL, child.wait()).await;
         }

@@ -226,8 +226,10 @@ def become_child():
     import ctypes
     import datetime
     import gc
+    import linecache
     import random
     import re
+    import traceback
 
     warm_up()
     library = ctypes.PyDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), "libsandmesh.so"))
@@ -235,7 +237,7 @@ def become_child():
     # random numbers.
     python = ctypes.pythonapi
     hooks = (python.PyOS_BeforeFork, ctypes.PyDLL(None).fork, python.PyOS_AfterFork_Child, python.PyOS_AfterFork_Parent)
-    del datetime, random, re
+    del datetime, linecache, random, re, traceback
     gc.collect()
     gc.freeze()
     library.sandmesh_serve(*hooks)

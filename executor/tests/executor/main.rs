@@ -11,3 +11,4 @@ mod python;
 mod shell;
 mod streams;
 mod support;
+mod warm;

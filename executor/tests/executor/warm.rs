@@ -1,0 +1,180 @@
+//! Warm parents: what their children share and do not share, and what happens when one is lost.
+
+use std::{collections::HashSet, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sandmesh_proto::executor::{self as pb, execute_request::Frame as Input};
+
+use crate::support::*;
+
+fn fresh() -> Settings {
+    Settings { more: vec!["--interpreters".to_owned(), "fresh".to_owned()], ..Settings::default() }
+}
+
+/// The processes of warm parents, by the group that they are in.
+fn parents(daemon: &Daemon) -> Vec<u32> {
+    let groups = daemon.cgroups();
+    let procs = groups.iter().map(|group| group.join(&daemon.sandbox_id).join("parents/cgroup.procs"));
+    let text: String = procs.filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+    let pids: HashSet<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    pids.into_iter().collect()
+}
+
+fn is_python(pid: &u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("python"))
+}
+
+#[tokio::test]
+async fn children_share_no_random_state() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let text = "import random, uuid, secrets, os, tempfile\ndef handler(e): return [random.random(), str(uuid.uuid4()), secrets.token_hex(8), os.urandom(4).hex(), tempfile.mktemp()]";
+    let mut seen = HashSet::new();
+    for _ in 0..8 {
+        for value in run(&mut client, python(text)).await.value().as_array().unwrap() {
+            assert!(seen.insert(value.to_string()), "{value} came twice");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_an_execution_reaches_the_next_but_through_the_workspace() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let poison = "
+import builtins, json, os, sys, ctypes
+def handler(event):
+    json.dumps = json.loads = len = lambda *a, **k: 'poisoned'
+    builtins.print = None; os.getcwd = None; sys.path.clear(); sys.modules['re'] = None
+    os.environ['LEFT'] = 'x'; os.umask(0o077)
+    for place in ['/tmp/left', '/dev/shm/left', '/workspace/left']: open(place, 'w').write('x')
+    os.write(1, b'done')
+";
+    let look = "
+import os, re, sys
+def handler(event):
+    print('fine')
+    return [sorted(p for p in ['/tmp/left', '/dev/shm/left', '/workspace/left'] if os.path.exists(p)), 'LEFT' in os.environ, os.umask(0o22), len(sys.path) > 2]
+";
+    for _ in 0..3 {
+        let poisoned = run(&mut client, python(poison)).await;
+        assert_eq!(poisoned.out(), "done", "{}", poisoned.err());
+        let looked = run(&mut client, python(look)).await;
+        assert_eq!(looked.value(), serde_json::json!([["/workspace/left"], false, 0o22, true]));
+        assert_eq!(looked.out(), "fine\n");
+    }
+}
+
+#[tokio::test]
+async fn what_a_warm_parent_cannot_give_a_fresh_interpreter_does() {
+    let text = "def handler(e): return [hash('abc'), hex(id(object()))[:9]]";
+    let distinct = async |daemon: &Daemon| {
+        let mut client = daemon.client().await;
+        let mut seen = HashSet::new();
+        for _ in 0..4 {
+            seen.insert(run(&mut client, python(text)).await.value()[0].to_string());
+        }
+        seen.len()
+    };
+    assert_eq!(
+        distinct(&Daemon::start(Settings::default()).await).await,
+        1,
+        "documented: one seed for a session"
+    );
+    assert_eq!(distinct(&Daemon::start(fresh()).await).await, 4);
+}
+
+#[tokio::test]
+async fn fresh_interpreters_pass_the_main_job_in_every_language_and_leave_no_parent() {
+    let daemon = Daemon::start(fresh()).await;
+    let mut client = daemon.client().await;
+    let answers = [
+        run(&mut client, python("def handler(e): print('out'); return 1")).await,
+        run(&mut client, javascript("exports.handler = () => { console.log('out'); return 1 }")).await,
+        run(&mut client, shell("echo out; echo 1 >&3")).await,
+    ];
+    for said in answers {
+        assert_eq!((said.out().as_str(), said.value()), ("out\n", serde_json::json!(1)));
+    }
+    assert_eq!(parents(&daemon), [0; 0], "each jail ended with its execution");
+}
+
+#[tokio::test]
+async fn variables_that_an_interpreter_reads_at_its_start_count() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let start = pb::ExecutionStart {
+        env: env(&[("PYTHONHASHSEED", "0"), ("PYTHONPATH", "/workspace/lib")]),
+        ..python(
+            "import sys\ndef handler(e): return [sys.flags.hash_randomization, '/workspace/lib' in sys.path]",
+        )
+    };
+    assert_eq!(run(&mut client, start).await.value(), serde_json::json!([0, true]));
+}
+
+#[tokio::test]
+async fn lost_parent_ends_its_executions_with_a_cause_and_is_replaced() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    for _ in 0..3 {
+        let start = script("print('up', flush=True)\nwhile True: pass");
+        let mut talk = Talk::open(&mut client, Input::Start(start)).await.unwrap();
+        let mut said = Said::default();
+        talk.until_stdout(&mut said, "up").await;
+        let parent = parents(&daemon).into_iter().filter(is_python).min().unwrap();
+        send(parent, Signal::SIGKILL);
+        let said = talk.rest(said, (0, 0)).await.unwrap();
+        assert_eq!((said.cause(), said.out().as_str()), (pb::Cause::ExecutorLost, "up\n"));
+        assert_eq!(run(&mut client, script("print('again')")).await.out(), "again\n");
+    }
+}
+
+#[tokio::test]
+async fn python_that_cannot_be_a_warm_parent_is_started_each_time() {
+    // Below /usr, which every jail shows.
+    let place = tempfile::Builder::new().prefix("sandmesh-test-").tempdir_in("/usr/local/lib").unwrap();
+    let all = || std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(place.path(), all()).unwrap();
+    let python3 = place.path().join("python3");
+    let text =
+        "#!/bin/sh\ncase \"$*\" in *parent) echo no >&2; exit 3;; esac\nexec /usr/bin/python3 \"$@\"\n";
+    std::fs::write(&python3, text).unwrap();
+    std::fs::set_permissions(&python3, all()).unwrap();
+    let more = vec!["--python".to_owned(), python3.display().to_string()];
+    let daemon = Daemon::start(Settings { more, ..Settings::default() }).await;
+    let said = run(&mut daemon.client().await, script("print('slow but fine')")).await;
+    assert_eq!(said.out(), "slow but fine\n", "{said:?}");
+    assert!(daemon.log().contains("python cannot be kept warm"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn spares_are_bounded_and_end_with_the_executor() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    for start in [script("pass"), javascript("exports.handler = () => 1"), shell("true")] {
+        run(&mut client, start).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!((1..=8).contains(&groups(&daemon).len()), "{:?}", groups(&daemon));
+    send(daemon.child.id(), Signal::SIGTERM);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !groups(&daemon).is_empty() || !parents(&daemon).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "{:?} {:?}", groups(&daemon), parents(&daemon));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// The groups of executions and spares.
+fn groups(daemon: &Daemon) -> Vec<std::path::PathBuf> {
+    let memory = daemon.cgroups().into_iter().find(|group| group.to_string_lossy().contains("memory"));
+    let runs = memory.unwrap_or_else(|| daemon.cgroups().remove(0)).join(&daemon.sandbox_id).join("runs");
+    let entries = std::fs::read_dir(runs).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}

@@ -56,6 +56,7 @@ struct Isolation {
     network: &'static str,
     user: &'static str,
     limits: &'static str,
+    interpreters: &'static str,
 }
 
 /// An interpreter.
@@ -70,6 +71,7 @@ struct Language {
 pub(crate) fn run(options: &IsolationOptions) -> anyhow::Result<ExitCode> {
     let mut findings = Findings::default();
     findings.isolation.sandbox = "process";
+    findings.isolation.interpreters = options.interpreters.name();
     findings.kernel();
     findings.jail(options);
     findings.seccomp(options);
@@ -111,9 +113,14 @@ impl Findings {
             );
             return;
         };
-        let output = Command::new(program).arg("--version").output();
-        let release =
-            output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let output = match Command::new(program).arg("--version").output() {
+            Ok(output) => output,
+            Err(err) => {
+                let missing = format!("{program} cannot be executed: {err}");
+                return self.problem("bubblewrap", missing, "install the package bubblewrap anew");
+            }
+        };
+        let release = String::from_utf8_lossy(&output.stdout).into_owned();
         let found = release.trim().trim_start_matches("bubblewrap ");
         if version(found).is_some_and(|version| version < OLDEST_BUBBLEWRAP) {
             let missing = format!("bubblewrap 0.8, this is {found}");

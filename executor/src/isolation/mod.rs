@@ -61,6 +61,16 @@ pub(crate) enum Startup {
     Fresh,
 }
 
+impl Startup {
+    /// The word of the API.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Fresh => "fresh",
+        }
+    }
+}
+
 /// How executions are isolated: flags of `serve` and `check`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct IsolationOptions {
@@ -171,6 +181,7 @@ impl Sandbox {
             network: if self.jail.is_some() { "none" } else { "host" }.to_owned(),
             user: if self.dedicated_user { "dedicated" } else { "service" }.to_owned(),
             limits: self.cgroup.as_ref().map_or("rlimits", Group::name).to_owned(),
+            interpreters: self.startup.name().to_owned(),
         }
     }
 

@@ -113,13 +113,13 @@ fn language_pb(language: Language) -> executor::Language {
 }
 
 pub(crate) fn isolation_from_pb(sent: executor::Isolation) -> Isolation {
-    let executor::Isolation { sandbox, jail, seccomp, network, user, limits } = sent;
-    Isolation { sandbox, jail, seccomp, network, user, limits }
+    let executor::Isolation { sandbox, jail, seccomp, network, user, limits, interpreters } = sent;
+    Isolation { sandbox, jail, seccomp, network, user, limits, interpreters }
 }
 
 fn isolation_pb(isolation: &Isolation) -> executor::Isolation {
-    let Isolation { sandbox, jail, seccomp, network, user, limits } = isolation.clone();
-    executor::Isolation { sandbox, jail, seccomp, network, user, limits }
+    let Isolation { sandbox, jail, seccomp, network, user, limits, interpreters } = isolation.clone();
+    executor::Isolation { sandbox, jail, seccomp, network, user, limits, interpreters }
 }
 
 fn resources_pb(resources: &Resources) -> executor::Resources {

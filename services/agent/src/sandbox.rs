@@ -155,6 +155,8 @@ pub(crate) struct Isolation {
     pub(crate) user: String,
     /// What enforces the limits.
     pub(crate) limits: String,
+    /// Where the process of an execution comes from.
+    pub(crate) interpreters: String,
 }
 
 /// Where a sandbox is in its life.

@@ -148,6 +148,7 @@ pub(crate) fn isolation_from(isolation: executor::Isolation) -> Isolation {
         network: isolation.network,
         user: isolation.user,
         limits: isolation.limits,
+        interpreters: isolation.interpreters,
     }
 }
 
@@ -159,6 +160,7 @@ fn isolation(isolation: Isolation) -> executor::Isolation {
         network: isolation.network,
         user: isolation.user,
         limits: isolation.limits,
+        interpreters: isolation.interpreters,
     }
 }
 

@@ -88,6 +88,9 @@ pub(crate) struct Isolation {
     pub(crate) user: String,
     /// What enforces the limits.
     pub(crate) limits: String,
+    /// Where the process of an execution comes from; empty in a record older than the word.
+    #[serde(default)]
+    pub(crate) interpreters: String,
 }
 
 /// An error of the user's code, or of its start.

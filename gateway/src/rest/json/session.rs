@@ -323,6 +323,9 @@ pub(crate) struct EffectiveIsolation {
     user: String,
     /// What enforces the limits: `cgroup-v1`, `cgroup-v2` or `rlimits`.
     limits: String,
+    /// Where the process of an execution comes from: `warm` (forked from a warm parent of the session) or
+    /// `fresh` (a jail and an interpreter of its own).
+    interpreters: String,
 }
 
 /// How far the installation of dependencies is.
@@ -410,8 +413,8 @@ impl From<Resources> for ResourceLimit {
 
 impl From<Isolation> for EffectiveIsolation {
     fn from(isolation: Isolation) -> Self {
-        let Isolation { sandbox, jail, seccomp, network, user, limits } = isolation;
-        Self { sandbox, jail, seccomp, network, user, limits }
+        let Isolation { sandbox, jail, seccomp, network, user, limits, interpreters } = isolation;
+        Self { sandbox, jail, seccomp, network, user, limits, interpreters }
     }
 }
 

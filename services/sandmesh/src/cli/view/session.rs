@@ -60,6 +60,7 @@ struct IsolationView {
     network: String,
     user: String,
     limits: String,
+    interpreters: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -145,6 +146,7 @@ impl From<Isolation> for IsolationView {
             network: isolation.network,
             user: isolation.user,
             limits: isolation.limits,
+            interpreters: isolation.interpreters,
         }
     }
 }
@@ -207,9 +209,10 @@ impl ResourceLimit {
 
 impl IsolationView {
     fn text(&self) -> String {
-        let Self { sandbox, jail, seccomp, network, user, limits } = self;
+        let Self { sandbox, jail, seccomp, network, user, limits, interpreters } = self;
         format!(
-            "sandbox {sandbox}, jail {jail}, seccomp {seccomp}, network {network}, user {user}, limits {limits}"
+            "sandbox {sandbox}, jail {jail}, seccomp {seccomp}, network {network}, user {user}, limits {limits}, \
+             interpreters {interpreters}"
         )
     }
 }

@@ -1,9 +1,10 @@
 //! The baselines: what starting a process costs, bare or in a jail.
 
-use std::{
-    os::unix::process::CommandExt,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+use std::{ffi::CString, os::unix::ffi::OsStrExt as _, path::Path};
+
+use crate::{
+    kernel::{self, Spent},
+    settings::Settings,
 };
 
 /// What is around the process.
@@ -13,6 +14,17 @@ pub(crate) enum Jail {
     None,
     /// A jail with the namespaces that an execution has, written as a person would write it.
     Bubblewrap,
+}
+
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// `sh -c :`
+    Shell,
+    /// `python3 -c pass`
+    Python,
+    /// `node -e 0`
+    Node,
 }
 
 const BUBBLEWRAP: [&str; 15] = [
@@ -33,32 +45,28 @@ const BUBBLEWRAP: [&str; 15] = [
     "/tmp",
 ];
 
-/// Starts a process, waits for it and tells how long both took together.
+/// Starts a process, waits for it and tells what both took together. Blocks.
 ///
 /// # Errors
 /// When it cannot be started or does not exit with 0.
-pub(crate) fn run(jail: Jail, argv: &[String]) -> anyhow::Result<Duration> {
-    let jail: &[&str] = if jail == Jail::Bubblewrap { &BUBBLEWRAP } else { &[] };
-    let argv: Vec<&str> = jail.iter().copied().chain(argv.iter().map(String::as_str)).collect();
-    let mut command = Command::new(argv[0]);
-    command.args(&argv[1..]).env_clear().env("PATH", "/usr/bin:/bin");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    own_session(&mut command);
-    let began = Instant::now();
-    let status = command.status()?;
-    anyhow::ensure!(status.success(), "`{}` ended with {status}", argv.join(" "));
-    Ok(began.elapsed())
+pub(crate) fn run(argv: &[CString]) -> anyhow::Result<Spent> {
+    let (status, spent) = kernel::run(argv)?;
+    anyhow::ensure!(status.success(), "`{argv:?}` ended with {status}");
+    Ok(spent)
 }
 
-/// Gives the process a kernel session of its own, as each execution has.
-#[expect(unsafe_code, reason = "the standard library cannot start a process in a new session")]
-fn own_session(command: &mut Command) {
-    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe, and
-    // touches no memory.
-    unsafe {
-        command.pre_exec(|| match libc::setsid() {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
+/// The command line of a baseline.
+///
+/// # Errors
+/// When a path holds a NUL.
+pub(crate) fn argv(program: Program, jail: Jail, settings: &Settings) -> anyhow::Result<Vec<CString>> {
+    let jail: &[&str] = if jail == Jail::Bubblewrap { &BUBBLEWRAP } else { &[] };
+    let (path, flag, code): (&Path, _, _) = match program {
+        Program::Shell => (Path::new("/bin/sh"), "-c", ":"),
+        Program::Python => (&settings.python, "-c", "pass"),
+        Program::Node => (&settings.node, "-e", "0"),
+    };
+    let words = jail.iter().map(|word| word.as_bytes());
+    let words = words.chain([path.as_os_str().as_bytes(), flag.as_bytes(), code.as_bytes()]);
+    Ok(words.map(CString::new).collect::<Result<_, _>>()?)
 }

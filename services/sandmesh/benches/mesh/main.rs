@@ -1,97 +1,160 @@
-//! `just bench`: executions and sessions through the front door, against starting a process.
+//! `just bench` measures every goal against its baseline; `just soak` looks whether anything grows.
 //!
-//! Every figure is taken in the same run as its baseline, in interleaved rounds. Each process that a
-//! baseline starts gets a kernel session of its own, as an execution does: the scheduler shares the CPU
-//! among sessions, so without that the comparison would be wrong. Nothing timed is asserted; the table
-//! goes to the standard output and, with every round, to `target/bench/`.
+//! Every figure is taken in the same run as its baseline, in interleaved rounds, with the same layout: each
+//! process that a baseline starts gets a kernel session of its own, as an execution does. Nothing timed is
+//! asserted. The tables go to the standard output and, with a chart and every round, to `target/bench/`.
+//! `README.md` beside `mesh/` says what each line is and how it is measured.
 
 mod baseline;
-mod client;
+mod cgroup;
+mod chart;
+mod kernel;
+mod line;
 mod machine;
+mod measure;
+mod memory;
+mod process;
 mod report;
 mod server;
+mod settings;
+mod soak;
+mod stack;
 mod stats;
+mod streaming;
 mod subject;
+mod verdict;
+mod work;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    client::Client,
+    line::{Figure, Line},
     machine::Machine,
+    memory::Idle,
     report::Report,
     server::Server,
+    settings::{Options, Settings},
+    stack::Stack,
     stats::Measured,
-    subject::{Bench, Subject, subjects},
+    streaming::Streamed,
+    subject::Subject,
+    verdict::Results,
+    work::Bench,
 };
 
-/// The program under test; the executor is beside it.
+/// The program that was built for this run; the executor is beside it.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sandmesh");
+
+/// Starts an interpreter for each execution instead of keeping one warm.
+const FRESH: (&str, &str) = ("SANDMESH_AGENT__ISOLATION__INTERPRETERS", "fresh");
 
 /// Measures executions and sessions against starting a process.
 #[derive(Debug, Parser)]
-struct Args {
-    /// How many times every subject is measured, in turn with all others
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// How many samples a subject gives in each round
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    per_round: u32,
-    /// Measure only subjects whose name contains this, and their baselines
-    #[arg(long, default_value = "")]
-    only: String,
-    /// The Python of the baseline
-    #[arg(long, default_value = "/usr/bin/python3")]
-    python: PathBuf,
-    /// The Node.js of the baseline
-    #[arg(long, default_value = "/usr/bin/node")]
-    node: PathBuf,
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Given by cargo bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[arg(long = "bench", hide = true, global = true)]
+    by_cargo: bool,
 }
 
-#[tokio::main]
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep a server at full load and look whether anything grows or is left behind
+    Soak(soak::Options),
+}
+
+/// One thread, as the client should be as little of what is measured as it can be.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let program = Path::new(PROGRAM);
-    let executor = program.with_file_name("sandmesh-executor");
-    anyhow::ensure!(executor.exists(), "`{}` is missing: run `just executor`", executor.display());
-    let server = Server::start(program).await?;
-    let client = Client::connect(server.address()).await?;
-    let machine = Machine::read(&args.python, &args.node);
-    let bench = Bench { client, python: args.python, node: args.node };
-    let chosen = subjects(&args.only);
-    let measured = measure(&bench, &chosen, args.rounds, args.per_round).await?;
-    server.stop()?;
-    let report = Report { machine: machine.done(), rounds: args.rounds, per_round: args.per_round, measured };
+    let cli = Cli::parse();
+    let directory = Path::new(PROGRAM).ancestors().nth(2).context("there is no target directory")?;
+    let directory = directory.join("bench");
+    let work = async {
+        match cli.command {
+            Some(Command::Soak(options)) => soak::run(options, PathBuf::from(PROGRAM), &directory).await,
+            None => bench(cli.options.settings(PathBuf::from(PROGRAM)), &directory).await,
+        }
+    };
+    // When this is interrupted, the server is ended with all that it made.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        done = Box::pin(work) => done,
+        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("terminated"),
+    }
+}
+
+async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
+    let mut lines = line::all(settings.with_fresh);
+    if settings.list {
+        lines.iter().for_each(|line| println!("{:<20} {}", line.name, line.what));
+        return Ok(());
+    }
+    lines.retain(|line| line.name.contains(&settings.only));
+    anyhow::ensure!(!lines.is_empty(), "no line has `{}` in its name: see `--list`", settings.only);
+    let machine = Machine::read(&settings);
+    let (rounds, milliseconds) = Report::amount(settings.amount);
+    let mut bench = start(settings).await?;
+    let measured = measure(&bench, &lines).await;
+    let machine = machine.done(bench.cpu());
+    bench.warm.server.stop()?;
+    if let Some(fresh) = &mut bench.fresh {
+        fresh.server.stop()?;
+    }
+    let (measured, idle) = measured?;
+    let results = Results { rounds: &measured, idle: idle.as_ref() };
+    let report = Report {
+        machine,
+        rounds,
+        milliseconds,
+        lines: lines.iter().map(|line| results.row(line)).collect(),
+        subjects: measured.measured.iter().map(Measured::summary).collect(),
+        streamed: measured.streamed,
+        idle,
+    };
     print!("{}", report.markdown());
-    let directory = program.ancestors().nth(2).context("the program has no target directory")?.join("bench");
-    report.write(&directory)?;
-    eprintln!("written: {0}/bench.json and {0}/bench.md", directory.display());
+    report.write(directory)?;
+    eprintln!("written: bench.json, bench.md and bench.svg in {}", directory.display());
     Ok(())
 }
 
-/// Runs every subject in every round, each round from another starting point, so that no subject is
-/// always measured after the same neighbour.
-async fn measure(
-    bench: &Bench,
-    subjects: &[Subject],
-    rounds: u32,
-    per_round: u32,
-) -> anyhow::Result<Vec<Measured>> {
-    let mut measured: Vec<_> = subjects.iter().map(Measured::new).collect();
-    for subject in subjects {
-        subject.warm_up(bench).await.with_context(|| format!("`{}` does not work", subject.name))?;
-    }
-    for round in 0..rounds {
-        eprintln!("round {} of {rounds}", round + 1);
-        for step in 0..subjects.len() {
-            let at = (step + round as usize) % subjects.len();
-            measured[at].rounds.push(subjects[at].round(bench, per_round).await);
-        }
-    }
-    Ok(measured)
+async fn start(settings: Settings) -> anyhow::Result<Bench> {
+    // As much output is kept as is streamed.
+    let output = format!("{}MiB", settings.amount.stream_mib);
+    let keep = [("SANDMESH_AGENT__MAX_OUTPUT", &*output), ("SANDMESH_SESSION__MAX_OUTPUT", &*output)];
+    let warm = Stack::connect(Server::start(&settings.program, &keep).await?).await?;
+    let fresh = if settings.with_fresh {
+        let server = Server::start(&settings.program, &[FRESH]).await?;
+        Some(Stack::connect(server).await?)
+    } else {
+        None
+    };
+    Ok(Bench { settings, warm, fresh })
+}
+
+/// Measures what these lines are made of.
+async fn measure(bench: &Bench, lines: &[Line]) -> anyhow::Result<(measure::Rounds, Option<Idle>)> {
+    let names: Vec<_> = lines.iter().flat_map(Line::subjects).collect();
+    let subjects: Vec<Subject> =
+        subject::all().into_iter().filter(|subject| names.contains(&subject.name)).collect();
+    let streamed = lines.iter().filter_map(|line| match line.figure {
+        Figure::Streamed(door) => Some(Streamed::new(door, bench.settings.amount.stream_mib)),
+        _ => None,
+    });
+    let rounds = measure::rounds(bench, &subjects, streamed.collect()).await?;
+    let wants_memory = lines.iter().any(|line| matches!(line.figure, Figure::Memory));
+    let idle = if wants_memory {
+        Some(memory::measure(&bench.warm, bench.settings.amount.idle_sessions).await?)
+    } else {
+        None
+    };
+    Ok((rounds, idle))
 }

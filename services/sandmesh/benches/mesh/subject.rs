@@ -1,141 +1,166 @@
-//! What is measured, and what it is compared with.
+//! What is measured: each subject with its name, how many are in flight, and what is done.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use anyhow::Context;
-use futures::{StreamExt, stream};
 use sandmesh_proto::executor::Language;
 
 use crate::{
-    baseline::{self, Jail},
-    client::{Client, Door},
-    stats::Round,
+    baseline::{Jail, Program},
+    work::{Door, On, Work},
 };
 
-/// What subjects are run with.
-pub(crate) struct Bench {
-    pub(crate) client: Client,
-    pub(crate) python: PathBuf,
-    pub(crate) node: PathBuf,
-}
-
 /// One thing that is measured.
+#[derive(Debug)]
 pub(crate) struct Subject {
     /// Its name, unique.
     pub(crate) name: &'static str,
-    /// The name of the subject it is compared with.
-    pub(crate) baseline: Option<&'static str>,
-    /// How many run at once. With more than one the rate counts, besides the latency.
+    /// What is done for each sample.
+    pub(crate) work: Work,
+    /// How many are done at once.
     pub(crate) in_flight: usize,
-    work: Work,
+    /// In how many sessions.
+    pub(crate) sessions: usize,
+    /// How long each waits before the next.
+    pub(crate) pause: Duration,
+    /// How long it is measured in a round, as a multiple of what is asked for.
+    pub(crate) share: f64,
+    /// Subjects of the same group are measured next to each other.
+    pub(crate) group: Group,
 }
 
-#[derive(Clone, Copy)]
-enum Work {
-    Spawn(Interpreter, Jail),
-    Execute(Language, Door),
-    CreateSession,
-    FirstResult,
-}
-
-#[derive(Clone, Copy)]
-enum Interpreter {
-    True,
-    Shell,
+/// What is compared with each other, and so measured next to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Group {
     Python,
-    Node,
+    Full,
+    Javascript,
+    Shell,
+    Sessions,
+    Calls,
 }
 
-const PYTHON: &str = "python3 -c pass";
-const PYTHON_8: &str = "python3 -c pass, 8 in flight";
-const NODE: &str = "node -e 0";
-const SHELL_JAILED: &str = "bwrap + sh -c :";
+/// Every group.
+pub(crate) const GROUPS: [Group; 6] =
+    [Group::Python, Group::Full, Group::Javascript, Group::Shell, Group::Sessions, Group::Calls];
 
-const fn one(name: &'static str, baseline: Option<&'static str>, work: Work) -> Subject {
-    Subject { name, baseline, in_flight: 1, work }
+pub(crate) const PYTHON: &str = "python3 -c pass";
+pub(crate) const PYTHON_JAILED: &str = "bwrap + python3 -c pass";
+pub(crate) const PYTHON_8: &str = "python3 -c pass, 8 in flight";
+pub(crate) const NODE: &str = "node -e 0";
+pub(crate) const SHELL_JAILED: &str = "bwrap + sh -c :";
+pub(crate) const EXECUTOR: &str = "python, executor";
+pub(crate) const EXECUTOR_PAUSE_5: &str = "python, executor, 5 ms pauses";
+pub(crate) const EXECUTOR_PAUSE_20: &str = "python, executor, 20 ms pauses";
+pub(crate) const EXECUTOR_8: &str = "python, executor, 8 in flight";
+pub(crate) const EXECUTOR_16: &str = "python, executor, 16 in flight";
+pub(crate) const EXECUTOR_FRESH: &str = "python, executor, fresh interpreter";
+pub(crate) const SESSION_ROLE: &str = "python, session role";
+pub(crate) const GATEWAY: &str = "python, gateway, gRPC";
+pub(crate) const GATEWAY_8: &str = "python, gateway, gRPC, 8 in flight";
+pub(crate) const GATEWAY_FRESH: &str = "python, gateway, gRPC, fresh interpreter";
+pub(crate) const REST: &str = "python, gateway, REST";
+pub(crate) const REST_16: &str = "python, gateway, REST, 16 in flight";
+pub(crate) const NODE_EXECUTOR: &str = "javascript, executor, 100 ms pauses";
+pub(crate) const NODE_GATEWAY: &str = "javascript, gateway, gRPC, 100 ms pauses";
+pub(crate) const NODE_BUSY: &str = "javascript, executor, no pauses";
+pub(crate) const SHELL_EXECUTOR: &str = "shell, executor";
+pub(crate) const SHELL_GATEWAY: &str = "shell, gateway, gRPC";
+pub(crate) const CREATE: &str = "session create, REST";
+pub(crate) const FIRST_RESULT: &str = "session create to first result, REST";
+pub(crate) const NOTHING: &str = "unary call, unix socket";
+pub(crate) const GET_DIRECT: &str = "GetSession, unix socket";
+pub(crate) const GET_GATEWAY: &str = "GetSession, gateway, gRPC";
+pub(crate) const GET_REST: &str = "GET /sessions/{id}, gateway, REST";
+pub(crate) const ACCEPT: &str = "StartExecution, unix socket";
+
+impl Subject {
+    fn new(group: Group, name: &'static str, work: Work) -> Self {
+        Self { name, work, in_flight: 1, sessions: 1, pause: Duration::ZERO, share: 1.0, group }
+    }
+
+    fn share(self, share: f64) -> Self {
+        Self { share, ..self }
+    }
+
+    fn in_flight(self, in_flight: usize) -> Self {
+        Self { in_flight, share: 2.0, ..self }
+    }
+
+    fn sessions(self, sessions: usize) -> Self {
+        Self { sessions, ..self }
+    }
+
+    fn pause(self, milliseconds: u64) -> Self {
+        Self { pause: Duration::from_millis(milliseconds), share: 1.5, ..self }
+    }
 }
 
-const fn many(name: &'static str, baseline: &'static str, in_flight: usize, work: Work) -> Subject {
-    Subject { name, baseline: Some(baseline), in_flight, work }
+/// Every subject.
+pub(crate) fn all() -> Vec<Subject> {
+    let mut all = python();
+    all.extend(full());
+    all.extend(other_languages());
+    all.extend(calls());
+    all
 }
 
-/// The subjects whose name contains `only`, with their baselines.
-pub(crate) fn subjects(only: &str) -> Vec<Subject> {
-    let all = all();
-    let chosen: Vec<_> = all.iter().filter(|subject| subject.name.contains(only)).collect();
-    let names: Vec<_> =
-        chosen.iter().flat_map(|subject| [Some(subject.name), subject.baseline]).flatten().collect();
-    all.into_iter().filter(|subject| names.contains(&subject.name)).collect()
-}
-
-fn all() -> Vec<Subject> {
-    use self::{Interpreter as I, Language as L, Work as W};
-    let python = Some(PYTHON);
+fn python() -> Vec<Subject> {
+    let python = |door| Work::Execute(On::Default, Language::Python, door);
+    let fresh = |door| Work::Execute(On::Fresh, Language::Python, door);
+    let one = |name, work| Subject::new(Group::Python, name, work);
     vec![
-        one("true", None, W::Spawn(I::True, Jail::None)),
-        one(PYTHON, None, W::Spawn(I::Python, Jail::None)),
-        one("bwrap + python3 -c pass", python, W::Spawn(I::Python, Jail::Bubblewrap)),
-        one("python execution, gRPC", python, W::Execute(L::Python, Door::Grpc)),
-        one("python execution, REST", python, W::Execute(L::Python, Door::Rest)),
-        one("session create, REST", python, W::CreateSession),
-        one("session create to first result, REST", python, W::FirstResult),
-        one(NODE, None, W::Spawn(I::Node, Jail::None)),
-        one("javascript execution, gRPC", Some(NODE), W::Execute(L::Javascript, Door::Grpc)),
-        one(SHELL_JAILED, None, W::Spawn(I::Shell, Jail::Bubblewrap)),
-        one("shell execution, gRPC", Some(SHELL_JAILED), W::Execute(L::Shell, Door::Grpc)),
-        many(PYTHON_8, PYTHON, 8, W::Spawn(I::Python, Jail::None)),
-        many("python execution, gRPC, 8 in flight", PYTHON_8, 8, W::Execute(L::Python, Door::Grpc)),
-        many("python execution, gRPC, 16 in flight", PYTHON_8, 16, W::Execute(L::Python, Door::Grpc)),
+        one(PYTHON, Work::Spawn(Program::Python, Jail::None)),
+        one(PYTHON_JAILED, Work::Spawn(Program::Python, Jail::Bubblewrap)).share(0.5),
+        one(EXECUTOR, python(Door::Executor)),
+        one(EXECUTOR_PAUSE_5, python(Door::Executor)).pause(5),
+        one(EXECUTOR_PAUSE_20, python(Door::Executor)).pause(20),
+        one(SESSION_ROLE, python(Door::SessionRole)),
+        one(GATEWAY, python(Door::Gateway)),
+        one(REST, python(Door::Rest)),
+        one(EXECUTOR_FRESH, fresh(Door::Executor)),
+        one(GATEWAY_FRESH, fresh(Door::Gateway)),
     ]
 }
 
-impl Subject {
-    /// Runs it a few times, so that files and connections are warm.
-    ///
-    /// # Errors
-    /// When it does not work at all: then nothing it would report had a meaning.
-    pub(crate) async fn warm_up(&self, bench: &Bench) -> anyhow::Result<()> {
-        for _ in 0..3 {
-            self.work.once(bench).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes `samples` samples, `in_flight` at a time.
-    pub(crate) async fn round(&self, bench: &Bench, samples: u32) -> Round {
-        let began = Instant::now();
-        let outcomes = stream::iter(0..samples).map(|_| self.work.once(bench));
-        let outcomes: Vec<_> = outcomes.buffer_unordered(self.in_flight).collect().await;
-        Round::new(outcomes, began.elapsed())
-    }
+/// With both cores busy.
+fn full() -> Vec<Subject> {
+    let python = |door| Work::Execute(On::Default, Language::Python, door);
+    let one = |name, work| Subject::new(Group::Full, name, work);
+    vec![
+        one(PYTHON_8, Work::Spawn(Program::Python, Jail::None)).in_flight(8),
+        one(EXECUTOR_8, python(Door::Executor)).in_flight(8).sessions(2),
+        one(GATEWAY_8, python(Door::Gateway)).in_flight(8).sessions(2),
+        one(EXECUTOR_16, python(Door::Executor)).in_flight(16).share(3.0),
+        one(REST_16, python(Door::Rest)).in_flight(16).share(3.0),
+    ]
 }
 
-impl Work {
-    /// Does the work once and tells how long it took, without what has to be tidied up afterwards.
-    async fn once(self, bench: &Bench) -> anyhow::Result<Duration> {
-        match self {
-            Self::Spawn(interpreter, jail) => {
-                let argv = interpreter.argv(bench)?;
-                tokio::task::spawn_blocking(move || baseline::run(jail, &argv)).await?
-            }
-            Self::Execute(language, door) => bench.client.execute(language, door).await,
-            Self::CreateSession => bench.client.create_session(false).await,
-            Self::FirstResult => bench.client.create_session(true).await,
-        }
-    }
+fn other_languages() -> Vec<Subject> {
+    let javascript = |door| Work::Execute(On::Default, Language::Javascript, door);
+    let shell = |door| Work::Execute(On::Default, Language::Shell, door);
+    let node = |name, work| Subject::new(Group::Javascript, name, work);
+    let sh = |name, work| Subject::new(Group::Shell, name, work);
+    vec![
+        node(NODE, Work::Spawn(Program::Node, Jail::None)),
+        node(NODE_EXECUTOR, javascript(Door::Executor)).pause(100).share(2.0),
+        node(NODE_GATEWAY, javascript(Door::Gateway)).pause(100).share(2.0),
+        node(NODE_BUSY, javascript(Door::Executor)),
+        sh(SHELL_JAILED, Work::Spawn(Program::Shell, Jail::Bubblewrap)),
+        sh(SHELL_EXECUTOR, shell(Door::Executor)),
+        sh(SHELL_GATEWAY, shell(Door::Gateway)),
+    ]
 }
 
-impl Interpreter {
-    fn argv(self, bench: &Bench) -> anyhow::Result<Vec<String>> {
-        let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("a path is not UTF-8");
-        Ok(match self {
-            Self::True => vec!["/usr/bin/true".to_owned()],
-            Self::Shell => vec!["/bin/sh".to_owned(), "-c".to_owned(), ":".to_owned()],
-            Self::Python => vec![text(&bench.python)?, "-c".to_owned(), "pass".to_owned()],
-            Self::Node => vec![text(&bench.node)?, "-e".to_owned(), "0".to_owned()],
-        })
-    }
+fn calls() -> Vec<Subject> {
+    let session = |name, work| Subject::new(Group::Sessions, name, work);
+    let call = |name, work| Subject::new(Group::Calls, name, work).share(0.5);
+    vec![
+        session(CREATE, Work::CreateSession),
+        session(FIRST_RESULT, Work::FirstResult),
+        call(NOTHING, Work::Nothing),
+        call(GET_DIRECT, Work::GetSession(Door::SessionRole)),
+        call(GET_GATEWAY, Work::GetSession(Door::Gateway)),
+        call(GET_REST, Work::GetSession(Door::Rest)),
+        call(ACCEPT, Work::Accept),
+    ]
 }

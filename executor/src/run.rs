@@ -2,7 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -73,39 +73,53 @@ impl Run {
             stop = execution.stop_requested() => return cancelled(stop),
         };
         let queued = arrived.elapsed();
-        let began = Instant::now();
-        let (mut process, runner, request) = match launch(&start, &sandbox, &warm).await {
-            Ok(launched) => launched,
-            Err(failure) => return Frame::Failed(failure.into()),
+        let announce = Announce {
+            execution: &execution,
+            start: &start,
+            stdin: Mutex::new(Some(stdin)),
+            queued,
+            began: Instant::now(),
         };
-        let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
-        if let Some(pipe) = process.stdin.take() {
-            clock::spawn(stdin.open(pipe, start.stdin, start.keep_stdin_open));
-        }
-        let asked = process.request.take();
-        let pumps = async {
-            let output = (pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
-            tokio::join!(output.0, output.1, collect(result), ask(asked, request)).2
-        };
-        let announce = Announce { execution: &execution, program: &start.program, queued, began };
-        let life = supervise(&mut process, &announce, start.timeout);
-        let (life, raw_result) = both(life, pumps).await;
-        let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued };
-        if !process.dismantle(DISMANTLE).await {
-            tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
+        let mut ended = live(&announce, &sandbox, &warm).await;
+        if ended.as_ref().is_ok_and(|ended| ended.life.never_was()) {
+            // Its parent was lost right then. Nothing of the user's ran, so it may be tried again.
+            ended = live(&announce, &sandbox, &warm).await;
         }
         drop((slot, place));
         warm.replenish_soon();
-        let returned = runner.read_result(raw_result);
-        Ended { life, measured, returned, execution: &execution }.into_frame()
+        match ended {
+            Ok(ended) => ended.into_frame(),
+            Err(failure) => Frame::Failed(failure.into()),
+        }
     }
+}
+
+/// The life of one process, from taking it to taking it apart.
+async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Result<Ended<'a>, Failure> {
+    let (execution, start) = (announce.execution, announce.start);
+    let (mut process, runner, request) = launch(start, sandbox, warm).await?;
+    let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
+    let asked = process.request.take();
+    let pumps = async {
+        let output = (pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
+        tokio::join!(output.0, output.1, collect(result), ask(asked, request)).2
+    };
+    let life = supervise(&mut process, announce, start.timeout);
+    let (life, raw_result) = both(life, pumps).await;
+    let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
+    if !process.dismantle(DISMANTLE).await {
+        tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
+    }
+    Ok(Ended { life, measured, returned: runner.read_result(raw_result), execution })
 }
 
 /// Tells the execution that its process exists.
 #[derive(Debug)]
 pub(crate) struct Announce<'a> {
     pub(crate) execution: &'a Execution,
-    program: &'a Program,
+    start: &'a Start,
+    /// The input, until there is a process to connect.
+    stdin: Mutex<Option<Opening>>,
     queued: Duration,
     began: Instant,
 }
@@ -119,8 +133,13 @@ pub(crate) struct StartedAt {
 
 impl Announce<'_> {
     /// The user's process runs from now on.
-    pub(crate) fn started(&self, control: OwnedWriteHalf) -> StartedAt {
+    pub(crate) fn started(&self, control: OwnedWriteHalf, stdin: Option<pipe::Sender>) -> StartedAt {
         let instant = Instant::now();
+        let opening = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(opening), Some(pipe)) = (opening, stdin) {
+            let (first, keep_open) = (self.start.stdin.clone(), self.start.keep_stdin_open);
+            clock::spawn(opening.open(pipe, first, keep_open));
+        }
         let startup = instant - self.began;
         let started = pb::ExecutionStarted {
             started_at: Some(clock::now().into()),
@@ -133,7 +152,7 @@ impl Announce<'_> {
 
     /// What to call a step that failed.
     pub(crate) fn what_failed(&self, stage: Stage) -> String {
-        match (stage, self.program) {
+        match (stage, &self.start.program) {
             (Stage::Exec, Program::Command(argv)) => {
                 format!("cannot execute `{}`", argv.first().map_or("", String::as_str))
             }
@@ -165,7 +184,7 @@ async fn launch(
         failure.message = format!("cannot make the jail: {}", err.source);
         failure
     })?;
-    let request = runner.prepare(kind, start, sandbox, &process.scene);
+    let request = runner.prepare(kind, start, sandbox.limits(), &process.scene);
     Ok((process, runner, request))
 }
 

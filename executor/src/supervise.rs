@@ -153,12 +153,18 @@ impl Life {
         }
     }
 
+    /// Whether its processes were gone before anything was started, and nobody wanted that.
+    pub(crate) fn never_was(&self) -> bool {
+        self.started.is_none() && self.failed.is_none() && self.exited.is_none() && self.stopped.is_none()
+    }
+
     /// Notes what was said up to the start; true if the user's code runs.
     fn note_start(&mut self, said: &Words, process: &mut Process, announce: &Announce<'_>) -> bool {
         process.start = None;
         match said.heard().split_first() {
             Some((&STARTING, [])) => {
-                self.started = process.control.take().map(|control| announce.started(control));
+                let stdin = process.stdin.take();
+                self.started = process.control.take().map(|control| announce.started(control, stdin));
                 return true;
             }
             Some((&STARTING, report)) => self.note_failure(Report::decode(report), announce),

@@ -133,6 +133,33 @@ async fn lost_parent_ends_its_executions_with_a_cause_and_is_replaced() {
 }
 
 #[tokio::test]
+async fn parent_lost_before_the_start_costs_nothing_but_time() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    run(&mut client, script("pass")).await;
+    let (mut done, mut lost) = (0, 0);
+    for round in 0..60_u64 {
+        let victims: Vec<_> = parents(&daemon).into_iter().filter(is_python).collect();
+        let killing = async {
+            tokio::time::sleep(Duration::from_micros(round * 50)).await;
+            victims.iter().min().into_iter().for_each(|parent| drop(try_send(*parent, Signal::SIGKILL)));
+        };
+        let start = script("print('ran')");
+        let (said, ()) = tokio::join!(run(&mut client, start), killing);
+        assert!(said.failed.is_none(), "round {round}: {said:?}");
+        match said.cause() {
+            pb::Cause::Unspecified => done += u32::from(said.out() == "ran\n"),
+            cause => {
+                assert_eq!(cause, pb::Cause::ExecutorLost, "{said:?}");
+                lost += 1;
+            }
+        }
+    }
+    println!("{done} done, {lost} lost with their parent");
+    assert_eq!(done + lost, 60);
+}
+
+#[tokio::test]
 async fn python_that_cannot_be_a_warm_parent_is_started_each_time() {
     // Below /usr, which every jail shows.
     let place = tempfile::Builder::new().prefix("sandmesh-test-").tempdir_in("/usr/local/lib").unwrap();
@@ -168,7 +195,11 @@ async fn spares_are_bounded_and_end_with_the_executor() {
 }
 
 fn send(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    try_send(pid, signal).unwrap();
+}
+
+fn try_send(pid: u32, signal: Signal) -> nix::Result<()> {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal)
 }
 
 /// The groups of executions and spares.

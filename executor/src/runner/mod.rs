@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock,
-    isolation::{Sandbox, jail::Scene},
+    isolation::{Sandbox, cgroup::Limits, jail::Scene},
     parent::Spec,
     request::{Program, Start},
 };
@@ -99,7 +99,7 @@ impl Runner {
     }
 
     /// The request that makes a process of this kind run an execution.
-    pub(crate) fn prepare(&self, kind: Kind, start: &Start, sandbox: &Sandbox, scene: &Scene) -> Vec<Bytes> {
+    pub(crate) fn prepare(&self, kind: Kind, start: &Start, limits: Limits, scene: &Scene) -> Vec<Bytes> {
         let env = |runners: Vec<(String, String)>| environment(runners, &start.env, scene);
         let whole = |spec: Spec, request: Vec<Bytes>| {
             let spec = Spec { env: env(spec.env), workdir: scene.workspace.display().to_string(), ..spec };
@@ -110,14 +110,14 @@ impl Runner {
                 Self::Python(_) | Self::JavaScript(_),
                 Kind::Python | Kind::Node,
                 Program::Code { code, entry, .. },
-            ) => Request::new(start, entry.as_deref(), code, sandbox).into_parts(Some(env(Vec::new()))),
+            ) => Request::new(start, entry.as_deref(), code, limits).into_parts(Some(env(Vec::new()))),
             (Self::Python(path), _, Program::Code { code, entry, .. }) => whole(
                 python::spec(path, scene),
-                Request::new(start, entry.as_deref(), code, sandbox).into_parts(None),
+                Request::new(start, entry.as_deref(), code, limits).into_parts(None),
             ),
             (Self::JavaScript(path), _, Program::Code { code, entry, .. }) => whole(
                 javascript::spec(path, scene),
-                Request::new(start, entry.as_deref(), code, sandbox).into_parts(None),
+                Request::new(start, entry.as_deref(), code, limits).into_parts(None),
             ),
             (Self::Shell(path), _, Program::Code { code, .. }) => {
                 whole(shell::spec(path, scene, start, code), Vec::new())
@@ -238,7 +238,7 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    fn new(start: &'a Start, entry: Option<&'a str>, code: &'a Bytes, sandbox: &Sandbox) -> Self {
+    fn new(start: &'a Start, entry: Option<&'a str>, code: &'a Bytes, limits: Limits) -> Self {
         Self {
             execution_id: &start.id,
             session_id: &start.session_id,
@@ -246,7 +246,7 @@ impl<'a> Request<'a> {
             code_bytes: code.len(),
             event_bytes: start.event.len(),
             result_bytes: MAX_RESULT_BYTES,
-            memory_mb: sandbox.limits().memory_bytes >> 20,
+            memory_mb: limits.memory_bytes >> 20,
             timeout_ms: start.timeout.as_millis(),
             now: clock::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             env: None,

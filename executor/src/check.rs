@@ -183,7 +183,7 @@ impl Findings {
             }
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let found = runtime.context("cannot start the runtime")?.block_on(interpreters.describe());
+        let found = runtime.context("cannot start the runtime")?.block_on(interpreters.describe(&[]));
         self.languages = found.into_iter().map(Language::from).collect();
         if self.languages.is_empty() {
             self.problem("interpreter", "any of python3, node and sh", "apt-get install python3 nodejs bash");

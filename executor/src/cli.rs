@@ -68,11 +68,20 @@ pub(crate) struct ServeOptions {
     /// The language to be warm for from the start.
     #[arg(long, value_enum)]
     pub(crate) warm: Option<Language>,
+    /// Versions of interpreters that are known, as `check` told them: python=3.11.2,javascript=18.19.0. Those of
+    /// others are asked for, which takes starting them.
+    #[arg(long, value_delimiter = ',', value_parser = known_version)]
+    pub(crate) known_versions: Vec<(Language, String)>,
     /// When to end by itself, in seconds since 1970.
     #[arg(long)]
     pub(crate) expires_at: Option<u64>,
     #[command(flatten)]
     pub(crate) isolation: IsolationOptions,
+}
+
+fn known_version(text: &str) -> Result<(Language, String), String> {
+    let (language, version) = text.split_once('=').ok_or("must be LANGUAGE=VERSION")?;
+    Ok((Language::from_str(language, false)?, version.to_owned()))
 }
 
 /// Flags of `destroy`.

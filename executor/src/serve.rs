@@ -67,7 +67,8 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
         max_queued: options.max_queued as usize,
         keep: Keep { memory_bytes: MEMORY_BYTES, total_bytes: options.max_output_bytes },
     };
-    let service = Arc::new(Service::new(options.sandbox_id.clone(), sandbox, capacity));
+    let service =
+        Arc::new(Service::new(options.sandbox_id.clone(), sandbox, capacity, options.known_versions.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

@@ -13,6 +13,7 @@ use sandmesh_proto::executor as pb;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
+    cli::Language,
     clock,
     execution::{Cursor, Execution, Stop},
     isolation::Sandbox,
@@ -41,6 +42,7 @@ pub(crate) struct Service {
     sandbox: Arc<Sandbox>,
     warm: Arc<Warm>,
     capacity: Capacity,
+    known_versions: Vec<(Language, String)>,
     started: Instant,
     /// One permit per execution that may run or wait.
     places: Arc<Semaphore>,
@@ -60,13 +62,19 @@ struct Registry {
 
 impl Service {
     /// A service with nothing to do yet.
-    pub(crate) fn new(sandbox_id: String, sandbox: Sandbox, capacity: Capacity) -> Self {
+    pub(crate) fn new(
+        sandbox_id: String,
+        sandbox: Sandbox,
+        capacity: Capacity,
+        known_versions: Vec<(Language, String)>,
+    ) -> Self {
         let (sandbox, slots) = (Arc::new(sandbox), Arc::new(Semaphore::new(capacity.max_executions)));
         Self {
             sandbox_id,
             warm: Arc::new(Warm::new(Arc::clone(&sandbox), Arc::clone(&slots))),
             sandbox,
             capacity,
+            known_versions,
             started: Instant::now(),
             places: Arc::new(Semaphore::new(capacity.max_executions + capacity.max_queued)),
             slots,
@@ -160,7 +168,8 @@ impl Service {
 
     /// Who this executor is.
     pub(crate) async fn describe(&self) -> pb::GetExecutorResponse {
-        let languages = self.languages.get_or_init(|| self.sandbox.interpreters().describe()).await;
+        let languages =
+            self.languages.get_or_init(|| self.sandbox.interpreters().describe(&self.known_versions)).await;
         let Capacity { max_executions, max_queued, .. } = self.capacity;
         let running = self.running();
         let inside = max_executions + max_queued - self.places.available_permits();

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use sandmesh_proto::executor as pb;
 
 use super::IsolationOptions;
+use crate::cli::Language;
 
 /// How long an interpreter may take to tell its version.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,16 +73,25 @@ impl Interpreters {
         }
     }
 
-    /// Asks every interpreter for its version; takes tens of milliseconds.
-    pub(crate) async fn describe(&self) -> Vec<pb::LanguageRuntime> {
-        let languages = [pb::Language::Python, pb::Language::Javascript, pb::Language::Shell];
-        let found = languages.iter().filter_map(|language| {
+    /// Asks every interpreter for its version, which takes tens of milliseconds, unless it is known.
+    pub(crate) async fn describe(&self, known: &[(Language, String)]) -> Vec<pb::LanguageRuntime> {
+        let languages = [
+            (pb::Language::Python, Language::Python),
+            (pb::Language::Javascript, Language::Javascript),
+            (pb::Language::Shell, Language::Shell),
+        ];
+        let found = languages.iter().filter_map(|(language, word)| {
             let path = self.of(*language)?;
+            let known = known.iter().find(|(known, _)| known == word).map(|(_, version)| version.clone());
             Some(async move {
+                let version = match known {
+                    Some(version) => version,
+                    None => version(path, *language).await.unwrap_or_default(),
+                };
                 pb::LanguageRuntime {
                     language: (*language).into(),
                     path: path.display().to_string(),
-                    version: version(path, *language).await.unwrap_or_default(),
+                    version,
                 }
             })
         });

@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{Output, Stdio},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -30,6 +31,9 @@ pub(super) const TAIL_BYTES: usize = 2048;
 pub(super) struct Program {
     path: PathBuf,
     config: Config,
+    /// The versions of the interpreters that `check` found, in the words of `serve`: so that no sandbox
+    /// has to start them all to know.
+    versions: Arc<OnceLock<String>>,
 }
 
 /// The answer of `sandmesh-executor check`.
@@ -57,6 +61,16 @@ struct Problem {
 #[derive(Debug, Deserialize)]
 struct Interpreter {
     language: Language,
+    version: String,
+}
+
+impl Answer {
+    fn versions(&self) -> String {
+        let known = self.languages.iter().filter(|found| !found.version.is_empty());
+        let words: Vec<_> =
+            known.map(|found| format!("{}={}", found.language.as_str(), found.version)).collect();
+        words.join(",")
+    }
 }
 
 impl Program {
@@ -68,7 +82,7 @@ impl Program {
             (true, None) => PathBuf::from("sandmesh-executor"),
         };
         if path.is_file() {
-            return Ok(Self { path, config: config.clone() });
+            return Ok(Self { path, config: config.clone(), versions: Arc::default() });
         }
         Err(Problems(vec![format!(
             "program `{}` is missing; put `sandmesh-executor` beside the running program, or name it in setting \
@@ -83,11 +97,14 @@ impl Program {
         self.add_isolation(&mut command, uid);
         let output = self.answer(command).await.map_err(|why| Problems(vec![why]))?;
         match serde_json::from_slice::<Answer>(&output.stdout) {
-            Ok(answer) if answer.ok => Ok(Ability {
-                isolation: answer.isolation,
-                languages: answer.languages.into_iter().map(|found| found.language).collect(),
-                warnings: answer.warnings.iter().map(describe).collect(),
-            }),
+            Ok(answer) if answer.ok => {
+                self.versions.get_or_init(|| answer.versions());
+                Ok(Ability {
+                    isolation: answer.isolation,
+                    languages: answer.languages.into_iter().map(|found| found.language).collect(),
+                    warnings: answer.warnings.iter().map(describe).collect(),
+                })
+            }
             Ok(answer) => Err(Problems(
                 answer.problems.iter().map(|found| explain(found, &self.config.isolation)).collect(),
             )),
@@ -121,6 +138,9 @@ impl Program {
             command.arg(name).arg(value.to_string());
         }
         command.args(["--warm", order.spec.language.as_str()]);
+        if let Some(versions) = self.versions.get().filter(|versions| !versions.is_empty()) {
+            command.args(["--known-versions", versions]);
+        }
         if let Some(end) = order.spec.expires_at {
             // Rounded up: it must not end before its time.
             let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);

@@ -47,38 +47,36 @@ const USED: i32 = 2;
 /// The memory of all inits of a parent.
 #[derive(Debug)]
 pub(crate) struct Births {
-    memory: usize,
+    /// Where each stack begins.
+    stacks: [usize; MOST],
     made: usize,
 }
 
 impl Births {
     pub(crate) const fn new() -> Self {
-        Self { memory: 0, made: 0 }
+        Self { stacks: [0; MOST], made: 0 }
     }
 
     /// A place that no init uses.
     fn take(&mut self) -> Result<*mut Birth, Errno> {
         const EAGAIN: Errno = 11;
-        if self.memory == 0 {
-            self.memory = sys::map(MOST * STACK_BYTES)?;
-        }
-        for index in 0..self.made {
-            let birth = self.at(index);
+        for stack in &self.stacks[..self.made] {
+            let birth = at(*stack);
             // SAFETY: made before, and only its state is looked at.
             if unsafe { (*birth).state.load(Ordering::Acquire) } == FREE {
                 return Ok(birth);
             }
         }
-        if self.made == MOST {
-            return Err(EAGAIN);
-        }
+        let next = self.stacks.get_mut(self.made).ok_or(EAGAIN)?;
+        *next = sys::map(STACK_BYTES)?;
         self.made += 1;
-        Ok(self.at(self.made - 1))
+        Ok(at(*next))
     }
+}
 
-    fn at(&self, index: usize) -> *mut Birth {
-        ptr::with_exposed_provenance_mut(self.memory + (index + 1) * STACK_BYTES - size_of::<Birth>())
-    }
+/// The birth at the end of a stack.
+fn at(stack: usize) -> *mut Birth {
+    ptr::with_exposed_provenance_mut(stack + STACK_BYTES - size_of::<Birth>())
 }
 
 /// Who goes on after [`begin`].
@@ -106,20 +104,14 @@ pub(crate) unsafe fn begin(
     let content = Birth { state: AtomicI32::new(FORKING), context: 0, settings, fork, nest };
     // SAFETY: the place is ours and nobody else uses it.
     unsafe { birth.write(content) };
-    let bottom = birth as usize + size_of::<Birth>() - STACK_BYTES;
     // SAFETY: by the caller's word.
     let namespaces = unsafe { (*settings).namespaces };
-    let args = CloneArguments {
-        flags: namespaces | CLONE_VM | CLONE_CHILD_CLEARTID,
-        child_tid: birth as u64 + offset_of!(Birth, state) as u64,
-        exit_signal: SIGCHLD,
-        stack: bottom as u64,
-        stack_size: (birth as usize - bottom) as u64,
-        ..CloneArguments::default()
-    };
-    // SAFETY: the child runs on its own stack, and this thread waits while the two share anything
-    // that changes.
-    let made = unsafe { spawn(&raw const args, size_of::<CloneArguments>(), birth) };
+    let flags = namespaces | CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD;
+    // SAFETY: the place is alive; this makes no reference to what another process changes.
+    let state = unsafe { (&raw const (*birth).state).cast() };
+    // SAFETY: the child runs on its own stack, which ends where the birth begins, and this thread waits
+    // while the two share anything that changes.
+    let made = unsafe { spawn(flags, birth.cast(), birth, state) };
     match sys::check(made) {
         // SAFETY: in the copy, where nobody else uses it.
         Ok(0) => Ok(Side::User(unsafe { &mut (*birth).nest })),
@@ -130,20 +122,6 @@ pub(crate) unsafe fn begin(
             Err(errno)
         }
     }
-}
-
-/// `struct clone_args`.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct CloneArguments {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
 }
 
 /// The init, on its own stack. In the fork it resumes where the parent waits.
@@ -175,7 +153,7 @@ extern "C" fn wait(birth: *mut Birth) {
     sys::wait_while(unsafe { &(*birth).state }, FORKING);
 }
 
-/// Clones the init, and waits; gives its id or an error, and zero in the copy that the init forks.
+/// Clones the init, and waits (by the older call: container engines refuse the newer one); gives its id or an error, and zero in the copy that the init forks.
 ///
 /// What has to survive the call is on the stack, and in the copy the stack is as it was at the call:
 /// the parent is still in here when it is copied.
@@ -184,12 +162,20 @@ extern "C" fn wait(birth: *mut Birth) {
 /// As for [`begin`].
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
-unsafe extern "C" fn spawn(args: *const CloneArguments, size: usize, birth: *mut Birth) -> isize {
+unsafe extern "C" fn spawn(
+    flags: u64,
+    stack: *mut core::ffi::c_void,
+    birth: *mut Birth,
+    state: *const i32,
+) -> isize {
     naked_asm!(
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "sub rsp, 8",
         "mov rbx, rdx",
         "mov [rdx + {context}], rsp",
-        "mov eax, 435",
+        // clone: flags, stack, parent_tid (not asked for), child_tid, tls (not asked for)
+        "mov r10, rcx",
+        "xor r8d, r8d",
+        "mov eax, 56",
         "syscall",
         "test rax, rax",
         "jnz 2f",
@@ -239,7 +225,12 @@ unsafe extern "C" fn resume(context: usize) -> ! {
 /// See above.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
-unsafe extern "C" fn spawn(args: *const CloneArguments, size: usize, birth: *mut Birth) -> isize {
+unsafe extern "C" fn spawn(
+    flags: u64,
+    stack: *mut core::ffi::c_void,
+    birth: *mut Birth,
+    state: *const i32,
+) -> isize {
     naked_asm!(
         "stp x29, x30, [sp, #-160]!",
         "stp x19, x20, [sp, #16]", "stp x21, x22, [sp, #32]", "stp x23, x24, [sp, #48]",
@@ -249,7 +240,10 @@ unsafe extern "C" fn spawn(args: *const CloneArguments, size: usize, birth: *mut
         "mov x19, x2",
         "mov x9, sp",
         "str x9, [x2, #{context}]",
-        "mov x8, #435",
+        // clone: flags, stack, parent_tid and tls (not asked for), child_tid
+        "mov x4, x3",
+        "mov x3, #0",
+        "mov x8, #220",
         "svc #0",
         "cbnz x0, 2f",
         "mov x29, #0",

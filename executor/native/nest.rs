@@ -155,6 +155,7 @@ const RESULT: Fd = 1;
 fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {
     const NOSUID_NODEV: usize = 0x2 | 0x4;
     const NOEXEC: usize = 0x8;
+    const NOSUID_NOEXEC: usize = 0x2 | NOEXEC;
     const PR_SET_CHILD_SUBREAPER: i32 = 36;
     let at = |stage| move |errno| (stage, errno);
     // Ours, not the parent's: it lets the kernel reap.
@@ -166,6 +167,8 @@ fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {
         for place in [c"/tmp", c"/dev/shm"] {
             sys::mount(c"tmpfs", place, NOSUID_NODEV, settings.tmpfs()).map_err(at(Stage::Mount))?;
         }
+        const TERMINALS: &[u8] = b"newinstance,ptmxmode=0666,mode=620\0";
+        sys::mount(c"devpts", c"/dev/pts", NOSUID_NOEXEC, TERMINALS).map_err(at(Stage::Mount))?;
     }
     Ok(())
 }
@@ -179,7 +182,8 @@ fn apply_limits(settings: &Settings) -> Result<(), Errno> {
     const NPROC: usize = 6;
     const NOFILE: usize = 7;
     const MEMLOCK: usize = 8;
-    sys::limit(CORE, 0)?;
+    // One byte: unlike none, that also keeps a helper that the host pipes dumps to from being run.
+    sys::limit(CORE, 1)?;
     sys::limit(MEMLOCK, LOCKED_BYTES)?;
     let limits = [
         (NOFILE, settings.open_files),
@@ -224,11 +228,8 @@ impl Init {
     /// Reaps and obeys until the main process has ended; gives its status.
     fn watch(&mut self, children: Fd) -> i32 {
         loop {
-            let Ok([ended, commanded]) =
-                sys::poll(children, self.listening.then_some(CONTROL), Patience::Wait)
-            else {
-                sys::exit(1)
-            };
+            let polled = sys::poll(children, self.listening.then_some(CONTROL), Patience::Wait);
+            let Ok([ended, commanded]) = polled else { return self.last_resort() };
             if ended {
                 let mut signals = [0; 1024];
                 let _ = sys::read(children, &mut signals);
@@ -240,6 +241,17 @@ impl Init {
                 self.listening = self.obey();
             }
         }
+    }
+
+    /// Nothing can be heard any more: everything is killed, and the end is waited for.
+    fn last_resort(&self) -> i32 {
+        self.kill_all();
+        while let Ok((pid, status)) = sys::wait(Patience::Wait) {
+            if pid == self.main {
+                return status;
+            }
+        }
+        SIGKILL
     }
 
     /// Reaps every child that ended; gives the status of the main one if it is among them.
@@ -300,7 +312,9 @@ impl Init {
         let Ok(file) = sys::open_to_read(CHILDREN) else { return };
         let count = sys::read(file, &mut text).unwrap_or(0);
         sys::close(file);
-        for word in text[..count].split(|byte| *byte == b' ') {
+        // Each ends with a space; one that was cut off is met the next time.
+        let whole = text[..count].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
+        for word in text[..whole].split(|byte| *byte == b' ') {
             if let Some(pid) = core::str::from_utf8(word).ok().and_then(|word| word.parse().ok()) {
                 sys::kill(pid, SIGKILL);
             }

@@ -196,7 +196,8 @@ pub(crate) fn is_regular_file(which: Fd) -> bool {
 }
 
 /// Receives one message with its descriptors (each closed on exec). Gives the count of bytes and of
-/// descriptors; no bytes means that the sender is gone.
+/// descriptors; no bytes means that the sender is gone. Descriptors that did not all arrive count as
+/// none, and are closed.
 pub(crate) fn receive(from: Fd, bytes: &mut [u8], fds: &mut [Fd; 16]) -> Result<(usize, usize), Errno> {
     const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
     const HEADER: usize = 16;
@@ -232,7 +233,13 @@ pub(crate) fn receive(from: Fd, bytes: &mut [u8], fds: &mut [Fd; 16]) -> Result<
         let at = index % 2 * 4;
         *slot = Fd::from_ne_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]]);
     }
-    Ok((count, carried.min(fds.len())))
+    const MSG_CTRUNC: usize = 8;
+    let carried = carried.min(fds.len());
+    if message.flags & MSG_CTRUNC != 0 {
+        fds[..carried].iter().for_each(|fd| close(*fd));
+        return Ok((count, 0));
+    }
+    Ok((count, carried))
 }
 
 /// Anonymous memory, or none; it is there until the process ends.

@@ -102,10 +102,10 @@ async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Re
     let asked = process.request.take();
     let pumps = async {
         let output = (pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
-        tokio::join!(output.0, output.1, collect(result), ask(asked, request)).2
+        tokio::join!(output.0, output.1, ask(asked, request));
     };
     let life = supervise(&mut process, announce, start.timeout);
-    let (life, raw_result) = both(life, pumps).await;
+    let (life, raw_result) = all(life, pumps, collect(result)).await;
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
     if !process.dismantle(DISMANTLE).await {
         tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
@@ -204,13 +204,34 @@ async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
     }
 }
 
-/// Waits for the life of the process, and then a little for the rest of its output.
-async fn both<L>(life: impl Future<Output = L>, pumps: impl Future<Output = Vec<u8>>) -> (L, Vec<u8>) {
-    tokio::pin!(life, pumps);
-    select! {
-        result = &mut pumps => (life.await, result),
-        ended = &mut life => (ended, timeout(DRAIN, pumps).await.unwrap_or_default()),
-    }
+/// Waits for the life of the process, and then a little for the rest of its output and for its result:
+/// each for itself, so that an output that somebody holds open costs no result.
+async fn all<L>(
+    life: impl Future<Output = L>,
+    pumps: impl Future<Output = ()>,
+    result: impl Future<Output = Vec<u8>>,
+) -> (L, Vec<u8>) {
+    tokio::pin!(life, pumps, result);
+    let (mut pumped, mut collected) = (false, None);
+    let ended = loop {
+        select! {
+            ended = &mut life => break ended,
+            () = &mut pumps, if !pumped => pumped = true,
+            bytes = &mut result, if collected.is_none() => collected = Some(bytes),
+        }
+    };
+    let rest = async {
+        if !pumped {
+            drop(timeout(DRAIN, pumps).await);
+        }
+    };
+    let last = async {
+        match collected {
+            Some(bytes) => bytes,
+            None => timeout(DRAIN, result).await.unwrap_or_default(),
+        }
+    };
+    (ended, tokio::join!(rest, last).1)
 }
 
 async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog) {

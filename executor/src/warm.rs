@@ -8,6 +8,7 @@ mod demand;
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -27,6 +28,7 @@ use crate::{
     clock,
     isolation::{
         Sandbox,
+        cgroup::Limits,
         parent::{Host, Parent, SpawnError},
         process::{Kinship, Process},
     },
@@ -75,12 +77,23 @@ fn host(kind: Kind) -> Host {
     }
 }
 
-/// How many spares there are at most: one costs about 1 MiB, a Node.js several and a start of its own.
-fn most(kind: Kind) -> usize {
+/// How many spares there are at most. One costs about 1 MiB, but a Node.js tens of them and a dozen threads:
+/// a small sandbox has better use for these.
+fn most(kind: Kind, limits: Limits) -> usize {
+    const MANY_THREADS: u32 = 64;
+    const MUCH_MEMORY: u64 = 256 << 20;
+    let is_large = (limits.max_processes == 0 || limits.max_processes >= MANY_THREADS)
+        && (limits.memory_bytes == 0 || limits.memory_bytes >= MUCH_MEMORY);
     match kind {
         Kind::Python => 4,
-        Kind::Node | Kind::Program => 2,
+        Kind::Program => 2,
+        Kind::Node => usize::from(is_large),
     }
+}
+
+/// Whether nobody is there any more to take an order.
+fn is_gone(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 impl Warm {
@@ -164,12 +177,14 @@ impl Warm {
         let running = self.max_executions - self.slots.available_permits();
         let mut stock = self.stock(kind);
         stock.demand.note(running, Instant::now());
-        // One that died meanwhile removes its group when it is dropped: its processes are gone.
         while let Some(mut spare) = stock.spares.pop_front() {
             if spare.is_waiting() {
                 spare.begin_account();
                 return Some(spare);
             }
+            clock::spawn(async move {
+                let _ = spare.dismantle(PATIENCE).await;
+            });
         }
         None
     }
@@ -214,7 +229,7 @@ impl Warm {
         let host = host(kind);
         let parent = self.parent(host).await?;
         let ordered = match self.sandbox.order(Arc::clone(&parent), host, Kinship::Siblings).await {
-            Err(SpawnError { stage: "order_child", .. }) => {
+            Err(SpawnError { stage: "order_child", source }) if is_gone(&source) => {
                 parent.condemn();
                 self.sandbox.order(self.parent(host).await?, host, Kinship::Siblings).await
             }
@@ -254,7 +269,8 @@ impl Warm {
 
     fn wants(&self, kind: Kind) -> bool {
         let stock = self.stock(kind);
-        let wanted = stock.demand.wanted(most(kind).min(self.max_executions), Instant::now());
+        let wanted =
+            stock.demand.wanted(most(kind, self.sandbox.limits()).min(self.max_executions), Instant::now());
         stock.spares.len() < wanted && !self.ended.load(Ordering::Relaxed)
     }
 
@@ -263,7 +279,7 @@ impl Warm {
         for kind in KINDS {
             let surplus = {
                 let mut stock = self.stock(kind);
-                let wanted = stock.demand.wanted(most(kind), Instant::now());
+                let wanted = stock.demand.wanted(most(kind, self.sandbox.limits()), Instant::now());
                 let spares = std::mem::take(&mut stock.spares);
                 let (mut kept, mut surplus): (VecDeque<_>, VecDeque<_>) =
                     spares.into_iter().partition(Process::is_waiting);

@@ -18,6 +18,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit};
 use sandmesh_proto::executor as pb;
 
 use self::{
@@ -198,10 +199,12 @@ impl Sandbox {
 
     fn rlimits(&self) -> Rlimits {
         const OPEN_FILES: u64 = 16_384;
+        // The kernel counts descriptors that are on their way for both, so some must be left to ours.
+        let ours = getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES, |(soft, _)| soft / 2);
         // With control groups these would only blur which limit was hit.
         let without_cgroup = |value: u64| if self.cgroup.is_none() { value } else { 0 };
         Rlimits {
-            open_files: OPEN_FILES,
+            open_files: OPEN_FILES.min(ours),
             file_bytes: self.disk_bytes,
             data_bytes: without_cgroup(self.limits.memory_bytes),
             processes: without_cgroup(u64::from(self.limits.max_processes)),

@@ -174,12 +174,6 @@ impl Process {
         }
     }
 
-    /// Kills the parent's whole jail, since this child does not die otherwise.
-    pub(crate) async fn kill_family(&self) {
-        self.parent.condemn();
-        self.parent.end().await;
-    }
-
     /// Its parent is not to have more children.
     pub(crate) fn condemn_parent(&self) {
         self.parent.condemn();

@@ -42,7 +42,7 @@ fn rules() -> Vec<(u32, Rule)> {
         conditional().into_iter().map(|(call, rule)| (number(call), rule)).collect();
     let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE);
     calls.extend(allowed.map(|call| (number(*call), Rule::Always(Answer::ALLOW))));
-    calls.insert(number(libc::SYS_clone3), no_such_call.clone());
+    calls.extend(NOT_THERE.iter().map(|call| (number(*call), no_such_call.clone())));
     let known = (0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(|| deny.clone())));
     let mut rules: Vec<_> = known.collect();
     rules.push((NEWEST_KNOWN + 1, no_such_call));
@@ -53,9 +53,40 @@ fn rules() -> Vec<(u32, Rule)> {
     rules
 }
 
+/// Calls that answer as on a kernel without them: `clone3`, whose flags no filter can see, and asynchronous
+/// I/O, of which a whole machine has one small supply.
+const NOT_THERE: [i64; 6] = [
+    libc::SYS_clone3,
+    libc::SYS_io_setup,
+    libc::SYS_io_submit,
+    libc::SYS_io_getevents,
+    libc::SYS_io_cancel,
+    libc::SYS_io_destroy,
+];
+
+/// Calls that name a process, and which of their arguments does: never the init, which has the same user.
+const ON_A_PROCESS: [(i64, u32); 13] = [
+    (libc::SYS_kill, 0),
+    (libc::SYS_tkill, 0),
+    (libc::SYS_tgkill, 0),
+    (libc::SYS_rt_sigqueueinfo, 0),
+    (libc::SYS_rt_tgsigqueueinfo, 0),
+    (libc::SYS_pidfd_open, 0),
+    (libc::SYS_prlimit64, 0),
+    (libc::SYS_sched_setaffinity, 0),
+    (libc::SYS_sched_setparam, 0),
+    (libc::SYS_sched_setscheduler, 0),
+    (libc::SYS_sched_setattr, 0),
+    (libc::SYS_setpriority, 1),
+    (libc::SYS_ioprio_set, 1),
+];
+
 fn number(call: i64) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
+
+/// The first process of the user's pid namespace.
+const INIT: i32 = 1;
 
 /// Calls whose arguments decide.
 fn conditional() -> Vec<(i64, Rule)> {
@@ -70,18 +101,22 @@ fn conditional() -> Vec<(i64, Rule)> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         // Only what the kernel has built in: a rare protocol would load its module.
         for protocol in [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
-            sockets.push(vec![is(0, family), is(2, protocol)]);
+            // And only streams and datagrams (1 and 2, and 3, which takes a capability).
+            sockets.push(vec![is(0, family), is(2, protocol), Condition::HasNone(1, 0xc)]);
         }
     }
     // Terminal injection (CVE-2017-5226).
     let ioctl = vec![is_not(1, ioctl_number(libc::TIOCSTI)), is_not(1, ioctl_number(libc::TIOCLINUX))];
-    vec![
+    let not_on_init = |(call, argument): &(i64, u32)| (*call, only_if(vec![vec![is_not(*argument, INIT)]]));
+    let mut rules = vec![
         (libc::SYS_clone, only_if(vec![vec![Condition::HasNone(0, NEW_NAMESPACES)]])),
         (libc::SYS_ioctl, only_if(vec![ioctl])),
         (libc::SYS_prctl, only_if(vec![vec![is_not(0, libc::PR_SET_SECCOMP)]])),
         (libc::SYS_socket, only_if(sockets)),
         (libc::SYS_socketpair, only_if(vec![vec![is(0, libc::AF_UNIX)]])),
-    ]
+    ];
+    rules.extend(ON_A_PROCESS.iter().map(not_on_init));
+    rules
 }
 
 fn ioctl_number(request: libc::Ioctl) -> i32 {
@@ -168,11 +203,6 @@ const ALLOWED_EVERYWHERE: &[i64] = &[
     libc::SYS_inotify_rm_watch,
     libc::SYS_memfd_create,
     libc::SYS_pipe2,
-    libc::SYS_io_setup,
-    libc::SYS_io_submit,
-    libc::SYS_io_getevents,
-    libc::SYS_io_cancel,
-    libc::SYS_io_destroy,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_restrict_self,
@@ -215,10 +245,6 @@ const ALLOWED_EVERYWHERE: &[i64] = &[
     libc::SYS_exit_group,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    libc::SYS_kill,
-    libc::SYS_tkill,
-    libc::SYS_tgkill,
-    libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,
     libc::SYS_set_tid_address,
     libc::SYS_set_robust_list,
@@ -253,12 +279,9 @@ const ALLOWED_EVERYWHERE: &[i64] = &[
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_getpriority,
-    libc::SYS_setpriority,
     libc::SYS_ioprio_get,
-    libc::SYS_ioprio_set,
     libc::SYS_getrlimit,
     libc::SYS_setrlimit,
-    libc::SYS_prlimit64,
     libc::SYS_getrusage,
     libc::SYS_times,
     libc::SYS_uname,
@@ -267,13 +290,9 @@ const ALLOWED_EVERYWHERE: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_getparam,
-    libc::SYS_sched_setparam,
     libc::SYS_sched_getscheduler,
-    libc::SYS_sched_setscheduler,
     libc::SYS_sched_getattr,
-    libc::SYS_sched_setattr,
     libc::SYS_sched_get_priority_max,
     libc::SYS_sched_get_priority_min,
     libc::SYS_sched_rr_get_interval,
@@ -284,8 +303,6 @@ const ALLOWED_EVERYWHERE: &[i64] = &[
     libc::SYS_rt_sigpending,
     libc::SYS_rt_sigsuspend,
     libc::SYS_rt_sigtimedwait,
-    libc::SYS_rt_sigqueueinfo,
-    libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_sigaltstack,
     // time
     libc::SYS_clock_gettime,
@@ -394,7 +411,7 @@ mod tests {
             let conditional = conditional().iter().any(|(number, _)| *number == call);
             let expected = match call {
                 _ if conditional => continue,
-                libc::SYS_clone3 => Answer::errno(libc::ENOSYS),
+                _ if NOT_THERE.contains(&call) => Answer::errno(libc::ENOSYS),
                 _ if call > i64::from(NEWEST_KNOWN) => Answer::errno(libc::ENOSYS),
                 _ if listed(call) => Answer::ALLOW,
                 _ => Answer::errno(libc::EPERM),
@@ -424,6 +441,12 @@ mod tests {
         assert!(ask(libc::SYS_ioctl, 0, ioctl_number(libc::TCGETS), 0));
         assert!(!ask(libc::SYS_ioctl, 0, ioctl_number(libc::TIOCSTI), 0));
         assert!(!ask(libc::SYS_prctl, libc::PR_SET_SECCOMP, 2, 0));
+        assert!(!ask(libc::SYS_socket, libc::AF_INET, libc::SOCK_DCCP, 0));
+        assert!(ask(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0));
+        for (call, argument) in ON_A_PROCESS {
+            let on = |pid| if argument == 0 { ask(call, pid, 0, 0) } else { ask(call, 0, pid, 0) };
+            assert!(on(0) && on(-1) && on(2) && !on(1), "call {call}");
+        }
     }
 
     #[test]

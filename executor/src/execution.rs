@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf, sync::watch};
 use crate::{
     replay::{Bell, Keep, Read, ReplayLog},
     status::Error,
-    stdin::{Opening, Stdin},
+    stdin::{Opening, Stdin, Tally},
 };
 
 /// The largest piece of output in one frame.
@@ -44,6 +44,10 @@ pub(crate) struct Execution {
     pub(crate) stdout: ReplayLog,
     pub(crate) stderr: ReplayLog,
     pub(crate) stdin: Stdin,
+    /// How far its input was taken.
+    input: Arc<Tally>,
+    /// One signal at a time, so that none is taken twice.
+    signals: tokio::sync::Mutex<()>,
     bell: Bell,
     stop: watch::Sender<Option<Stop>>,
     started: OnceLock<pb::ExecutionStarted>,
@@ -56,13 +60,16 @@ impl Execution {
     /// A new one that waits to be run, and the right to open its input.
     pub(crate) async fn new(id: String, number: u64, keep: Keep, spool: &std::path::Path) -> (Self, Opening) {
         let bell = Bell::default();
-        let (stdin, opening) = Stdin::new().await;
+        let input = Arc::new(Tally::new(bell.clone()));
+        let (stdin, opening) = Stdin::new(Arc::clone(&input)).await;
         let execution = Self {
             id,
             number,
             stdout: ReplayLog::new(keep, spool, bell.clone()),
             stderr: ReplayLog::new(keep, spool, bell.clone()),
             stdin,
+            input,
+            signals: tokio::sync::Mutex::default(),
             bell,
             stop: watch::Sender::default(),
             started: OnceLock::new(),
@@ -70,6 +77,11 @@ impl Execution {
             control: Mutex::default(),
         };
         (execution, opening)
+    }
+
+    /// Counts the first bytes of its input, and its end unless more may follow, as taken: this has them.
+    pub(crate) fn take_first_input(&self, length: u64, keep_open: bool) {
+        self.input.tell(|told| (told.stdin_offset, told.stdin_closed) = (length, !keep_open));
     }
 
     /// Asks the run to stop; the first reason counts. False if it has ended already.
@@ -127,6 +139,20 @@ impl Execution {
         self.started.get().is_some()
     }
 
+    /// Sends a signal to the main process, as soon as there is one. One with a sequence that is not above the
+    /// last is dropped.
+    pub(crate) async fn signal(&self, number: u8, sequence: u64) {
+        let _turn = self.signals.lock().await;
+        if sequence != 0 && sequence <= self.input.taken().signal_sequence {
+            return;
+        }
+        self.control_byte(number).await;
+        self.input.tell(|told| {
+            told.signal_sequence = told.signal_sequence.max(sequence);
+            told.signals += 1;
+        });
+    }
+
     /// Sends a byte to the jail's init, as soon as there is one; nothing once the run has ended.
     pub(crate) async fn control_byte(&self, byte: u8) {
         let control = self.until(|execution| {
@@ -157,11 +183,18 @@ impl Execution {
             let mut bell = self.bell.subscribe();
             let mut cursor = from;
             let mut announced = false;
+            let mut told = None;
             loop {
                 bell.mark_unchanged();
                 // Before the logs: all that was written precedes the outcome.
                 let outcome = self.outcome.get();
-                if let (false, Some(started)) = (announced, self.started.get()) {
+                let started = self.started.get();
+                // With the start, and not before it: the two travel together.
+                let has_begun = started.is_some() || outcome.is_some();
+                if let Some(taken) = has_begun.then(|| self.input.news(&mut told)).flatten() {
+                    yield Frame::InputTaken(taken);
+                }
+                if let (false, Some(started)) = (announced, started) {
                     announced = true;
                     yield Frame::Started(*started);
                 }
@@ -170,6 +203,10 @@ impl Execution {
                     let stderr = next_chunk(&self.stderr, &mut cursor.stderr).await?;
                     if stdout.is_none() && stderr.is_none() {
                         break;
+                    }
+                    // Before any output, and also where that never pauses.
+                    if let Some(taken) = self.input.news(&mut told) {
+                        yield Frame::InputTaken(taken);
                     }
                     if let Some(chunk) = stdout {
                         yield Frame::Stdout(chunk);

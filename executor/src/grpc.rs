@@ -16,12 +16,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     clock,
     execution::{Cursor, Execution},
+    feed::feed,
     service::Service,
     status::Error,
 };
-
-/// The largest piece of standard input in one frame.
-const MAX_STDIN_CHUNK: usize = 1 << 20;
 
 /// The gRPC face of [`Service`].
 #[derive(Debug, Clone)]
@@ -109,51 +107,5 @@ fn answer(
                 yield pb::ExecuteResponse { frame: Some(frame) };
             }
         }
-    }
-}
-
-/// Takes the caller's further frames until it sends no more or the execution has ended.
-async fn feed(
-    execution: Arc<Execution>,
-    mut input: Streaming<pb::ExecuteRequest>,
-    refuse: oneshot::Sender<Error>,
-) {
-    let take_all = async {
-        // An error of the stream means that the caller is gone; the run is none of its business.
-        while let Ok(Some(request)) = input.message().await {
-            take(&execution, request.frame).await?;
-        }
-        Ok(())
-    };
-    let taken = tokio::select! {
-        taken = take_all => taken,
-        () = execution.ended() => Ok(()),
-    };
-    if let Err(error) = taken {
-        let _ = refuse.send(error);
-    }
-}
-
-async fn take(execution: &Execution, frame: Option<Input>) -> Result<(), Error> {
-    match frame {
-        Some(Input::Stdin(chunk)) if chunk.data.len() > MAX_STDIN_CHUNK => {
-            Err(Error::invalid("stdin.data", format!("{} is more than {MAX_STDIN_CHUNK}", chunk.data.len())))
-        }
-        Some(Input::Stdin(chunk)) => execution.stdin.write(chunk.offset, chunk.data).await,
-        Some(Input::CloseStdin(_)) => {
-            execution.stdin.close().await;
-            Ok(())
-        }
-        Some(Input::Signal(signal)) => match u8::try_from(signal.signal) {
-            Ok(number @ 1..=31) => {
-                execution.control_byte(number).await;
-                Ok(())
-            }
-            _ => Err(Error::invalid("signal.signal", "must be 1 to 31")),
-        },
-        Some(Input::Start(_) | Input::Attach(_)) => {
-            Err(Error::invalid("frame", "start and attach are only legal as the first frame"))
-        }
-        None => Err(Error::invalid("frame", "must be set")),
     }
 }

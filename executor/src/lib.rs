@@ -1,7 +1,7 @@
 //! The executor: the daemon inside one sandbox that runs executions and keeps their output.
 //!
 //! It is dialled and never dials. `cli` reads the command line; `isolation` builds the sandbox;
-//! `grpc` is the wire; `service` decides who gets in; `run` runs one execution with a `runner` and
+//! `grpc` is the wire and `feed` takes input from it; `service` decides who gets in; `run` runs one execution with a `runner` and
 //! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it. In the
 //! jail, `native` and `parent` turn a child of a warm parent into a process of the user.
 
@@ -11,6 +11,9 @@ mod clock;
 mod destroy;
 mod disk;
 mod execution;
+mod feed;
+#[cfg(test)]
+mod fuzz;
 mod grpc;
 mod isolation;
 #[path = "../native/mod.rs"]

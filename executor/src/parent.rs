@@ -59,10 +59,14 @@ impl Spec {
         [&length, spec.as_slice()].concat()
     }
 
-    fn read(from: &mut impl io::Read) -> io::Result<Self> {
+    /// Reads what [`encode`](Self::encode) wrote, and no further.
+    pub(crate) fn read(from: &mut impl io::Read) -> io::Result<Self> {
         let mut length = [0; 4];
         from.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length).min(MAX_SPEC_BYTES);
+        let length = u32::from_le_bytes(length);
+        if length > MAX_SPEC_BYTES {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut text = vec![0; length as usize];
         from.read_exact(&mut text)?;
         Ok(serde_json::from_slice(&text)?)

@@ -139,7 +139,9 @@ fn env(given: impl IntoIterator<Item = (String, String)>) -> Result<Vec<(String,
 
 fn timeout(given: Option<prost_types::Duration>) -> Result<Duration, Error> {
     let problem = || Error::invalid("start.timeout", "must be more than 0 and at most 24 hours");
-    let timeout = given.and_then(|given| Duration::try_from(given).ok()).ok_or_else(problem)?;
+    // The conversion overflows at the least number of seconds.
+    let given = given.filter(|given| given.seconds >= 0).ok_or_else(problem)?;
+    let timeout = Duration::try_from(given).map_err(|_| problem())?;
     if timeout.is_zero() || timeout > MAX_TIMEOUT {
         return Err(problem());
     }
@@ -199,6 +201,10 @@ mod tests {
         assert_eq!(field_of(|s| s.timeout = Some(prost_types::Duration::default())), "start.timeout");
         assert_eq!(
             field_of(|s| s.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
+            "start.timeout"
+        );
+        assert_eq!(
+            field_of(|s| s.timeout = Some(prost_types::Duration { seconds: i64::MIN, nanos: i32::MIN })),
             "start.timeout"
         );
         assert_eq!(field_of(|s| drop(s.env.insert("a=b".into(), String::new()))), "start.env");

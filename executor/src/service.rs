@@ -99,6 +99,7 @@ impl Service {
         let number = self.arrivals.fetch_add(1, Ordering::Relaxed);
         let (execution, stdin) =
             Execution::new(start.id.clone(), number, self.capacity.keep, self.sandbox.spool()).await;
+        execution.take_first_input(start.stdin.len() as u64, start.keep_stdin_open);
         let execution = Arc::new(execution);
         let place = {
             let mut registry = self.registry();

@@ -8,6 +8,7 @@ mod python;
 mod shell;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -26,7 +27,6 @@ use crate::{
 /// The largest return value, in bytes of JSON.
 pub(crate) const MAX_RESULT_BYTES: u64 = 6 << 20;
 
-/// The sources that the jail shows to the interpreters, by name.
 /// The runner that a warm parent is an interpreter of, too.
 pub(crate) const PYTHON_RUNNER: &str = python::SOURCE.0;
 
@@ -35,6 +35,7 @@ pub(crate) const PYTHON_RUNNER: &str = python::SOURCE.0;
 const START_UP_VARIABLES: [&str; 9] =
     ["PYTHON", "NODE_", "UV_", "LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "OPENSSL_"];
 
+/// The sources that the jail shows to the interpreters, by name.
 pub(crate) const SOURCES: [(&str, &str); 2] = [python::SOURCE, javascript::SOURCE];
 
 /// Something that can run a program.
@@ -206,14 +207,9 @@ fn environment(
     given: &[(String, String)],
     scene: &Scene,
 ) -> Vec<(String, String)> {
-    let mut env: Vec<_> = base_environment(scene).map(|(name, value)| (name.to_owned(), value)).into();
-    for (name, value) in given.iter().cloned().chain(runner) {
-        match env.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = value,
-            None => env.push((name, value)),
-        }
-    }
-    env
+    let base = base_environment(scene).map(|(name, value)| (name.to_owned(), value));
+    let all = base.into_iter().chain(given.iter().cloned()).chain(runner);
+    all.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
 /// What the runners in Python and JavaScript read before they load the code.

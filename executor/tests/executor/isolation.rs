@@ -104,7 +104,8 @@ def handler(event):
 ";
     let value = run(&mut client, python(text)).await.value();
     for (name, answer) in value.as_object().unwrap() {
-        let expected = if ["clone3", "future call", "io_setup"].contains(&name.as_str()) { "ENOSYS" } else { "EPERM" };
+        let expected =
+            if ["clone3", "future call", "io_setup"].contains(&name.as_str()) { "ENOSYS" } else { "EPERM" };
         assert_eq!(answer, expected, "{name}");
     }
 }

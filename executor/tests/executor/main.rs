@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test may")]
 
+mod fuzz;
+mod input;
 mod isolation;
 mod javascript;
 mod lifecycle;

@@ -72,7 +72,7 @@ async fn acknowledged_execution_is_forgotten() {
     assert_eq!(early.code(), Code::FailedPrecondition);
     let list = client.list_executions(pb::ListExecutionsRequest {}).await.unwrap().into_inner();
     assert_eq!(list.executions, [pb::ExecutionSummary { execution_id: id.clone(), ended: false }]);
-    talk.send(Input::CloseStdin(pb::StdinClose {})).await;
+    talk.send(Input::CloseStdin(pb::StdinClose::default())).await;
     assert_eq!(talk.rest(Said::default(), (0, 0)).await.unwrap().code(), Some(1));
     client.acknowledge_execution(acknowledge()).await.unwrap();
     client.acknowledge_execution(acknowledge()).await.expect("again is fine");
@@ -95,7 +95,7 @@ async fn stdin_is_exact_and_late_input_is_ignored() {
     for (offset, data) in [(6, "second "), (6, "second "), (10, "nd third")] {
         talk.send(Input::Stdin(pb::StdinChunk { offset, data: data.into() })).await;
     }
-    talk.send(Input::CloseStdin(pb::StdinClose {})).await;
+    talk.send(Input::CloseStdin(pb::StdinClose::default())).await;
     let said = talk.rest(Said::default(), (0, 0)).await.unwrap();
     assert_eq!(said.out(), "first second third\n");
 
@@ -109,7 +109,7 @@ async fn stdin_is_exact_and_late_input_is_ignored() {
         let chunk = pb::StdinChunk { offset: u64::from(n) << 17, data: vec![n; 1 << 17].into() };
         talk.send(Input::Stdin(chunk)).await;
     }
-    talk.send(Input::CloseStdin(pb::StdinClose {})).await;
+    talk.send(Input::CloseStdin(pb::StdinClose::default())).await;
     let said = talk.rest(Said::default(), (0, 0)).await.unwrap();
     let check = script(
         "import hashlib; print(hashlib.sha256(b''.join(bytes([n]) * (1 << 17) for n in range(40))).hexdigest())",
@@ -137,11 +137,11 @@ async fn signal_reaches_the_main_process() {
     let mut talk = Talk::open(&mut client, Input::Start(shell(text))).await.unwrap();
     let mut said = Said::default();
     talk.until_stdout(&mut said, "ready").await;
-    talk.send(Input::Signal(pb::SignalRequest { signal: libc::SIGUSR1 })).await;
+    talk.send(signal(libc::SIGUSR1, 0)).await;
     let said = talk.rest(said, (0, 0)).await.unwrap();
     assert_eq!((said.out().as_str(), said.code()), ("ready\ncaught\n", Some(5)));
     let talk = Talk::open(&mut client, Input::Start(shell("sleep 30"))).await.unwrap();
-    talk.send(Input::Signal(pb::SignalRequest { signal: libc::SIGKILL })).await;
+    talk.send(signal(libc::SIGKILL, 0)).await;
     let said = talk.rest(Said::default(), (0, 0)).await.unwrap();
     assert_eq!((said.signal(), said.cause()), (Some(libc::SIGKILL), pb::Cause::Unspecified));
 }
@@ -155,7 +155,7 @@ async fn malformed_frames_are_refused_by_field() {
         status.get_details_bad_request().unwrap().field_violations[0].field.clone()
     };
     for (first, field) in [
-        (Input::CloseStdin(pb::StdinClose {}), "frame"),
+        (Input::CloseStdin(pb::StdinClose::default()), "frame"),
         (Input::Start(pb::ExecutionStart { timeout: None, ..script("pass") }), "start.timeout"),
         (
             Input::Start(pb::ExecutionStart { execution_id: "a/b".into(), ..script("pass") }),
@@ -171,8 +171,8 @@ async fn malformed_frames_are_refused_by_field() {
     for (frame, field) in [
         (Input::Stdin(pb::StdinChunk { offset: 5, data: "x".into() }), "stdin.offset"),
         (Input::Stdin(pb::StdinChunk { offset: 0, data: vec![0; (1 << 20) + 1].into() }), "stdin.data"),
-        (Input::Signal(pb::SignalRequest { signal: 64 }), "signal.signal"),
-        (Input::Signal(pb::SignalRequest { signal: 0 }), "signal.signal"),
+        (signal(64, 0), "signal.signal"),
+        (signal(0, 0), "signal.signal"),
         (Input::Start(script("pass")), "frame"),
     ] {
         let start = pb::ExecutionStart {

@@ -273,6 +273,7 @@ impl Said {
             }
             Frame::Exited(exited) => self.exited = Some(exited),
             Frame::Failed(failed) => self.failed = Some(failed),
+            Frame::InputTaken(_) => {}
         }
         self.exited.is_some() || self.failed.is_some()
     }
@@ -282,6 +283,8 @@ impl Said {
 pub(crate) struct Talk {
     pub(crate) send: mpsc::Sender<pb::ExecuteRequest>,
     pub(crate) receive: Streaming<pb::ExecuteResponse>,
+    /// How far the input was taken, as was told last.
+    pub(crate) taken: Option<pb::InputTaken>,
 }
 
 impl Talk {
@@ -289,15 +292,44 @@ impl Talk {
         let (send, frames) = mpsc::channel(16);
         send.send(pb::ExecuteRequest { frame: Some(first) }).await.unwrap();
         let receive = client.execute(ReceiverStream::new(frames)).await?.into_inner();
-        Ok(Self { send, receive })
+        Ok(Self { send, receive, taken: None })
     }
 
     pub(crate) async fn send(&self, frame: Input) {
         let _ = self.send.send(pb::ExecuteRequest { frame: Some(frame) }).await;
     }
 
+    /// The next frame, but for those that tell how far the input was taken: they are noted.
     pub(crate) async fn next(&mut self) -> Option<Result<Frame, Status>> {
-        Some(self.receive.next().await?.map(|response| response.frame.unwrap()))
+        loop {
+            match self.any().await? {
+                Ok(Frame::InputTaken(_)) => {}
+                frame => return Some(frame),
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Option<Result<Frame, Status>> {
+        let frame = self.receive.next().await?.map(|response| response.frame.unwrap());
+        match (&frame, &self.taken) {
+            (Ok(Frame::InputTaken(taken)), told) => {
+                let back = |told: &pb::InputTaken| taken.stdin_offset < told.stdin_offset;
+                assert!(Some(*taken) != *told && !told.as_ref().is_some_and(back), "{told:?}, {taken:?}");
+                self.taken = Some(*taken);
+            }
+            (Ok(frame), None) => panic!("comes before how far the input was taken: {frame:?}"),
+            _ => {}
+        }
+        Some(frame)
+    }
+
+    /// Reads until it is told that the input was taken so far; output is dropped.
+    pub(crate) async fn until_taken(&mut self, so_far: impl Fn(&pb::InputTaken) -> bool) -> pb::InputTaken {
+        while !self.taken.as_ref().is_some_and(&so_far) {
+            let frame = self.any().await.unwrap_or_else(|| panic!("ended after {:?}", self.taken)).unwrap();
+            assert!(!matches!(frame, Frame::Exited(_) | Frame::Failed(_)), "{:?}, {frame:?}", self.taken);
+        }
+        self.taken.unwrap()
     }
 
     /// Reads until the standard output holds this.
@@ -364,6 +396,11 @@ pub(crate) fn attach(id: &str, stdout: u64, stderr: u64) -> Input {
         stdout_offset: stdout,
         stderr_offset: stderr,
     })
+}
+
+/// A signal; a sequence of 0 is none.
+pub(crate) fn signal(signal: i32, sequence: u64) -> Input {
+    Input::Signal(pb::SignalRequest { signal, sequence })
 }
 
 /// Runs to the end.

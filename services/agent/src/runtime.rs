@@ -86,6 +86,9 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// `StartFailed` with the end of its log, or `Full`.
     async fn create(&self, order: &Order) -> Result<Facts, Error>;
 
+    /// Keeps what sandboxes leave on the machine within its bounds. Called every few seconds.
+    async fn tend(&self) {}
+
     /// Waits until a sandbox is no longer running, and says why: `expired`, or how it ended. Returns at
     /// once when it is not there. Cancel safe.
     async fn wait(&self, id: &SandboxId) -> String;

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
@@ -21,6 +22,9 @@ use crate::{
     runtime::{Ability, Found, Order, Problems, Runtime},
     sandbox::{Facts, Resources, Sandbox, SandboxId, Spec, State},
 };
+
+/// How often sandboxes are tended.
+const TEND_EVERY: Duration = Duration::from_secs(10);
 
 /// How many sandboxes are destroyed at once at shutdown.
 const DESTROY_AT_ONCE: usize = 8;
@@ -130,11 +134,19 @@ impl Service {
             // The outcome is logged where it is made.
             drop(self.begin_delete(&id));
         }
+        self.tasks.spawn("tend sandboxes", Arc::clone(self).tend_forever());
         let (service, stopped) = (Arc::clone(self), self.tasks.token());
         self.tasks.spawn("agent shutdown", async move {
             stopped.cancelled().await;
             service.shut_down(on_shutdown).await;
         });
+    }
+
+    async fn tend_forever(self: Arc<Self>) {
+        let stopped = self.tasks.token();
+        while stopped.run_until_cancelled(tokio::time::sleep(TEND_EVERY)).await.is_some() {
+            self.runtime.tend().await;
+        }
     }
 
     async fn shut_down(self: &Arc<Self>, on_shutdown: OnShutdown) {

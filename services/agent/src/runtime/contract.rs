@@ -211,8 +211,13 @@ pub(crate) async fn a_delete_ends_what_runs_inside(bench: &impl Bench) {
     };
     let frame = ExecuteRequest { frame: Some(execute_request::Frame::Start(start)) };
     let mut run = executor(&facts.endpoint).execute(stream::iter([frame])).await.unwrap().into_inner();
-    let first = run.message().await.unwrap().unwrap().frame.unwrap();
-    assert!(matches!(first, execute_response::Frame::Started(_)), "{first:?}");
+    let mut started = false;
+    while !started {
+        let frame = run.message().await.unwrap().unwrap().frame.unwrap();
+        let ended = matches!(frame, execute_response::Frame::Exited(_) | execute_response::Frame::Failed(_));
+        assert!(!ended, "{frame:?}");
+        started = matches!(frame, execute_response::Frame::Started(_));
+    }
     runtime.delete(&id(1)).await.unwrap();
     assert_eq!(bench.traces(&id(1)), [""; 0]);
 }

@@ -3,7 +3,9 @@
 //! A sandbox is a directory `sandboxes/ID` below the data directory. The executor makes and enforces the
 //! isolation; here is only starting it, finding it again, seeing it end and clearing it away.
 
+mod arrival;
 mod life;
+mod log;
 mod program;
 mod record;
 mod uids;
@@ -11,7 +13,7 @@ mod uids;
 use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,12 +28,10 @@ use sandmesh_mesh::{Clock, Link};
 use sandmesh_proto::executor::{
     GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient,
 };
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::{
+    arrival::Arrivals,
     life::{Mark, Process},
     program::Program,
     record::Record,
@@ -46,8 +46,10 @@ use crate::{
 
 /// How long an executor may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_millis(300);
-/// How often a new executor's socket is tried.
-const POLL: Duration = Duration::from_millis(3);
+/// How often a new executor's socket is looked for, when nothing was heard of it.
+const POLL: Duration = Duration::from_millis(10);
+/// How soon it is tried again, when it is there and refuses.
+const RETRY: Duration = Duration::from_millis(1);
 /// How long an executor found at the start may take to answer.
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many are asked at once at the start.
@@ -128,6 +130,8 @@ impl ProcessRuntime {
         };
         let log = prepare(&self.root, &dir, &record)
             .map_err(|error| format!("cannot make its directory: {error}"))?;
+        // Before it is started, so that its socket is not missed. Without, as with too many, it is looked for.
+        let arrivals = Arrivals::into_dir(&dir).ok();
         let cannot_run = |error: io::Error| format!("cannot run its executor: {error}");
         let child = self.program.serve(order, &dir, uid, log).map_err(cannot_run)?;
         record.process = mark(child.id());
@@ -137,7 +141,7 @@ impl ProcessRuntime {
         }
         record.save(&dir).map_err(|error| format!("cannot record it: {error}"))?;
         let answer = tokio::select! {
-            answer = answered(&dir, &order.id, self.start_timeout) => answer,
+            answer = answered(&dir, &order.id, self.start_timeout, arrivals.as_ref()) => answer,
             status = process.ended() => Err(life::describe(status)),
         };
         let facts = facts(&dir, order.spec.language, answer.map_err(|why| with_log(&why, &dir))?);
@@ -188,7 +192,7 @@ impl ProcessRuntime {
         let process = record.process.map(Process::adopt).transpose();
         let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
         let process = process.flatten().ok_or("executor ended while no agent ran")?;
-        Ok((process, answered(dir, id, ADOPT_TIMEOUT).await?))
+        Ok((process, answered(dir, id, ADOPT_TIMEOUT, None).await?))
     }
 
     fn hold(&self, id: SandboxId, held: Held) {
@@ -243,6 +247,18 @@ impl Runtime for ProcessRuntime {
         }
     }
 
+    async fn tend(&self) {
+        let ids: Vec<SandboxId> = lock(&self.held).keys().cloned().collect();
+        for id in ids {
+            match log::bound(&self.dir(&id)) {
+                // It is being made, or is gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(sandbox.id = %id, %error, "its log is not bounded"),
+                Ok(()) => {}
+            }
+        }
+    }
+
     async fn wait(&self, id: &SandboxId) -> String {
         let Some(held) = lock(&self.held).get(id).cloned() else { return "it is gone".to_owned() };
         match held.process {
@@ -288,11 +304,7 @@ fn prepare(root: &Path, dir: &Path, record: &Record) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     DirBuilder::new().mode(0o700).create(dir)?;
     record.save(dir)?;
-    OpenOptions::new().append(true).create_new(true).mode(0o600).open(log_path(dir))
-}
-
-fn log_path(dir: &Path) -> PathBuf {
-    dir.join("executor.log")
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(log::path(dir))
 }
 
 fn mark(pid: Option<u32>) -> Option<Mark> {
@@ -326,11 +338,17 @@ fn socket_path(dir: &Path) -> PathBuf {
 }
 
 /// Waits until the executor in `dir` answers, and is the one that it should be.
-async fn answered(dir: &Path, id: &SandboxId, within: Duration) -> Result<GetExecutorResponse, String> {
+async fn answered(
+    dir: &Path,
+    id: &SandboxId,
+    within: Duration,
+    arrivals: Option<&Arrivals>,
+) -> Result<GetExecutorResponse, String> {
     let deadline = Instant::now() + within;
     let mut last = "nothing listens on its socket".to_owned();
     while Instant::now() < deadline {
-        if UnixStream::connect(socket_path(dir)).await.is_ok() {
+        let there = fs::symlink_metadata(socket_path(dir)).is_ok();
+        if there {
             match timeout(deadline - Instant::now(), ask(dir)).await {
                 Ok(Ok(answer)) if answer.sandbox_id == id.as_str() => return Ok(answer),
                 Ok(Ok(answer)) => return Err(format!("executor is that of `{}`", answer.sandbox_id)),
@@ -338,9 +356,20 @@ async fn answered(dir: &Path, id: &SandboxId, within: Duration) -> Result<GetExe
                 Err(_) => "it does not answer".clone_into(&mut last),
             }
         }
-        sleep(POLL).await;
+        // What arrives is not only its socket, and that is a file a moment before it listens.
+        tokio::select! {
+            () = sleep(if there { RETRY } else { POLL }) => {}
+            Ok(()) = arrived(arrivals), if !there => {}
+        }
     }
     Err(format!("executor did not answer within {within:?}: {last}"))
+}
+
+async fn arrived(arrivals: Option<&Arrivals>) -> io::Result<()> {
+    match arrivals {
+        Some(arrivals) => arrivals.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn ask(dir: &Path) -> Result<GetExecutorResponse, String> {
@@ -367,12 +396,7 @@ fn with_log(why: &str, dir: &Path) -> String {
 }
 
 fn log_tail(dir: &Path) -> io::Result<String> {
-    let mut file = File::open(log_path(dir))?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(program::TAIL_BYTES as u64)))?;
-    let mut text = Vec::new();
-    file.take(program::TAIL_BYTES as u64).read_to_end(&mut text)?;
-    Ok(program::tail(&text))
+    Ok(program::tail(&log::end(dir, program::TAIL_BYTES as u64)?))
 }
 
 #[cfg(test)]

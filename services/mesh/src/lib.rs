@@ -4,6 +4,7 @@
 //! runs any number of roles. A [`Link`] is how one role calls another: the same type whether that role
 //! runs in this process or in another. `ARCHITECTURE.md` shows how they fit together.
 
+mod answer;
 pub mod clock;
 pub mod config;
 pub mod error;

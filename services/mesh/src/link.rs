@@ -24,7 +24,7 @@ use tonic::{
 use tower::{Service, ServiceExt, service_fn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::{RoleName, Secret};
+use crate::{RoleName, Secret, answer::Answer};
 
 /// The metadata key that carries the mesh's own credential.
 pub const TOKEN_HEADER: &str = "x-sandmesh-token";
@@ -60,6 +60,8 @@ pub struct Link {
 enum To {
     Local(Slot),
     Remote(Channel, Option<Secret>),
+    /// Streams share the connection too.
+    Shared(Channel),
 }
 
 /// This process's own router. It is filled when the node starts and emptied when it stops, because the
@@ -106,6 +108,16 @@ impl Link {
     pub fn dial_with(endpoint: &str, token: Option<Secret>) -> Result<Self, LinkError> {
         let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self { target: endpoint.into(), to: To::Remote(channel, token) })
+    }
+
+    /// As [`Link::dial`], with one connection for all calls, streams too: for a caller that reads every
+    /// stream as it comes. It saves a connection for each of them.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub fn dial_shared(endpoint: &str) -> Result<Self, LinkError> {
+        let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
+        Ok(Self { target: endpoint.into(), to: To::Shared(channel) })
     }
 }
 
@@ -168,6 +180,7 @@ impl Service<Request> for Link {
                     let channel = channel_for(channel, &link.target, &request);
                     Ok(call_remote(channel, token, request).await)
                 }
+                To::Shared(channel) => Ok(call_remote(channel, None, request).await),
             }
         })
     }
@@ -187,7 +200,7 @@ async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Reque
         request.headers_mut().insert(TOKEN_HEADER, value);
     }
     match channel.oneshot(request).await {
-        Ok(response) => response,
+        Ok(response) => response.map(Answer::of),
         // tonic would report its own timer as CANCELLED; the caller's deadline passed, so say that.
         Err(error) if timed_out(&error) => Status::deadline_exceeded("deadline exceeded").into_http(),
         Err(error) => {

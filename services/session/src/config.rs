@@ -2,7 +2,7 @@
 
 use std::{path::Path, path::PathBuf, time::Duration};
 
-use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration, MAX_MESSAGE_BYTES};
+use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
 /// The settings of the session role, in section `session`.
@@ -38,8 +38,8 @@ pub struct Config {
     /// Code, input, output and return values up to this size are kept in the database, larger ones in the
     /// object store.
     pub inline_limit: ByteSize,
-    /// How much output is recorded for each stream of an execution. The executor has its own, usually
-    /// smaller limit; this one guards against an executor that ignores it.
+    /// How much output is recorded for each stream of an execution. The executor has a limit of its own,
+    /// `agent.max_output`, usually smaller; this one guards against an executor that ignores it.
     pub max_output: ByteSize,
     /// How long a session is kept after its end, with its executions and their output.
     pub retention: HumanDuration,
@@ -118,7 +118,7 @@ impl Config {
             ("max_disk", self.max_disk, 1 << 20, u64::MAX),
             // The shortest TEXT column among the databases holds 64 KiB.
             ("inline_limit", self.inline_limit, 1 << 10, 63 << 10),
-            ("max_output", self.max_output, 1 << 10, MAX_MESSAGE_BYTES as u64 * 4),
+            ("max_output", self.max_output, 1 << 10, 1 << 40),
         ];
         for (name, size, least, most) in sizes {
             if size.0 < least || size.0 > most {

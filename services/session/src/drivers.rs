@@ -2,17 +2,32 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use sandmesh_mesh::CancellationToken;
-use sandmesh_proto::executor::execute_request::Frame;
-use tokio::sync::{mpsc, oneshot, watch};
+use sandmesh_proto::executor::{InputTaken, StdinChunk, execute_request::Frame};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use crate::error::Error;
+use crate::{error::Error, live::Live};
 
 /// How many inputs may wait for a driver.
 const INPUTS: usize = 16;
+
+/// How much standard input of an execution may be on its way; more waits with its senders.
+const ROOM: usize = 1 << 20;
+
+/// The least that a piece of standard input counts.
+const LEAST: usize = 256;
+
+/// How many signals may be on their way.
+const SIGNALS: usize = 64;
+
+/// The most inputs that are on their way at once.
+pub(crate) const MOST_INPUTS: usize = ROOM / LEAST + SIGNALS;
 
 /// Why a driver is to bring its execution to an end. The later wins over the earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,19 +42,29 @@ pub(crate) enum Stop {
     SandboxLost,
 }
 
-/// Input for a running execution, and where to tell whether it went on its way.
+/// What becomes of input: how far input was taken once this was, or why it is refused.
+pub(crate) type Taken = Result<InputTaken, Error>;
+
+/// Input for an execution, and where to tell what becomes of it.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) frame: Frame,
-    pub(crate) reply: oneshot::Sender<Result<(), Error>>,
+    pub(crate) reply: oneshot::Sender<Taken>,
+    /// Its place among what is on its way.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
 }
 
 /// Talks to a driver.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     session_id: Arc<str>,
+    live: Arc<Live>,
     stop: watch::Sender<Stop>,
     input: mpsc::Sender<Input>,
+    /// Room for standard input on its way. Signals have their own: they pass what is not read.
+    room: Arc<Semaphore>,
+    signals: Arc<Semaphore>,
+    reach: Arc<AtomicU64>,
     finishing: CancellationToken,
     done: CancellationToken,
 }
@@ -54,11 +79,28 @@ impl Handle {
         });
     }
 
-    /// Hands input to the driver and tells how it went; `None` when the driver has ended.
-    pub(crate) async fn send(&self, frame: Frame) -> Option<Result<(), Error>> {
+    /// Hands input to the driver, once there is room for it; `None` when the driver has ended. It has ended,
+    /// too, where no answer comes.
+    pub(crate) async fn offer(&self, frame: Frame) -> Option<oneshot::Receiver<Taken>> {
+        let (room, cost) = match &frame {
+            Frame::Signal(_) => (&self.signals, 1),
+            // What is on its way already, from a stream that broke, takes no more of it.
+            Frame::Stdin(chunk) if end_of(chunk) <= self.reach.load(Ordering::Relaxed) => (&self.room, 0),
+            Frame::Stdin(chunk) => (&self.room, chunk.data.len().clamp(LEAST, ROOM)),
+            _ => (&self.room, LEAST),
+        };
+        let room = match u32::try_from(cost).unwrap_or(u32::MAX) {
+            0 => None,
+            cost => Arc::clone(room).acquire_many_owned(cost).await.ok(),
+        };
         let (reply, answer) = oneshot::channel();
-        self.input.send(Input { frame, reply }).await.ok()?;
-        answer.await.ok()
+        self.input.send(Input { frame, reply, room }).await.ok()?;
+        Some(answer)
+    }
+
+    /// What the driver knows of its execution.
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
     }
 
     /// Whether the driver knows how its execution ended, and is storing it.
@@ -80,8 +122,11 @@ pub(crate) struct Drivers(Arc<Mutex<HashMap<String, Handle>>>);
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) execution_id: String,
+    pub(crate) session_id: Arc<str>,
     pub(crate) stop: watch::Receiver<Stop>,
     pub(crate) input: mpsc::Receiver<Input>,
+    pub(crate) live: Arc<Live>,
+    reach: Arc<AtomicU64>,
     finishing: CancellationToken,
     done: CancellationToken,
     drivers: Drivers,
@@ -89,26 +134,35 @@ pub(crate) struct Registration {
 
 impl Drivers {
     /// Registers the driver of an execution; `None` when it has one.
-    pub(crate) fn register(&self, execution_id: &str, session_id: &str) -> Option<Registration> {
+    pub(crate) fn register(&self, execution_id: &str, session_id: &str, live: Live) -> Option<Registration> {
         let mut drivers = self.lock();
         if drivers.contains_key(execution_id) {
             return None;
         }
         let (stop, stop_receiver) = watch::channel(Stop::No);
         let (input, input_receiver) = mpsc::channel(INPUTS);
+        let (session_id, live) = (Arc::from(session_id), Arc::new(live));
+        let reach = Arc::new(AtomicU64::new(0));
         let (finishing, done) = (CancellationToken::new(), CancellationToken::new());
         let handle = Handle {
-            session_id: session_id.into(),
+            session_id: Arc::clone(&session_id),
+            live: Arc::clone(&live),
             stop,
             input,
+            room: Arc::new(Semaphore::new(ROOM)),
+            signals: Arc::new(Semaphore::new(SIGNALS)),
+            reach: Arc::clone(&reach),
             finishing: finishing.clone(),
             done: done.clone(),
         };
         drivers.insert(execution_id.to_owned(), handle);
         Some(Registration {
             execution_id: execution_id.to_owned(),
+            session_id,
             stop: stop_receiver,
             input: input_receiver,
+            live,
+            reach,
             finishing,
             done,
             drivers: self.clone(),
@@ -130,7 +184,17 @@ impl Drivers {
     }
 }
 
+/// Where a chunk ends.
+pub(crate) fn end_of(chunk: &StdinChunk) -> u64 {
+    chunk.offset.saturating_add(chunk.data.len() as u64)
+}
+
 impl Registration {
+    /// Tells how far the standard input is on its way.
+    pub(crate) fn note_reach(&self, reach: u64) {
+        self.reach.store(reach, Ordering::Relaxed);
+    }
+
     /// Tells that how the execution ended is known, and being stored.
     pub(crate) fn finish(&self) {
         self.finishing.cancel();
@@ -140,6 +204,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.drivers.lock().remove(&self.execution_id);
+        self.live.leave();
         self.done.cancel();
     }
 }
@@ -148,19 +213,23 @@ impl Drop for Registration {
 mod tests {
     use super::*;
 
+    fn live() -> Live {
+        Live::new(&std::env::temp_dir(), 16, 100)
+    }
+
     #[test]
     fn an_execution_has_one_driver_at_a_time() {
         let drivers = Drivers::default();
-        let first = drivers.register("e", "s").unwrap();
-        assert!(drivers.register("e", "s").is_none());
+        let first = drivers.register("e", "s", live()).unwrap();
+        assert!(drivers.register("e", "s", live()).is_none());
         drop(first);
-        assert!(drivers.register("e", "s").is_some());
+        assert!(drivers.register("e", "s", live()).is_some());
     }
 
     #[test]
     fn a_weaker_stop_does_not_take_back_a_stronger() {
         let drivers = Drivers::default();
-        let registration = drivers.register("e", "s").unwrap();
+        let registration = drivers.register("e", "s", live()).unwrap();
         let handle = drivers.get("e").unwrap();
         handle.stop(Stop::SessionEnded);
         handle.stop(Stop::Cancel);

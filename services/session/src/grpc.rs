@@ -6,9 +6,10 @@ use futures::{Stream, StreamExt, stream};
 use sandmesh_mesh::status;
 use sandmesh_proto::session::{
     self as pb, attach_execution_response::Event as Attached, execute_response::Event as Executed,
-    session_event_service_server::SessionEventService, session_service_server::SessionService,
+    interact_execution_response::Event as Interacted, session_event_service_server::SessionEventService,
+    session_service_server::SessionService,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     encode,
@@ -30,6 +31,7 @@ type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl SessionService for Grpc {
     type ExecuteStream = Events<pb::ExecuteResponse>;
     type AttachExecutionStream = Events<pb::AttachExecutionResponse>;
+    type InteractExecutionStream = Events<pb::InteractExecutionResponse>;
 
     async fn create_session(
         &self,
@@ -84,7 +86,7 @@ impl SessionService for Grpc {
         let row = self.0.start_execution(start).await.map_err(status)?;
         let events = self.0.follow(&row.id, Offsets::default()).await.map_err(status)?;
         let accepted = pb::ExecutionAccepted { execution_id: row.id, session_id: row.session_id };
-        let first = stream::once(async { Ok(executed(Executed::Accepted(accepted))) });
+        let first = stream::once(async { Ok(executed(Some(Executed::Accepted(accepted)))) });
         Ok(Response::new(first.chain(events.map(|event| encoded(event, to_executed))).boxed()))
     }
 
@@ -148,8 +150,17 @@ impl SessionService for Grpc {
         &self,
         request: Request<pb::SendInputRequest>,
     ) -> Result<Response<pb::SendInputResponse>, Status> {
-        self.0.send_input(request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(pb::SendInputResponse {}))
+        let taken = self.0.send_input(request.into_inner()).await.map_err(status)?;
+        let (stdin_offset, signal_sequence) = (taken.stdin_offset, taken.signal_sequence);
+        Ok(Response::new(pb::SendInputResponse { stdin_offset, signal_sequence }))
+    }
+
+    async fn interact_execution(
+        &self,
+        request: Request<Streaming<pb::InteractExecutionRequest>>,
+    ) -> Result<Response<Self::InteractExecutionStream>, Status> {
+        let events = self.0.interact(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(events.map(|event| encoded(event, to_interacted)).boxed()))
     }
 }
 
@@ -168,25 +179,38 @@ fn encoded<T>(event: Result<Followed, Error>, encode: fn(Followed) -> T) -> Resu
     event.map(encode).map_err(status)
 }
 
-fn executed(event: Executed) -> pb::ExecuteResponse {
-    pb::ExecuteResponse { event: Some(event) }
+fn executed(event: Option<Executed>) -> pb::ExecuteResponse {
+    pb::ExecuteResponse { event }
 }
 
 fn to_executed(event: Followed) -> pb::ExecuteResponse {
     executed(match event {
-        Followed::Started(started) => Executed::Started(started),
-        Followed::Stdout(chunk) => Executed::Stdout(chunk),
-        Followed::Stderr(chunk) => Executed::Stderr(chunk),
-        Followed::Result(result) => Executed::Result(*result),
+        Followed::Started(started) => Some(Executed::Started(started)),
+        Followed::Stdout(chunk) => Some(Executed::Stdout(chunk)),
+        Followed::Stderr(chunk) => Some(Executed::Stderr(chunk)),
+        Followed::Result(result) => Some(Executed::Result(*result)),
+        Followed::Input(_) => None,
     })
 }
 
 fn to_attached(event: Followed) -> pb::AttachExecutionResponse {
     let event = match event {
-        Followed::Started(started) => Attached::Started(started),
-        Followed::Stdout(chunk) => Attached::Stdout(chunk),
-        Followed::Stderr(chunk) => Attached::Stderr(chunk),
-        Followed::Result(result) => Attached::Result(*result),
+        Followed::Started(started) => Some(Attached::Started(started)),
+        Followed::Stdout(chunk) => Some(Attached::Stdout(chunk)),
+        Followed::Stderr(chunk) => Some(Attached::Stderr(chunk)),
+        Followed::Result(result) => Some(Attached::Result(*result)),
+        Followed::Input(_) => None,
     };
-    pb::AttachExecutionResponse { event: Some(event) }
+    pb::AttachExecutionResponse { event }
+}
+
+fn to_interacted(event: Followed) -> pb::InteractExecutionResponse {
+    let event = match event {
+        Followed::Started(started) => Interacted::Started(started),
+        Followed::Stdout(chunk) => Interacted::Stdout(chunk),
+        Followed::Stderr(chunk) => Interacted::Stderr(chunk),
+        Followed::Input(taken) => Interacted::InputTaken(taken),
+        Followed::Result(result) => Interacted::Result(*result),
+    };
+    pb::InteractExecutionResponse { event: Some(event) }
 }

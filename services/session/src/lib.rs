@@ -12,13 +12,17 @@ mod error;
 mod grpc;
 mod id;
 mod lifecycle;
+mod live;
 mod migration;
 mod notify;
 mod objects;
 mod peers;
+mod retries;
+mod running;
 mod service;
 mod spool;
 mod store;
+mod turns;
 mod validate;
 mod values;
 
@@ -39,8 +43,11 @@ use self::{
     notify::{Locks, Topics},
     objects::Objects,
     peers::Peers,
+    retries::Retries,
+    running::RunningSessions,
     service::{Leftovers, PROGRAMS_AT_ONCE, Service},
     store::Store,
+    turns::Turns,
 };
 
 /// The session role.
@@ -66,10 +73,12 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         tasks: mesh.tasks().clone(),
         spool_dir: mesh.data_dir().to_owned(),
         session_changes: Topics::default(),
-        execution_changes: Topics::default(),
         drivers: Drivers::default(),
+        turns: Turns::default(),
+        running: RunningSessions::default(),
         sandboxes: Locks::default(),
         wind_downs: Locks::default(),
+        removals: Retries::default(),
         programs: Arc::new(Semaphore::new(PROGRAMS_AT_ONCE)),
         leftovers: Leftovers::default(),
         config: config.clone(),
@@ -93,6 +102,7 @@ impl Role for Session {
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
         tasks.spawn("acknowledge leftovers", Arc::clone(&self.0).acknowledge_leftovers());
+        tasks.spawn("checkpoint database", Arc::clone(&self.0).checkpoint_forever());
         tasks.spawn("sweep sessions", Arc::clone(&self.0).sweep_forever());
     }
 

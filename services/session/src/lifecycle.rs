@@ -222,9 +222,10 @@ pub(crate) fn next_execution(state: ExecutionState, event: ExecutionEvent) -> Op
     use ExecutionState::{Cancelled, Completed, Crashed, Failed, Pending, Running};
     match (state, event) {
         (Pending, ExecutionEvent::Started) => Some(Running),
-        (Running, ExecutionEvent::Exited { cause: Some(cause), .. }) => Some(cause.state()),
-        (Running, ExecutionEvent::Exited { cause: None, success: true }) => Some(Completed),
-        (Running, ExecutionEvent::Exited { cause: None, success: false })
+        // A short one ends before its start was written: then both are written at once.
+        (Pending | Running, ExecutionEvent::Exited { cause: Some(cause), .. }) => Some(cause.state()),
+        (Pending | Running, ExecutionEvent::Exited { cause: None, success: true }) => Some(Completed),
+        (Pending | Running, ExecutionEvent::Exited { cause: None, success: false })
         | (Pending, ExecutionEvent::StartFailed) => Some(Failed),
         (Pending | Running, ExecutionEvent::Cancelled) => Some(Cancelled),
         (Pending | Running, ExecutionEvent::SandboxLost) => Some(Crashed),

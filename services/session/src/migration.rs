@@ -10,7 +10,7 @@ use sea_orm_migration::{
         big_integer, big_integer_null, boolean, integer, integer_null, json, json_null, string_len, text,
         text_null,
     },
-    sea_orm::sea_query::DynIden,
+    sea_orm::sea_query::{ConditionalStatement, DynIden},
 };
 
 /// Brings a database to the newest shape.
@@ -19,7 +19,7 @@ pub(crate) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Sessions), Box::new(Executions)]
+        vec![Box::new(Sessions), Box::new(Executions), Box::new(FewerIndexes)]
     }
 
     /// Roles may share a database, so each has a table of its own for what was applied.
@@ -169,5 +169,41 @@ impl MigrationTrait for Executions {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager.drop_table(Table::drop().table("executions").take()).await
+    }
+}
+
+/// Indexes with only the rows that are looked for: each row of each index is a page to be written.
+struct FewerIndexes;
+
+impl MigrationName for FewerIndexes {
+    fn name(&self) -> &'static str {
+        "m0003_fewer_indexes"
+    }
+}
+
+const REQUEST: &str = "idx_executions_session_id_request_id";
+const STATE: &str = "idx_executions_state_session_id";
+const ACTIVE: &str = "idx_executions_active";
+
+#[async_trait::async_trait]
+impl MigrationTrait for FewerIndexes {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for old in [REQUEST, STATE] {
+            manager.drop_index(Index::drop().name(old).table("executions").to_owned()).await?;
+        }
+        let mut request = index("executions", &["session_id", "request_id"]);
+        request.unique().cond_where(Expr::col("request_id").is_not_null());
+        manager.create_index(request).await?;
+        let mut active = index("executions", &["session_id"]);
+        active.name(ACTIVE).cond_where(Expr::cust("state IN ('pending', 'running')"));
+        manager.create_index(active).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for new in [REQUEST, ACTIVE] {
+            manager.drop_index(Index::drop().name(new).table("executions").to_owned()).await?;
+        }
+        manager.create_index(index("executions", &["session_id", "request_id"]).unique().take()).await?;
+        manager.create_index(index("executions", &["state", "session_id"])).await
     }
 }

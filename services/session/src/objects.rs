@@ -8,7 +8,13 @@ use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path as FsPath, syn
 use anyhow::Context;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
+use object_store::{
+    ObjectStore, ObjectStoreExt, PutPayload, buffered::BufWriter, local::LocalFileSystem, path::Path,
+};
+use tokio::{
+    fs::File,
+    io::{AsyncWriteExt, BufReader},
+};
 
 use crate::{error::Error, id, store::close_to_others};
 
@@ -17,6 +23,10 @@ const LARGE: usize = 1 << 20;
 
 /// How many large objects are in memory at once.
 const LARGE_AT_ONCE: usize = 4;
+
+/// The pieces that a long object is written in, and how many of them are on their way at once.
+const PIECE: usize = 5 << 20;
+const PIECES_AT_ONCE: usize = 2;
 
 /// The object store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,6 +68,29 @@ impl Objects {
     ) -> Result<(), Error> {
         self.store.put(&Path::from(format!("{prefix}/{name}")), data.into()).await?;
         Ok(())
+    }
+
+    /// Writes an object of any length: its first bytes, and the others from a file.
+    pub(crate) async fn put_long(
+        &self,
+        prefix: &str,
+        name: &str,
+        first: &[u8],
+        rest: &mut File,
+    ) -> Result<(), Error> {
+        let path = Path::from(format!("{prefix}/{name}"));
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), path, PIECE)
+            .with_max_concurrency(PIECES_AT_ONCE);
+        let written = async {
+            writer.write_all(first).await?;
+            tokio::io::copy_buf(&mut BufReader::with_capacity(LARGE, rest), &mut writer).await
+        };
+        if let Err(error) = written.await {
+            // What was written of it is not an object yet, and must not stay.
+            let _ = writer.abort().await;
+            return Err(error.into());
+        }
+        Ok(writer.shutdown().await?)
     }
 
     /// Reads an object.

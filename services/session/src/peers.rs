@@ -20,7 +20,7 @@ use crate::error::Error;
 /// The services that this role calls.
 ///
 /// Each executor has a connection for its drivers and one for control, which must not wait for a place
-/// among many streams. A watcher has one of its own: a slow reader fills the window of its connection.
+/// among many streams. Drivers read whatever comes at once, so none fills the window for the others.
 #[derive(Debug)]
 pub(crate) struct Peers {
     scheduler: Link,
@@ -67,20 +67,15 @@ impl Peers {
         Ok(executor(self.connections(endpoint)?.control))
     }
 
-    /// The executor at an endpoint, for one watcher. Connected as long as the client lives.
-    ///
-    /// # Errors
-    /// When the endpoint is not one.
-    pub(crate) fn watcher(&self, endpoint: &str) -> Result<ExecutorServiceClient<Link>, Error> {
-        Ok(executor(dial(endpoint)?))
-    }
-
     fn connections(&self, endpoint: &str) -> Result<Connections, Error> {
         let mut executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = executors.get(endpoint) {
             return Ok(found.clone());
         }
-        let made = Connections { drivers: dial(endpoint)?, control: dial(endpoint)? };
+        let made = Connections {
+            drivers: Link::dial_shared(endpoint).map_err(anyhow::Error::new)?,
+            control: Link::dial(endpoint).map_err(anyhow::Error::new)?,
+        };
         Ok(executors.entry(endpoint.to_owned()).or_insert(made).clone())
     }
 
@@ -88,10 +83,6 @@ impl Peers {
     pub(crate) fn forget(&self, endpoint: &str) {
         self.executors.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
     }
-}
-
-fn dial(endpoint: &str) -> Result<Link, Error> {
-    Ok(Link::dial(endpoint).map_err(anyhow::Error::new)?)
 }
 
 fn executor(link: Link) -> ExecutorServiceClient<Link> {

@@ -1,11 +1,12 @@
 //! What the session role does, apart from how it is asked: sessions here and in `create` and `end`,
-//! executions in `execute`, `drive` and `follow`, the passing of time in `sweep`.
+//! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`.
 
 mod create;
 mod drive;
 mod end;
 mod execute;
 mod follow;
+mod interact;
 mod leftovers;
 mod list;
 mod record;
@@ -29,7 +30,10 @@ use crate::{
     notify::{Locks, Topics},
     objects::Objects,
     peers::Peers,
+    retries::Retries,
+    running::RunningSessions,
     store::{Store, execution, session},
+    turns::Turns,
 };
 
 /// The session role at work.
@@ -45,13 +49,17 @@ pub(crate) struct Service {
     pub(crate) spool_dir: PathBuf,
     /// Who waits for sessions.
     pub(crate) session_changes: Topics,
-    /// Who waits for executions.
-    pub(crate) execution_changes: Topics,
     pub(crate) drivers: Drivers,
+    /// Who is to start an execution.
+    pub(crate) turns: Turns,
+    /// Sessions that run.
+    pub(crate) running: RunningSessions,
     /// Who makes or removes the sandbox of a session, or forgets the session.
     pub(crate) sandboxes: Locks,
     /// Who winds a session down.
     pub(crate) wind_downs: Locks,
+    /// Whose sandbox could not be removed.
+    pub(crate) removals: Retries,
     /// How many large programs may be on their way to executors.
     pub(crate) programs: Arc<Semaphore>,
     /// Where executors keep what is recorded.
@@ -66,7 +74,8 @@ impl Service {
 
     /// Reads the row of an execution.
     pub(crate) async fn execution_row(&self, id: &str) -> Result<execution::Model, Error> {
-        self.store.execution(id).await?.ok_or_else(|| Error::ExecutionNotFound(id.to_owned()))
+        let row = self.store.execution(id).await?.ok_or_else(|| Error::ExecutionNotFound(id.to_owned()))?;
+        self.as_driven(row).await
     }
 
     /// Runs something to its end, also when the caller goes away: what was begun must not stay half done.

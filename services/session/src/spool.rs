@@ -1,13 +1,18 @@
 //! Collects one stream of an execution's output: its first bytes in memory, the others in a file that has
 //! no name, so that nothing of it is left after a crash (the executor still has it all).
+//!
+//! One writes, any number read, each at its own pace: who reads slowly holds up neither the writer nor
+//! another reader.
 
-use std::{io::SeekFrom, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
-};
 
 use crate::error::Error;
 
@@ -17,9 +22,18 @@ pub(crate) struct Spool {
     directory: PathBuf,
     inline_limit: usize,
     limit: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The first kept bytes.
     inline: Vec<u8>,
-    rest: Option<File>,
+    /// The kept bytes after those.
+    rest: Option<Arc<File>>,
+    /// How many bytes are kept; all of them can be read.
     kept: u64,
+    /// How many bytes were taken.
     next: u64,
 }
 
@@ -29,65 +43,100 @@ pub(crate) struct Gap;
 
 impl Spool {
     /// An empty one that keeps `inline_limit` bytes in memory and `limit` in all.
-    pub(crate) fn new(directory: PathBuf, inline_limit: u64, limit: u64) -> Self {
+    pub(crate) fn new(directory: &Path, inline_limit: u64, limit: u64) -> Self {
         let inline_limit = usize::try_from(inline_limit).unwrap_or(usize::MAX);
-        Self { directory, inline_limit, limit, inline: Vec::new(), rest: None, kept: 0, next: 0 }
+        Self { directory: directory.to_owned(), inline_limit, limit, state: Mutex::default() }
     }
 
     /// The offset of the byte that is wanted next.
     pub(crate) fn next(&self) -> u64 {
-        self.next
+        self.state().next
     }
 
     /// How many bytes are kept.
     pub(crate) fn kept(&self) -> u64 {
-        self.kept
+        self.state().kept
     }
 
     /// There was more than is kept.
     pub(crate) fn truncated(&self) -> bool {
-        self.next > self.kept
+        let state = self.state();
+        state.next > state.kept
     }
 
-    /// The first bytes, and whether they are all.
-    pub(crate) fn inline(&self) -> (&[u8], bool) {
-        (&self.inline, self.rest.is_none())
-    }
-
-    /// Takes a chunk that begins at `offset`. What was taken before is skipped.
-    pub(crate) async fn take(&mut self, offset: u64, data: &[u8]) -> Result<Result<(), Gap>, Error> {
-        let Some(known) = self.next.checked_sub(offset) else { return Ok(Err(Gap)) };
-        let fresh = usize::try_from(known).ok().and_then(|known| data.get(known..)).unwrap_or_default();
-        self.next += fresh.len() as u64;
-        let room = usize::try_from(self.limit - self.kept).unwrap_or(usize::MAX);
-        let wanted = &fresh[..fresh.len().min(room)];
-        self.kept += wanted.len() as u64;
-        let (inline, rest) = wanted.split_at(wanted.len().min(self.inline_limit - self.inline.len()));
-        self.inline.extend_from_slice(inline);
-        if !rest.is_empty() {
-            self.write(rest).await?;
-        }
+    /// Takes a chunk that begins at `offset`. What was taken before is skipped. Only one may take.
+    pub(crate) async fn take(&self, offset: u64, data: &Bytes) -> Result<Result<(), Gap>, Error> {
+        let rest = {
+            let mut state = self.state();
+            let Some(known) = state.next.checked_sub(offset) else { return Ok(Err(Gap)) };
+            let fresh = data.slice(usize::try_from(known).unwrap_or(usize::MAX).min(data.len())..);
+            let room = usize::try_from(self.limit - state.kept).unwrap_or(usize::MAX);
+            let mut wanted = fresh.slice(..fresh.len().min(room));
+            let inline = wanted.split_to(wanted.len().min(self.inline_limit - state.inline.len()));
+            state.inline.extend_from_slice(&inline);
+            state.kept += inline.len() as u64;
+            if wanted.is_empty() {
+                state.next += fresh.len() as u64;
+                return Ok(Ok(()));
+            }
+            (wanted, fresh.len() as u64)
+        };
+        self.write(rest.0).await?;
+        self.state().next += rest.1;
         Ok(Ok(()))
     }
 
-    async fn write(&mut self, data: &[u8]) -> Result<(), Error> {
-        let file = match &mut self.rest {
-            Some(file) => file,
-            None => self.rest.insert(File::from_std(tempfile::tempfile_in(&self.directory)?)),
+    /// Appends to the file, off the runtime's workers: a disk may take its time.
+    async fn write(&self, data: Bytes) -> io::Result<()> {
+        let (file, position) = {
+            let state = self.state();
+            (state.rest.clone(), state.kept - state.inline.len() as u64)
         };
-        file.write_all(data).await?;
+        let (directory, added) = (self.directory.clone(), data.len() as u64);
+        let write = tokio::task::spawn_blocking(move || {
+            let file = file.map_or_else(|| tempfile::tempfile_in(directory).map(Arc::new), Ok)?;
+            file.write_all_at(&data, position)?;
+            io::Result::Ok(file)
+        });
+        let file = write.await.map_err(io::Error::other)??;
+        let mut state = self.state();
+        state.rest = Some(file);
+        state.kept += added;
         Ok(())
     }
 
-    /// Everything that is kept.
-    pub(crate) async fn bytes(&mut self) -> Result<Bytes, Error> {
-        let mut all = self.inline.clone();
-        if let Some(file) = &mut self.rest {
-            file.flush().await?;
-            file.seek(SeekFrom::Start(0)).await?;
-            file.read_to_end(&mut all).await?;
-        }
-        Ok(all.into())
+    /// Up to `most` kept bytes from `offset`, in one piece; empty when there are none, or none yet.
+    pub(crate) async fn read(&self, offset: u64, most: usize) -> Result<Bytes, Error> {
+        let (file, position, length) = {
+            let state = self.state();
+            let length = usize::try_from(state.kept.saturating_sub(offset)).unwrap_or(usize::MAX).min(most);
+            let inline = usize::try_from(offset).ok().and_then(|offset| state.inline.get(offset..));
+            match (inline, &state.rest) {
+                (Some(inline), _) if !inline.is_empty() => {
+                    return Ok(Bytes::copy_from_slice(&inline[..inline.len().min(length)]));
+                }
+                (_, Some(file)) if length > 0 => {
+                    (Arc::clone(file), offset - state.inline.len() as u64, length)
+                }
+                _ => return Ok(Bytes::new()),
+            }
+        };
+        let mut buffer = vec![0; length];
+        let read = tokio::task::spawn_blocking(move || {
+            file.read_exact_at(&mut buffer, position).map(|()| Bytes::from(buffer))
+        });
+        Ok(read.await.map_err(io::Error::other)??)
+    }
+
+    /// The first bytes, and the file with the others.
+    pub(crate) fn kept_bytes(&self) -> (Vec<u8>, Option<Arc<File>>) {
+        let state = self.state();
+        (state.inline.clone(), state.rest.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,6 +146,19 @@ mod tests {
 
     use super::*;
 
+    /// All of it, read in pieces of `most` bytes.
+    async fn bytes(spool: &Spool, most: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let piece = spool.read(all.len() as u64, most).await.unwrap();
+            assert!(piece.len() <= most);
+            if piece.is_empty() {
+                return all;
+            }
+            all.extend_from_slice(&piece);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
@@ -104,19 +166,21 @@ mod tests {
             data in proptest::collection::vec(any::<u8>(), 1..200),
             pieces in proptest::collection::vec((0usize..40, 1usize..60), 1..40),
             limit in 1u64..200,
+            most in 1usize..50,
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let mut spool = Spool::new(std::env::temp_dir(), 16, limit);
+                let spool = Spool::new(&std::env::temp_dir(), 16, limit);
+                let data = Bytes::from(data);
                 for (back, length) in pieces {
                     let next = usize::try_from(spool.next()).unwrap();
                     let start = next.saturating_sub(back);
                     let end = (start + length).min(data.len());
-                    spool.take(start as u64, &data[start..end]).await.unwrap().unwrap();
+                    spool.take(start as u64, &data.slice(start..end)).await.unwrap().unwrap();
                 }
                 let seen = usize::try_from(spool.next()).unwrap();
                 let kept = seen.min(usize::try_from(limit).unwrap());
-                assert_eq!(spool.bytes().await.unwrap(), data[..kept]);
+                assert_eq!(bytes(&spool, most).await, data[..kept]);
                 assert_eq!(spool.kept(), kept as u64);
                 assert_eq!(spool.truncated(), seen > kept);
             });
@@ -125,9 +189,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_gap_is_not_filled_with_guesses() {
-        let mut spool = Spool::new(std::env::temp_dir(), 16, 100);
-        spool.take(0, b"ab").await.unwrap().unwrap();
-        assert_eq!(spool.take(3, b"d").await.unwrap(), Err(Gap));
-        assert_eq!(spool.bytes().await.unwrap(), "ab");
+        let spool = Spool::new(&std::env::temp_dir(), 16, 100);
+        spool.take(0, &Bytes::from_static(b"ab")).await.unwrap().unwrap();
+        assert_eq!(spool.take(3, &Bytes::from_static(b"d")).await.unwrap(), Err(Gap));
+        assert_eq!(bytes(&spool, 9).await, b"ab");
     }
 }

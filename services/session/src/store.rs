@@ -5,23 +5,29 @@
 
 mod column;
 pub(crate) mod execution;
+mod pen;
 pub(crate) mod session;
 
 use std::{
+    collections::HashMap,
     fs::{DirBuilder, OpenOptions, Permissions},
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, sqlx::sqlite::SqliteConnectOptions,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, EntityTrait, Select,
+    sqlx::sqlite::SqliteConnectOptions,
 };
 use sea_orm_migration::MigratorTrait;
 
 pub(crate) use self::column::Instant;
+use self::pen::Pen;
 use crate::{error::Error, migration::Migrator};
 
 /// Connections for reading.
@@ -34,7 +40,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     writer: DatabaseConnection,
+    /// For the writes of executions.
+    pen: Arc<Pen>,
     readers: DatabaseConnection,
+    /// When sessions were used last, as far as it is not written yet.
+    uses: Arc<Mutex<HashMap<String, DateTime<Utc>>>>,
 }
 
 /// Where a page begins: after this row.
@@ -60,7 +70,14 @@ impl Store {
         let writer = connect(url, 1).await.with_context(open)?;
         Migrator::up(&writer, None).await.with_context(|| format!("cannot migrate `{url}`"))?;
         let readers = connect(url, READERS).await.with_context(open)?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, pen: Arc::default(), readers, uses: Arc::default() })
+    }
+
+    /// Moves what was written from the log of writes into the database, without holding up who reads or
+    /// writes. Left to itself, SQLite does that in the middle of somebody's write.
+    pub(crate) async fn checkpoint(&self) -> Result<(), Error> {
+        self.readers.execute_unprepared("PRAGMA wal_checkpoint(PASSIVE)").await?;
+        Ok(())
     }
 
     /// Asks the database whether it answers, for reading and for writing.
@@ -69,6 +86,15 @@ impl Store {
         self.writer.execute_unprepared("SELECT 1").await?;
         Ok(())
     }
+}
+
+/// The one row that a unique index lets through. There is no LIMIT: SQLite prepares a statement anew for each
+/// value that its LIMIT is given, which costs more than all the rest.
+async fn only<E: EntityTrait>(
+    select: Select<E>,
+    connection: &impl ConnectionTrait,
+) -> Result<Option<E::Model>, Error> {
+    Ok(select.all(connection).await?.pop())
 }
 
 /// Makes the file of a database, for nobody but us: it holds programs, their input and their output. The
@@ -125,6 +151,9 @@ async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, sea_
                 .pragma("journal_mode", "WAL")
                 // In WAL mode a crash of the program loses nothing, a loss of power at most the last commits.
                 .pragma("synchronous", "NORMAL")
+                // Pages of its log after which a writer does the work of `Store::checkpoint`, should that not
+                // keep up: 32 MiB.
+                .pragma("wal_autocheckpoint", "8192")
         });
     Database::connect(options).await
 }

@@ -5,6 +5,7 @@
 //! stream breaks it attaches again where it was; only when the sandbox is known to be gone does it say so.
 
 mod end;
+mod input;
 mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -16,18 +17,16 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use self::{
-    end::End,
-    stream::{Stdin, Stopping},
-};
+use self::{end::End, input::Inputs, stream::Stopping};
 use super::{Service, end::of_session};
 use crate::{
     drivers::{Registration, Stop},
     error::Error,
-    lifecycle::SessionState,
+    lifecycle::{ExecutionState, SessionState},
+    live::Live,
     peers::{Backoff, call},
-    spool::Spool,
     store::{execution, session},
+    turns::Turn,
 };
 
 /// How many large programs are read and sent at once: each is up to 7 MiB and more.
@@ -52,29 +51,51 @@ const SILENCES: u32 = 3;
 struct Driver {
     service: Arc<Service>,
     row: execution::Model,
-    session: session::Model,
+    session: Arc<session::Model>,
     registration: Registration,
-    stdout: Spool,
-    stderr: Spool,
+    /// Its place among those that are to start. It has none any more once its executor has it.
+    turn: Option<Turn>,
     /// No executor can know it: it was accepted by this process and not sent yet.
     unsent: bool,
     /// Its process exists, or existed.
     started: bool,
+    /// When to write that it started, unless it ends before.
+    write_start_at: Option<Instant>,
     /// It is being brought to an end before its time.
     stopping: Stopping,
     /// When its executor should have told of its end.
     overdue: Option<Instant>,
     silences: u32,
     refused_attaches: u32,
-    stdin: Stdin,
+    inputs: Inputs,
 }
 
 impl Service {
     /// Drives an execution, unless it is driven.
     pub(super) fn spawn_driver(self: &Arc<Self>, execution_id: &str, session_id: &str) {
-        if let Some(registration) = self.drivers.register(execution_id, session_id) {
+        if let Some(registration) = self.register_driver(execution_id, session_id) {
             self.spawn_registered(registration, None);
         }
+    }
+
+    /// Registers the driver of an execution; `None` when it has one.
+    pub(super) fn register_driver(&self, execution_id: &str, session_id: &str) -> Option<Registration> {
+        let live = Live::new(&self.spool_dir, self.config.inline_limit.0, self.config.max_output.0);
+        self.drivers.register(execution_id, session_id, live)
+    }
+
+    /// An execution as its driver knows it. That it has started is written a little later, unless somebody
+    /// looks before: what was seen to run is not pending again after a crash.
+    pub(super) async fn as_driven(&self, mut row: execution::Model) -> Result<execution::Model, Error> {
+        let driver = self.drivers.get(&row.id).filter(|_| row.state == ExecutionState::Pending);
+        let Some(started_at) = driver.and_then(|driver| driver.live().started_at()) else { return Ok(row) };
+        if self.store.execution_started(&row.id, started_at).await? {
+            row.state = ExecutionState::Running;
+            row.started_at = Some(started_at.into());
+            return Ok(row);
+        }
+        // Somebody wrote that it has started, or ended, meanwhile.
+        Ok(self.store.execution_or_deleted(&row.id).await?.unwrap_or(row))
     }
 
     /// Drives an execution that was accepted just now in `session`: no executor can know it.
@@ -82,16 +103,18 @@ impl Service {
         self: &Arc<Self>,
         registration: Registration,
         row: execution::Model,
-        session: session::Model,
+        session: Arc<session::Model>,
     ) {
         self.spawn_registered(registration, Some((row, session)));
     }
 
     fn spawn_registered(self: &Arc<Self>, registration: Registration, accepted: Option<Rows>) {
         let service = Arc::clone(self);
+        // Here, and not in the task: the order of acceptance is that of these calls.
+        let turn = self.turns.take(&registration.session_id);
         self.spawn("drive execution", async move {
             let id = registration.execution_id.clone();
-            if let Err(error) = drive(service, registration, accepted).await {
+            if let Err(error) = drive(service, registration, turn, accepted).await {
                 // The sweep drives it again.
                 tracing::error!(execution.id = id, error = format!("{error:#?}"), "driver failed");
             }
@@ -99,11 +122,12 @@ impl Service {
     }
 }
 
-type Rows = (execution::Model, session::Model);
+type Rows = (execution::Model, Arc<session::Model>);
 
 async fn drive(
     service: Arc<Service>,
     mut registration: Registration,
+    turn: Turn,
     accepted: Option<Rows>,
 ) -> Result<(), Error> {
     let unsent = accepted.is_some();
@@ -113,20 +137,18 @@ async fn drive(
     };
     let Some((row, session)) = known else { return Ok(()) };
     let Some(session) = ready(&service, session, &mut registration.stop).await? else { return Ok(()) };
-    let (inline, most) = (service.config.inline_limit.0, service.config.max_output.0);
-    let spool = || Spool::new(service.spool_dir.clone(), inline, most);
     let mut driver = Driver {
         session,
         registration,
-        stdout: spool(),
-        stderr: spool(),
+        turn: Some(turn).filter(|_| row.started_at.is_none()),
         unsent,
         started: row.started_at.is_some(),
+        write_start_at: None,
         stopping: Stopping::default(),
         overdue: None,
         silences: 0,
         refused_attaches: 0,
-        stdin: Stdin::Unknown,
+        inputs: Inputs::default(),
         row,
         service,
     };
@@ -138,21 +160,24 @@ async fn drive(
 async fn rows(service: &Service, id: &str) -> Result<Option<Rows>, Error> {
     let row = service.store.execution_or_deleted(id).await?;
     let Some(row) = row.filter(|row| !row.state.is_final()) else { return Ok(None) };
-    Ok(service.store.session_or_deleted(&row.session_id).await?.map(|session| (row, session)))
+    Ok(service.store.session_or_deleted(&row.session_id).await?.map(|session| (row, Arc::new(session))))
 }
 
 /// Waits until a session runs or has ended, or its execution is to be stopped; `None` when it is not there
 /// any more.
 async fn ready(
     service: &Service,
-    mut session: session::Model,
+    mut session: Arc<session::Model>,
     stop: &mut watch::Receiver<Stop>,
-) -> Result<Option<session::Model>, Error> {
+) -> Result<Option<Arc<session::Model>>, Error> {
+    if session.state != SessionState::Creating {
+        return Ok(Some(session));
+    }
     let mut changes = service.session_changes.subscribe(&session.id);
     // Read again after subscribing, so that no change is missed in between.
     while session.state == SessionState::Creating && *stop.borrow_and_update() == Stop::No {
         match service.store.session_or_deleted(&session.id).await? {
-            Some(now) => session = now,
+            Some(now) => session = Arc::new(now),
             None => return Ok(None),
         }
         if session.state == SessionState::Creating {
@@ -171,11 +196,12 @@ impl Driver {
         let mut backoff = Backoff::new(most);
         let mut in_queue = Backoff::between(QUEUE_PAUSES.0, QUEUE_PAUSES.1);
         loop {
+            self.turn_to_start().await;
             let room = self.room_for_program().await;
             if let Some(end) = self.before_connecting().await? {
                 return Ok(end);
             }
-            let (out, err) = (self.stdout.next(), self.stderr.next());
+            let collected = self.collected();
             let status = match self.follow(room).await? {
                 Ok(end) => return Ok(end),
                 Err(status) => status,
@@ -183,7 +209,7 @@ impl Driver {
             if let Some(end) = self.settle(&status).await? {
                 return Ok(end);
             }
-            if (out, err) != (self.stdout.next(), self.stderr.next()) {
+            if collected != self.collected() {
                 backoff = Backoff::new(most);
             }
             let full = status.code() == Code::ResourceExhausted && !self.started;
@@ -193,6 +219,20 @@ impl Driver {
                 () = tokio::time::sleep(pause) => {}
                 _ = self.registration.stop.changed() => {}
             }
+        }
+    }
+
+    /// How much of each stream was collected.
+    fn collected(&self) -> (u64, u64) {
+        (self.registration.live.stdout.next(), self.registration.live.stderr.next())
+    }
+
+    /// Waits until what was accepted before it is with the executor, or it is to be stopped.
+    async fn turn_to_start(&mut self) {
+        let Some(turn) = &mut self.turn else { return };
+        tokio::select! {
+            () = turn.come() => {}
+            _ = self.registration.stop.wait_for(|stop| *stop != Stop::No) => {}
         }
     }
 
@@ -241,7 +281,7 @@ impl Driver {
     /// How it ends because its session did.
     async fn ended_with_session(&mut self) -> Result<End, Error> {
         if let Some(session) = self.service.store.session_or_deleted(&self.row.session_id).await? {
-            self.session = session;
+            self.session = Arc::new(session);
         }
         let (event, ending) = of_session(&self.session);
         Ok(End::without_exit(event, ending))

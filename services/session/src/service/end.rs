@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sandmesh_proto::{scheduler, session as pb};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tonic::Code;
 
 use super::Service;
@@ -55,6 +55,7 @@ impl Service {
             if !service.store.delete_session(&session, "deleted on request", service.clock.now()).await? {
                 return Err(Error::SessionNotFound(id));
             }
+            service.running.forget(&id);
             service.session_changes.publish(&id);
             service.wound_down(&id).await;
             // When somebody else has it, the sweep forgets the session.
@@ -98,6 +99,7 @@ impl Service {
     ) -> Result<bool, Error> {
         let ended = self.store.end_session(session, event, reason, self.clock.now()).await?;
         if ended {
+            self.running.forget(&session.id);
             tracing::info!(session.id, ?event, reason, "session ended");
             self.session_changes.publish(&session.id);
             self.spawn_wind_down(session.id.clone(), None);
@@ -138,9 +140,16 @@ impl Service {
         let _lock = self.sandboxes.lock(id).await;
         let Some(session) = self.ended(id).await? else { return Ok(()) };
         self.end_executions(&session).await?;
-        if self.remove_sandbox(&session).await {
-            self.peers.forget(&session.endpoint);
-            self.store.sandbox_removed(&session).await?;
+        match self.remove_sandbox(&session).await {
+            Ok(()) => {
+                self.removals.done(id);
+                self.peers.forget(&session.endpoint);
+                self.store.sandbox_removed(&session).await?;
+            }
+            Err(why) => {
+                let again_in = self.removals.failed(id, Instant::now());
+                tracing::warn!(session.id = id, error = why, ?again_in, "sandbox not removed yet");
+            }
         }
         Ok(())
     }
@@ -166,14 +175,27 @@ impl Service {
         for id in self.store.active_executions_of(&session.id).await? {
             let Some(row) = self.store.execution_or_deleted(&id).await? else { continue };
             let (event, ending) = of_session(session);
-            self.store.end_execution(&row, event, ending, self.clock.now()).await?;
-            self.execution_changes.publish(&id);
+            self.store.end_execution(&row, event, &ending, self.clock.now()).await?;
+            self.tell_of_end(&id).await?;
         }
         Ok(())
     }
 
-    /// Has the sandbox removed. False when nobody could say that it is gone.
-    async fn remove_sandbox(&self, session: &Model) -> bool {
+    /// Tells those who wait for an execution of an end that its driver did not write.
+    async fn tell_of_end(&self, id: &str) -> Result<(), Error> {
+        let Some(driver) = self.drivers.get(id) else { return Ok(()) };
+        if let Some(row) = self.store.execution_or_deleted(id).await?.filter(|row| row.state.is_final()) {
+            driver.live().end(row);
+        }
+        Ok(())
+    }
+
+    /// Has the sandbox removed.
+    ///
+    /// # Errors
+    /// Why nobody could say that it is gone.
+    async fn remove_sandbox(&self, session: &Model) -> Result<(), String> {
+        let mut why = String::new();
         let mut backoff = Backoff::new(self.config.retry_max.0);
         for _ in 0..REMOVE_ATTEMPTS {
             let request = scheduler::DeleteSandboxRequest {
@@ -181,17 +203,15 @@ impl Service {
                 node_id: session.node_id.clone(),
             };
             match call(REMOVE_LIMIT, self.peers.scheduler().delete_sandbox(request)).await {
-                Ok(_) => return true,
-                Err(status) if status.code() == Code::NotFound => return true,
-                Err(status) => {
-                    tracing::warn!(session.id, error = status.message(), "sandbox not removed yet")
-                }
+                Ok(_) => return Ok(()),
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                Err(status) => status.message().clone_into(&mut why),
             }
             if !self.pause(backoff.pause()).await {
-                return false;
+                break;
             }
         }
-        false
+        Err(why)
     }
 
     /// Forgets a session of which nothing is left, with its executions and their output. Whoever does holds
@@ -199,6 +219,7 @@ impl Service {
     pub(super) async fn purge(&self, id: &str, _held: Lock) -> Result<(), Error> {
         let session = self.store.session_or_deleted(id).await?;
         if let Some(session) = session.filter(|session| session.sandbox_removed) {
+            self.removals.done(id);
             self.peers.forget(&session.endpoint);
             self.objects.delete_session(id).await?;
             self.store.purge_session(&session).await?;

@@ -1,12 +1,9 @@
-//! What callers do with executions: start, read, wait, cancel, and send input.
+//! What callers do with executions: start, read, wait and cancel.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use sandmesh_proto::{
-    executor::execute_request::Frame,
-    session::{self as pb, send_input_request::Input},
-};
+use sandmesh_proto::session as pb;
 
 use super::Service;
 use crate::{
@@ -16,6 +13,7 @@ use crate::{
     id,
     lifecycle::ExecutionState,
     objects::Objects,
+    peers::Backoff,
     store::{
         execution::{Inserted, Model},
         session,
@@ -29,9 +27,6 @@ pub(super) const SHOWN: u64 = 1 << 20;
 
 /// How long a cancelled execution may take to end before its caller is told to ask again.
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
-
-/// The most bytes of one piece of input.
-const MAX_INPUT: usize = 1 << 20;
 
 /// How often a new id is tried when the one that was made is taken.
 const ID_ATTEMPTS: usize = 8;
@@ -55,18 +50,18 @@ impl Service {
             self.session(&new.session_id).await?;
             return Ok(first);
         }
-        let session = self.session(&new.session_id).await?;
+        let session = self.session_to_use(&new.session_id).await?;
         if session.state.is_final() {
-            return Err(Error::SessionNotActive { id: session.id, state: session.state.as_str() });
+            return Err(Error::SessionNotActive { id: session.id.clone(), state: session.state.as_str() });
         }
         let given = new.execution_id.is_some();
         let mut row = self.execution_from(new);
         self.spill_input(&mut row).await?;
-        let prefix = row.object_prefix.clone();
+        let spilled = row.code.is_none() || row.event.is_none() || row.stdin.is_none();
         let accepted = self.accept(&mut row, session, given).await;
-        if !matches!(accepted, Ok(None)) {
+        if spilled && !matches!(accepted, Ok(None)) {
             // Not needed: another was first, or nothing runs.
-            self.objects.delete_below(&prefix).await?;
+            self.objects.delete_below(&row.object_prefix).await?;
         }
         Ok(accepted?.unwrap_or(row))
     }
@@ -111,18 +106,28 @@ impl Service {
         }
     }
 
+    /// The session that an execution is for: as it is remembered, or as it is.
+    pub(super) async fn session_to_use(&self, id: &str) -> Result<Arc<session::Model>, Error> {
+        if let Some(session) = self.running.get(id) {
+            return Ok(session);
+        }
+        let session = Arc::new(self.session(id).await?);
+        self.running.remember(&session);
+        Ok(session)
+    }
+
     /// Adds an execution and begins to drive it; `Some` when it was there before.
     async fn accept(
         self: &Arc<Self>,
         row: &mut Model,
-        session: session::Model,
+        mut session: Arc<session::Model>,
         given: bool,
     ) -> Result<Option<Model>, Error> {
         let limit = self.config.max_executions_per_session;
         for _ in 0..ID_ATTEMPTS {
             // Before the row is there: whoever ends the session from then on finds its driver.
-            let registration = self.drivers.register(&row.id, &row.session_id);
-            match self.store.insert_execution(row.clone(), &session, limit).await? {
+            let registration = self.register_driver(&row.id, &row.session_id);
+            match self.store.insert_execution(row, &session, limit).await? {
                 Inserted::New => {
                     // Where another request has the same id and no luck, the sweep drives it.
                     if let Some(registration) = registration {
@@ -135,7 +140,7 @@ impl Service {
                 }
                 Inserted::IdTaken if given => break,
                 Inserted::Repeat(_) | Inserted::IdTaken => row.id = id::execution(self.clock.now()),
-                Inserted::NotActive => return Err(self.not_active(&session).await?),
+                Inserted::NotActive => session = self.instead_of(&session).await?,
                 Inserted::TooMany => {
                     return Err(Error::TooManyExecutions { id: row.session_id.clone(), limit });
                 }
@@ -144,10 +149,16 @@ impl Service {
         Err(Error::ExecutionExists(row.id.clone()))
     }
 
-    /// Why a session takes no executions.
-    async fn not_active(&self, session: &session::Model) -> Result<Error, Error> {
+    /// The session that has the place of one that takes no executions any more, where that was only
+    /// remembered; else why it takes none.
+    async fn instead_of(&self, session: &session::Model) -> Result<Arc<session::Model>, Error> {
+        let remembered = self.running.get(&session.id).is_some();
+        self.running.forget(&session.id);
         let now = self.session(&session.id).await?;
-        Ok(match now.state.is_final() && now.sandbox_id == session.sandbox_id {
+        if remembered && !now.state.is_final() && now.sandbox_id != session.sandbox_id {
+            return Ok(Arc::new(now));
+        }
+        Err(match now.state.is_final() && now.sandbox_id == session.sandbox_id {
             true => Error::SessionNotActive { id: now.id, state: now.state.as_str() },
             // Deleted, and made again since.
             false => Error::SessionNotFound(now.id),
@@ -208,26 +219,38 @@ impl Service {
     }
 
     /// Waits for the end of an execution, for `limit` at most.
-    pub(crate) async fn wait_execution(&self, id: &str, limit: Duration) -> Result<View, Error> {
-        self.ended_execution(id, limit).await?;
-        self.execution(id).await
+    pub(crate) async fn wait_execution(self: &Arc<Self>, id: &str, limit: Duration) -> Result<View, Error> {
+        let row = self.ended_execution(id, limit).await?;
+        self.shown(row).await
     }
 
-    /// Waits for the end of an execution, for `limit` at most or until the service stops.
-    async fn ended_execution(&self, id: &str, limit: Duration) -> Result<Model, Error> {
+    /// Waits for the end of an execution, for `limit` at most or until the service stops. What is driven
+    /// here needs no look into the database.
+    async fn ended_execution(self: &Arc<Self>, id: &str, limit: Duration) -> Result<Model, Error> {
         let deadline = tokio::time::Instant::now() + limit;
         let token = self.tasks.token();
-        let mut changes = self.execution_changes.subscribe(id);
+        let mut backoff = Backoff::new(self.config.retry_max.0);
         loop {
+            let driver = self.drivers.get(id);
+            if let Some(driver) = &driver {
+                tokio::select! {
+                    ended = driver.live().ended() => if let Some(row) = ended {
+                        return Ok(Arc::unwrap_or_clone(row));
+                    },
+                    () = tokio::time::sleep_until(deadline) => {}
+                    () = token.cancelled() => {}
+                }
+            }
             let row = self.execution_row(id).await?;
-            if row.state.is_final() {
+            let over = tokio::time::Instant::now() >= deadline || token.is_cancelled();
+            if row.state.is_final() || over {
                 return Ok(row);
             }
-            tokio::select! {
-                () = changes.changed() => {}
-                () = tokio::time::sleep_until(deadline) => return Ok(row),
-                () = token.cancelled() => return Ok(row),
+            if driver.is_some() {
+                // It left without an end, as when the database fails: not at once again.
+                self.pause(backoff.pause()).await;
             }
+            self.spawn_driver(&row.id, &row.session_id);
         }
     }
 
@@ -251,41 +274,9 @@ impl Service {
             }
         }
     }
-
-    /// Sends input to a running execution.
-    pub(crate) async fn send_input(&self, request: pb::SendInputRequest) -> Result<(), Error> {
-        let frame = input_frame(request.input)?;
-        let row = self.execution_row(&request.execution_id).await?;
-        let refused = || Error::ExecutionNotRunning { id: row.id.clone(), state: row.state.as_str() };
-        if row.state != ExecutionState::Running {
-            return Err(refused());
-        }
-        if !row.keep_stdin_open && !matches!(frame, Frame::Signal(_)) {
-            let problem = format!("standard input of execution `{}` is closed: it was not kept open", row.id);
-            return Err(Error::field("input", "value_error", problem));
-        }
-        let driver = self.drivers.get(&row.id).ok_or_else(refused)?;
-        driver.send(frame).await.unwrap_or_else(|| Err(refused()))
-    }
 }
 
 /// Made by the same request; ids that are equal by chance are not.
 fn same_request(first: &Model, row: &Model) -> bool {
     row.request_id.is_some() && first.request_id == row.request_id
-}
-
-fn input_frame(input: Option<Input>) -> Result<Frame, Error> {
-    match input {
-        Some(Input::Stdin(chunk)) if chunk.data.len() > MAX_INPUT => {
-            Err(Error::field("stdin.data", "too_long", "`stdin.data` must be at most 1 MiB long"))
-        }
-        Some(Input::Stdin(chunk)) => Ok(Frame::Stdin(chunk)),
-        Some(Input::CloseStdin(close)) => Ok(Frame::CloseStdin(close)),
-        Some(Input::Signal(signal)) if !(1..=31).contains(&signal.signal) => {
-            let kind = if signal.signal < 1 { "greater_than_equal" } else { "less_than_equal" };
-            Err(Error::field("signal.signal", kind, "`signal.signal` must be from 1 to 31"))
-        }
-        Some(Input::Signal(signal)) => Ok(Frame::Signal(signal)),
-        None => Err(Error::field("input", "missing", "`input` is required")),
-    }
 }

@@ -1,7 +1,8 @@
 //! Follows an execution for one watcher, from a byte cursor of each stream to the end.
 //!
-//! While it runs, a watcher has a stream of its own to the executor; after its end, the record is replayed.
-//! A watcher is pulled by its reader: a slow one holds up nobody, and one that goes away stops nothing.
+//! While it is driven, a watcher reads what its driver has collected, so that nothing is seen that is not
+//! recorded; after its end, the record is replayed. A watcher is pulled by its reader: a slow one holds up
+//! nobody, and one that goes away stops nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,21 +10,21 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use sandmesh_proto::{
     executor::{
-        self, ExecuteRequest, ExecuteResponse, ExecutionAttach, ExecutionStarted, OutputChunk,
-        execute_request::Frame as Request, execute_response::Frame,
+        ExecuteRequest, ExecutionAttach, ExecutionStarted, InputTaken, OutputChunk,
+        execute_request::Frame as Request,
     },
     session as pb,
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::Code;
 
 use super::Service;
 use crate::{
+    drivers::Handle,
     encode,
     error::Error,
-    lifecycle::ExecutionState,
-    notify::Subscription,
+    live::{self, Live},
     peers::{Backoff, call},
     store::execution::Model,
 };
@@ -34,8 +35,8 @@ const CHUNK: usize = 64 << 10;
 /// How much of the record is read at once.
 const WINDOW: u64 = 1 << 20;
 
-/// How long an executor may take to accept a watcher.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// How long an executor may take to say whether it can serve a cursor.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a watcher sees.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub(crate) enum Followed {
     Stdout(OutputChunk),
     /// Bytes of the standard error.
     Stderr(OutputChunk),
+    /// Its input was taken so far; only for who asked for it.
+    Input(InputTaken),
     /// It ended; the last.
     Result(Box<pb::Execution>),
 }
@@ -63,17 +66,20 @@ struct Follower {
     id: String,
     at: Offsets,
     started: bool,
+    /// How far its input was taken, as was told last, for who wants to know.
+    input: Option<Option<InputTaken>>,
+    /// Whose turn it is, where there is more of both streams.
+    stderr_next: bool,
     phase: Phase,
-    changes: Subscription,
     backoff: Backoff,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Find out where it is; after a broken stream, only when something changed or a while has passed.
+    /// Find out where it is, after a pause where its driver left it.
     Look { pause: Option<Duration> },
-    /// The executor streams. The sender keeps our side of the stream open.
-    Live(Box<Streaming<ExecuteResponse>>, mpsc::Sender<ExecuteRequest>),
+    /// It is driven.
+    Live(Arc<Live>, watch::Receiver<()>),
     /// The record is replayed.
     Replay { row: Box<Model>, window: Bytes },
     /// The result was sent.
@@ -89,23 +95,32 @@ impl Service {
         id: &str,
         at: Offsets,
     ) -> Result<impl Stream<Item = Result<Followed, Error>> + Send + use<>, Error> {
-        let changes = self.execution_changes.subscribe(id);
-        let row = self.execution_row(id).await?;
+        self.followed(id, at, false).await
+    }
+
+    /// Follows an execution from `at` on, and how far its input is taken if `with_input`.
+    pub(super) async fn followed(
+        self: &Arc<Self>,
+        id: &str,
+        at: Offsets,
+        with_input: bool,
+    ) -> Result<impl Stream<Item = Result<Followed, Error>> + Send + use<>, Error> {
         let mut follower = Follower {
             service: Arc::clone(self),
             id: id.to_owned(),
             at,
             started: false,
+            input: with_input.then_some(None),
+            stderr_next: false,
             phase: Phase::Look { pause: None },
-            changes,
             backoff: Backoff::new(self.config.retry_max.0),
         };
-        if row.state.is_final() {
-            follower.check_cursor(&row)?;
-            follower.phase = Phase::Replay { row: Box::new(row), window: Bytes::new() };
-        } else if row.state == ExecutionState::Running && (at.stdout, at.stderr) != (0, 0) {
-            // A cursor that cannot be served is refused here, and not in the middle of the stream.
-            (follower.phase, _) = follower.attach(&row).await?;
+        // A cursor that cannot be served is refused here, and not in the middle of the stream.
+        follower.phase = follower.found().await?;
+        match &follower.phase {
+            Phase::Replay { row, .. } => follower.check_cursor(row)?,
+            Phase::Live(live, _) => follower.check_live_cursor(live).await?,
+            Phase::Look { .. } | Phase::Done => {}
         }
         Ok(stream::try_unfold(follower, |mut follower| async move {
             Ok(follower.next().await?.map(|event| (event, follower)))
@@ -117,8 +132,8 @@ impl Follower {
     async fn next(&mut self) -> Result<Option<Followed>, Error> {
         loop {
             let (phase, event) = match std::mem::replace(&mut self.phase, Phase::Done) {
-                Phase::Look { pause } => self.look(pause).await?,
-                Phase::Live(stream, frames) => self.live(stream, frames).await?,
+                Phase::Look { pause } => (self.look(pause).await?, None),
+                Phase::Live(live, bell) => self.live(live, bell).await?,
                 Phase::Replay { row, window } => self.replay(row, window).await?,
                 Phase::Done => return Ok(None),
             };
@@ -129,31 +144,101 @@ impl Follower {
         }
     }
 
-    async fn look(&mut self, pause: Option<Duration>) -> Result<Step, Error> {
-        if let Some(pause) = pause {
-            // Either is a reason to look.
-            let _ = timeout(pause, self.changes.changed()).await;
+    async fn look(&mut self, pause: Option<Duration>) -> Result<Phase, Error> {
+        if let Some(pause) = pause
+            && !self.service.pause(pause).await
+        {
+            return Err(stopping());
+        }
+        self.found().await
+    }
+
+    /// Where it is: with its driver, or in the record.
+    async fn found(&mut self) -> Result<Phase, Error> {
+        if let Some(driver) = self.service.drivers.get(&self.id) {
+            return Ok(watched(&driver));
         }
         let row = self.service.execution_row(&self.id).await?;
-        match row.state {
-            ExecutionState::Pending => {
-                let token = self.service.tasks.token();
-                tokio::select! {
-                    () = self.changes.changed() => Ok((Phase::Look { pause: None }, None)),
-                    () = token.cancelled() => Err(stopping()),
-                }
+        if row.state.is_final() {
+            return Ok(Phase::Replay { row: Box::new(row), window: Bytes::new() });
+        }
+        // This process was started just now, and the sweep did not come by yet.
+        self.service.spawn_driver(&row.id, &row.session_id);
+        Ok(match self.service.drivers.get(&self.id) {
+            Some(driver) => watched(&driver),
+            None => Phase::Look { pause: Some(self.backoff.pause()) },
+        })
+    }
+
+    async fn live(&mut self, live: Arc<Live>, mut bell: watch::Receiver<()>) -> Result<Step, Error> {
+        let token = self.service.tasks.token();
+        loop {
+            bell.mark_unchanged();
+            // Before the output: all of it precedes the end.
+            let phase = live.phase();
+            if let Some(event) = self.news(&live).await? {
+                return Ok((Phase::Live(live, bell), Some(event)));
             }
-            ExecutionState::Running => self.attach(&row).await,
-            _ => Ok((Phase::Replay { row: Box::new(row), window: Bytes::new() }, None)),
+            match phase {
+                live::Phase::Ended(row) => {
+                    let row = Box::new(Arc::unwrap_or_clone(row));
+                    return Ok((Phase::Replay { row, window: Bytes::new() }, None));
+                }
+                live::Phase::Left => return Ok((Phase::Look { pause: Some(self.backoff.pause()) }, None)),
+                live::Phase::Driven => {}
+            }
+            tokio::select! {
+                // The bell hangs in what is watched: it cannot be taken down meanwhile.
+                _ = bell.changed() => {}
+                () = token.cancelled() => return Err(stopping()),
+            }
         }
     }
 
-    async fn attach(&mut self, row: &Model) -> Result<Step, Error> {
-        if self.service.tasks.token().is_cancelled() {
-            return Err(stopping());
+    /// What its driver knows and the watcher does not: of two streams in turn, as long as there is more of
+    /// both.
+    async fn news(&mut self, live: &Live) -> Result<Option<Followed>, Error> {
+        if !self.started {
+            // And nothing before it: its output may come between two looks.
+            let started = live.started();
+            self.started = started.is_some();
+            return Ok(started.map(Followed::Started));
         }
-        let session = self.service.session(&row.session_id).await?;
-        let mut executor = self.service.peers.watcher(&session.endpoint)?;
+        if let Some(told) = &mut self.input
+            && let Some(taken) = live.input().filter(|taken| *told != Some(*taken))
+        {
+            *told = Some(taken);
+            return Ok(Some(Followed::Input(taken)));
+        }
+        for _ in 0..2 {
+            let stderr = self.stderr_next;
+            self.stderr_next = !stderr;
+            let (spool, at) = match stderr {
+                true => (&live.stderr, &mut self.at.stderr),
+                false => (&live.stdout, &mut self.at.stdout),
+            };
+            let data = spool.read(*at, CHUNK).await?;
+            if !data.is_empty() {
+                let chunk = OutputChunk { offset: *at, data };
+                *at += chunk.data.len() as u64;
+                return Ok(Some(if stderr { Followed::Stderr(chunk) } else { Followed::Stdout(chunk) }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A cursor beyond what was collected: its executor knows whether it can be served, as this process may
+    /// have been started just now and collect it again.
+    async fn check_live_cursor(&self, live: &Live) -> Result<(), Error> {
+        if self.at.stdout <= live.stdout.kept() && self.at.stderr <= live.stderr.kept() {
+            return Ok(());
+        }
+        let row = self.service.execution_row(&self.id).await?;
+        let session = self.service.session_to_use(&row.session_id).await?;
+        if session.endpoint.is_empty() {
+            return Ok(());
+        }
+        let mut executor = self.service.peers.driver(&session.endpoint)?;
         let (frames, requests) = mpsc::channel(1);
         let attach = ExecutionAttach {
             execution_id: self.id.clone(),
@@ -161,59 +246,16 @@ impl Follower {
             stderr_offset: self.at.stderr,
         };
         let _ = frames.try_send(ExecuteRequest { frame: Some(Request::Attach(attach)) });
-        match call(OPEN_LIMIT, executor.execute(ReceiverStream::new(requests))).await {
-            Ok(stream) => Ok((Phase::Live(Box::new(stream), frames), None)),
-            Err(status) => self.broken(&status),
+        match call(ASK_LIMIT, executor.execute(ReceiverStream::new(requests))).await {
+            Err(status) if status.code() == Code::OutOfRange => {
+                Err(Error::CursorExpired { id: self.id.clone(), problem: status.message().to_owned() })
+            }
+            // When its executor does not know, the driver will find out, or has.
+            _ => match live.phase() {
+                live::Phase::Ended(row) => self.check_cursor(&row),
+                live::Phase::Driven | live::Phase::Left => Ok(()),
+            },
         }
-    }
-
-    fn broken(&mut self, status: &tonic::Status) -> Result<Step, Error> {
-        if status.code() == Code::OutOfRange {
-            return Err(Error::CursorExpired { id: self.id.clone(), problem: status.message().to_owned() });
-        }
-        Ok((Phase::Look { pause: Some(self.backoff.pause()) }, None))
-    }
-
-    async fn live(
-        &mut self,
-        mut stream: Box<Streaming<ExecuteResponse>>,
-        frames: mpsc::Sender<ExecuteRequest>,
-    ) -> Result<Step, Error> {
-        let token = self.service.tasks.token();
-        let message = tokio::select! {
-            message = stream.message() => message,
-            () = self.changes.changed() => {
-                let row = self.service.execution_row(&self.id).await?;
-                // What the stream still has is in the record too.
-                let phase = match row.state.is_final() {
-                    true => Phase::Replay { row: Box::new(row), window: Bytes::new() },
-                    false => Phase::Live(stream, frames),
-                };
-                return Ok((phase, None));
-            }
-            () = token.cancelled() => return Err(stopping()),
-        };
-        let event = match message {
-            Ok(Some(ExecuteResponse { frame: Some(Frame::Started(started)) })) => self.start(started),
-            Ok(Some(ExecuteResponse { frame: Some(Frame::Stdout(chunk)) })) => {
-                fresh(&mut self.at.stdout, chunk).map(Followed::Stdout)
-            }
-            Ok(Some(ExecuteResponse { frame: Some(Frame::Stderr(chunk)) })) => {
-                fresh(&mut self.at.stderr, chunk).map(Followed::Stderr)
-            }
-            // The result is sent when its end is durable: the row changes then.
-            Ok(Some(ExecuteResponse { frame: Some(Frame::Exited(_) | Frame::Failed(_)) }) | None) => {
-                return Ok((Phase::Look { pause: Some(self.backoff.pause()) }, None));
-            }
-            Ok(Some(ExecuteResponse { frame: None })) => None,
-            Err(status) => return self.broken(&status),
-        };
-        Ok((Phase::Live(stream, frames), event))
-    }
-
-    fn start(&mut self, started: executor::ExecutionStarted) -> Option<Followed> {
-        self.backoff = Backoff::new(self.service.config.retry_max.0);
-        (!std::mem::replace(&mut self.started, true)).then_some(Followed::Started(started))
     }
 
     async fn replay(&mut self, row: Box<Model>, mut window: Bytes) -> Result<Step, Error> {
@@ -253,16 +295,14 @@ impl Follower {
     }
 }
 
-/// What of a chunk was not seen before.
-fn fresh(at: &mut u64, mut chunk: OutputChunk) -> Option<OutputChunk> {
-    let known = usize::try_from(at.saturating_sub(chunk.offset)).unwrap_or(usize::MAX);
-    if known >= chunk.data.len() {
-        return None;
+fn watched(driver: &Handle) -> Phase {
+    let live = driver.live();
+    match live.phase() {
+        live::Phase::Ended(row) => {
+            Phase::Replay { row: Box::new(Arc::unwrap_or_clone(row)), window: Bytes::new() }
+        }
+        live::Phase::Driven | live::Phase::Left => Phase::Live(Arc::clone(live), live.watch()),
     }
-    chunk.data = chunk.data.split_off(known);
-    chunk.offset += known as u64;
-    *at = chunk.offset + chunk.data.len() as u64;
-    Some(chunk)
 }
 
 fn stopping() -> Error {

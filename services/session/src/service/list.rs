@@ -90,7 +90,8 @@ impl Service {
         let (mut rows, total) = self.store.executions(&request.session_id, state, &page).await?;
         let fitting = fitting(&rows);
         let next_page_token = paging.cut(&mut rows, fitting, |row| (row.created_at, &row.id));
-        let views = stream::iter(rows).map(|row| self.shown(row)).buffered(READS_AT_ONCE);
+        let view = async |row| self.shown(self.as_driven(row).await?).await;
+        let views = stream::iter(rows).map(view).buffered(READS_AT_ONCE);
         match views.map_ok(encode::execution).try_collect().await {
             Ok(executions) => Ok(pb::ListExecutionsResponse { executions, next_page_token, total }),
             Err(error) => {

@@ -1,6 +1,7 @@
 //! What of an execution is too large for its row: put into the object store, and taken out again.
 
 use bytes::Bytes;
+use tokio::{fs::File, io::AsyncSeekExt};
 
 use super::Service;
 use crate::{
@@ -58,14 +59,16 @@ impl Service {
         &self,
         row: &Model,
         name: &str,
-        spool: &mut Spool,
+        spool: &Spool,
         more: bool,
     ) -> Result<Recorded, Error> {
-        let (inline, all) = spool.inline();
-        let inline = inline.to_vec();
-        if !all {
+        let (inline, rest) = spool.kept_bytes();
+        if let Some(rest) = rest {
             let _room = self.objects.room(usize::try_from(spool.kept()).unwrap_or(usize::MAX)).await;
-            self.objects.put(&row.object_prefix, name, spool.bytes().await?).await?;
+            // Readers say where they read; nobody else uses the position in the file.
+            let mut rest = File::from_std(rest.try_clone()?);
+            rest.rewind().await?;
+            self.objects.put_long(&row.object_prefix, name, &inline, &mut rest).await?;
         }
         let kept = i64::try_from(spool.kept()).unwrap_or(i64::MAX);
         Ok(Recorded { inline, kept, truncated: more || spool.truncated() })

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use super::Service;
 use crate::{
@@ -17,17 +18,28 @@ use crate::{
 /// How many sessions are wound down or forgotten in one sweep.
 const BATCH: u64 = 100;
 
+/// How often what was written is moved into the database.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+
 impl Service {
+    /// Keeps the log of the database short, until the service stops.
+    pub(crate) async fn checkpoint_forever(self: Arc<Self>) {
+        while self.pause(CHECKPOINT_EVERY).await {
+            logged("database not tidied", self.store.checkpoint().await);
+        }
+    }
+
     /// Sweeps until the service stops.
     pub(crate) async fn sweep_forever(self: Arc<Self>) {
         loop {
             // One that fails is tried again in the next sweep, and holds up no other.
+            logged("use of sessions not written", self.store.write_use().await);
             logged("executions not driven", self.drive_undriven().await);
             logged("sessions not checked", self.check_sessions().await);
             logged("ended sessions not wound down", self.wind_down_ended().await);
             logged("old sessions not forgotten", self.purge_old().await);
             if !self.pause(self.config.sweep_interval.0).await {
-                return;
+                return logged("use of sessions not written", self.store.write_use().await);
             }
         }
     }
@@ -47,7 +59,12 @@ impl Service {
     }
 
     async fn wind_down_ended(self: &Arc<Self>) -> Result<(), Error> {
-        for id in self.store.sessions_to_wind_down(BATCH).await? {
+        // Those that are left alone for a while do not take the places of others.
+        let failing = u64::try_from(self.removals.count()).unwrap_or(u64::MAX);
+        for id in self.store.sessions_to_wind_down(BATCH.saturating_add(failing)).await? {
+            if !self.removals.is_due(&id, Instant::now()) {
+                continue;
+            }
             // Held by whoever winds it down now.
             if self.wind_downs.try_lock(&id).is_some() && self.sandboxes.try_lock(&id).is_some() {
                 self.spawn_wind_down(id, None);
@@ -73,6 +90,9 @@ impl Service {
         if session.deleted_at.is_some() {
             return self.end(session, SessionEvent::Ended, "deleted on request").await.map(|_| ());
         }
+        let active_executions = self.store.count_active(&session.id).await?;
+        // After that: one that ended before was noted as a use before.
+        let session = &self.store.as_used(session.clone());
         let now = self.clock.now();
         let times = SessionTimes {
             state: session.state,
@@ -83,7 +103,7 @@ impl Service {
                 .ok()
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
-            active_executions: self.store.count_active(&session.id).await?,
+            active_executions,
         };
         let Some(event) = due(&times, self.config.creating_timeout.0, now) else {
             if session.state == SessionState::Creating {

@@ -2,13 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::Set,
-    DatabaseTransaction, Order, QueryOrder, QuerySelect, TransactionTrait,
+    ActiveValue::{NotSet, Set},
+    Iterable, Order, QueryOrder, QuerySelect, QueryTrait,
     entity::prelude::*,
-    sea_query::{Condition, ExprTrait, Query},
+    sea_query::{Condition, ExprTrait, InsertStatement, Query},
 };
 
-use super::{Instant, Page, Position, Store, session};
+use super::{Instant, Page, Position, Store, only, session};
 use crate::{
     error::Error,
     lifecycle::{Cause, ExecutionEvent, ExecutionState, execution_sources},
@@ -78,8 +78,36 @@ pub(crate) struct Ending {
     pub(crate) return_value_bytes: Option<i64>,
     pub(crate) error: Option<UserError>,
     pub(crate) metrics: Option<Metrics>,
+    /// When its process started; unset: it did not, or only a former process knows.
+    pub(crate) started_at: Option<DateTime<Utc>>,
     /// When its process ended; unset: now.
     pub(crate) ended_at: Option<DateTime<Utc>>,
+}
+
+impl Ending {
+    /// The row that [`Store::end_execution`] makes of `row`.
+    pub(crate) fn onto(self, row: Model, event: ExecutionEvent, now: DateTime<Utc>) -> Model {
+        Model {
+            state: execution_sources(event).1.unwrap_or(row.state),
+            cause: self.cause,
+            cause_detail: self.cause_detail,
+            exit_code: self.exit_code,
+            signal: self.signal,
+            stdout: self.stdout.inline,
+            stdout_kept: self.stdout.kept,
+            stdout_truncated: self.stdout.truncated,
+            stderr: self.stderr.inline,
+            stderr_kept: self.stderr.kept,
+            stderr_truncated: self.stderr.truncated,
+            return_value: self.return_value,
+            return_value_bytes: self.return_value_bytes,
+            error: self.error,
+            metrics: self.metrics,
+            started_at: self.started_at.map(Into::into).or(row.started_at),
+            completed_at: Some(self.ended_at.unwrap_or(now).into()),
+            ..row
+        }
+    }
 }
 
 /// What is recorded of one stream of output.
@@ -108,8 +136,15 @@ pub(crate) enum Inserted {
     TooMany,
 }
 
+/// In one of these states. They are in the text of the statement, as they are in that of the index over
+/// active ones: for a value that could be another, SQLite would prepare the statement anew each time.
+pub(super) fn is_in(states: &[ExecutionState]) -> Expr {
+    let words: Vec<_> = states.iter().map(|state| format!("'{}'", state.as_str())).collect();
+    Expr::cust(format!("state IN ({})", words.join(", ")))
+}
+
 fn active() -> Condition {
-    Condition::all().add(Column::State.is_in(ExecutionState::ACTIVE))
+    Condition::all().add(is_in(&ExecutionState::ACTIVE))
 }
 
 impl Store {
@@ -121,12 +156,12 @@ impl Store {
             .and_where(Expr::col((session::Entity, session::Column::Id)).equals((Entity, Column::SessionId)))
             .and_where(session::Column::DeletedAt.is_null())
             .take();
-        Ok(Entity::find_by_id(id).filter(Expr::exists(session)).one(&self.readers).await?)
+        only(Entity::find_by_id(id).filter(Expr::exists(session)), &self.readers).await
     }
 
     /// Reads an execution, also of a deleted session.
     pub(crate) async fn execution_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
-        Ok(Entity::find_by_id(id).one(&self.readers).await?)
+        only(Entity::find_by_id(id), &self.readers).await
     }
 
     /// Reads the execution that a request made before, by its own id or by its request id in the session.
@@ -137,7 +172,7 @@ impl Store {
         request_id: Option<&str>,
     ) -> Result<Option<Model>, Error> {
         if let Some(id) = id
-            && let Some(found) = Entity::find_by_id(id).one(&self.readers).await?
+            && let Some(found) = self.execution_or_deleted(id).await?
         {
             return if found.session_id == session_id {
                 Ok(Some(found))
@@ -148,29 +183,35 @@ impl Store {
         let Some(request_id) = request_id else { return Ok(None) };
         let request =
             Entity::find().filter(Column::SessionId.eq(session_id)).filter(Column::RequestId.eq(request_id));
-        Ok(request.one(&self.readers).await?)
+        only(request, &self.readers).await
     }
 
     /// Adds an execution to `session`, unless it was there before, the session takes none, or `limit` are
-    /// active.
+    /// active. It is one statement, as each is a way to the database and back.
     pub(crate) async fn insert_execution(
         &self,
-        execution: Model,
+        execution: &Model,
         session: &session::Model,
         limit: u32,
     ) -> Result<Inserted, Error> {
-        // What others write must not wait for what is only read when it is refused.
-        let transaction = self.writer.begin().await?;
-        let refused = insert(&transaction, execution.clone(), session, limit).await?;
-        let Some(refused) = refused else {
-            transaction.commit().await?;
-            return Ok(Inserted::New);
+        let insert = insert(execution, session, limit);
+        let refused = match self.pen.write(&self.writer, &insert).await {
+            Ok(1) => {
+                self.used(&session.id, execution.created_at.utc());
+                return Ok(Inserted::New);
+            }
+            Ok(_) => None,
+            Err(error) if session::is_taken(&error) => Some(Inserted::IdTaken),
+            Err(error) => return Err(error.into()),
         };
-        transaction.rollback().await?;
-        match self.execution_before(&execution).await? {
-            Some(first) if first.session_id == execution.session_id => Ok(Inserted::Repeat(Box::new(first))),
-            Some(_) => Ok(Inserted::IdTaken),
-            None => Ok(refused),
+        match (self.execution_before(execution).await?, refused) {
+            (Some(first), _) if first.session_id == execution.session_id => {
+                Ok(Inserted::Repeat(Box::new(first)))
+            }
+            (Some(_), _) => Ok(Inserted::IdTaken),
+            (None, Some(refused)) => Ok(refused),
+            (None, None) if self.is_live(session).await? => Ok(Inserted::TooMany),
+            (None, None) => Ok(Inserted::NotActive),
         }
     }
 
@@ -181,7 +222,7 @@ impl Store {
         }
         let Some(request_id) = &new.request_id else { return Ok(None) };
         let siblings = Entity::find().filter(Column::SessionId.eq(&new.session_id));
-        Ok(siblings.filter(Column::RequestId.eq(request_id)).one(&self.readers).await?)
+        only(siblings.filter(Column::RequestId.eq(request_id)), &self.readers).await
     }
 
     /// A page of the executions of a session, newest first, and how many match in all.
@@ -223,7 +264,7 @@ impl Store {
     pub(crate) async fn execution_started(&self, id: &str, started_at: DateTime<Utc>) -> Result<bool, Error> {
         let change = ActiveModel { started_at: Set(Some(started_at.into())), ..Default::default() };
         let Some(update) = moved(id, ExecutionEvent::Started, change) else { return Ok(false) };
-        Ok(update.exec(&self.writer).await?.rows_affected == 1)
+        Ok(self.pen.write(&self.writer, &update.into_query()).await? == 1)
     }
 
     /// Ends an execution and notes that its session was used. False when it had ended before: the first
@@ -232,19 +273,15 @@ impl Store {
         &self,
         row: &Model,
         event: ExecutionEvent,
-        ending: Ending,
+        ending: &Ending,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
         let ended_at = ending.ended_at.unwrap_or(now);
-        let change = ActiveModel { completed_at: Set(Some(ended_at.into())), ..columns(ending) };
+        let change = ActiveModel { completed_at: Set(Some(ended_at.into())), ..columns(ending.clone()) };
         let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
-        let transaction = self.writer.begin().await?;
-        let ended = update.exec(&transaction).await?.rows_affected == 1;
-        if ended {
-            session::touch(&transaction, &row.session_id, now).await?;
-        }
-        transaction.commit().await?;
-        Ok(ended)
+        // Before it: whoever sees that nothing runs any more sees this use, too.
+        self.used(&row.session_id, now);
+        Ok(self.pen.write(&self.writer, &update.into_query()).await? == 1)
     }
 
     /// How many executions of a session have not ended.
@@ -261,11 +298,13 @@ impl Store {
 fn moved(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<sea_orm::UpdateMany<Entity>> {
     let (from, to) = execution_sources(event);
     change.state = Set(to?);
-    Some(Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(Column::State.is_in(from)))
+    Some(Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(is_in(&from)))
 }
 
 fn columns(ending: Ending) -> ActiveModel {
+    let started_at = ending.started_at.map_or(NotSet, |at| Set(Some(at.into())));
     ActiveModel {
+        started_at,
         cause: Set(ending.cause),
         cause_detail: Set(ending.cause_detail),
         exit_code: Set(ending.exit_code),
@@ -284,23 +323,24 @@ fn columns(ending: Ending) -> ActiveModel {
     }
 }
 
-/// Adds an execution; the indexes say whether its id or its request was there before. `Some`: not added.
-async fn insert(
-    transaction: &DatabaseTransaction,
-    execution: Model,
-    session: &session::Model,
-    limit: u32,
-) -> Result<Option<Inserted>, Error> {
-    if !session::touch_live(transaction, session, execution.created_at.utc()).await? {
-        return Ok(Some(Inserted::NotActive));
+/// Adds an execution if its session is live and has fewer than `limit` active ones; the indexes say whether
+/// its id or its request was there before.
+fn insert(execution: &Model, session: &session::Model, limit: u32) -> InsertStatement {
+    let active_ones = Query::select()
+        .expr(Expr::col((Entity, Column::Id)).count())
+        .from(Entity)
+        .and_where(Expr::col((Entity, Column::SessionId)).eq(&session.id))
+        .and_where(is_in(&ExecutionState::ACTIVE))
+        .take();
+    let mut row = Query::select();
+    for column in Column::iter() {
+        row.expr(Expr::val(execution.get(column)));
     }
-    let siblings = Entity::find().filter(Column::SessionId.eq(&session.id));
-    if siblings.filter(active()).count(transaction).await? >= limit.into() {
-        return Ok(Some(Inserted::TooMany));
-    }
-    match Entity::insert(ActiveModel::from(execution)).exec_without_returning(transaction).await {
-        Ok(_) => Ok(None),
-        Err(error) if session::is_taken(&error) => Ok(Some(Inserted::IdTaken)),
-        Err(error) => Err(error.into()),
-    }
+    row.from(session::Entity).cond_where(session::this_live(session));
+    row.and_where(ExprTrait::lt(Expr::SubQuery(None, Box::new(active_ones.into())), i64::from(limit)));
+    let mut insert = Query::insert();
+    insert.into_table(Entity).columns(Column::iter());
+    // It fails only where the columns are not as many as the values.
+    let _ = insert.select_from(row);
+    insert
 }

@@ -1,5 +1,7 @@
 //! The table of sessions: its rows, and every statement on it.
 
+use std::sync::PoisonError;
+
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set,
@@ -8,7 +10,7 @@ use sea_orm::{
     sea_query::{Condition, ExprTrait, Query},
 };
 
-use super::{Instant, Page, Position, Store, execution};
+use super::{Instant, Page, Position, Store, execution, only};
 use crate::{
     error::Error,
     lifecycle::{ExecutionState, SessionEvent, SessionState, session_sources},
@@ -105,6 +107,10 @@ fn end(reason: &str, now: DateTime<Utc>) -> ActiveModel {
     }
 }
 
+fn is_live(session: &Model) -> bool {
+    LIVE.contains(&session.state)
+}
+
 fn live() -> Condition {
     Condition::all().add(Column::State.is_in(LIVE))
 }
@@ -112,17 +118,18 @@ fn live() -> Condition {
 impl Store {
     /// Reads a session; `None` when there is none, or it was deleted.
     pub(crate) async fn session(&self, id: &str) -> Result<Option<Model>, Error> {
-        Ok(Entity::find_by_id(id).filter(Column::DeletedAt.is_null()).one(&self.readers).await?)
+        let found = only(Entity::find_by_id(id).filter(Column::DeletedAt.is_null()), &self.readers).await?;
+        Ok(found.map(|session| self.as_used(session)))
     }
 
     /// Reads a session, also a deleted one whose sandbox is still to be removed.
     pub(crate) async fn session_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
-        Ok(Entity::find_by_id(id).one(&self.readers).await?)
+        only(Entity::find_by_id(id), &self.readers).await
     }
 
     /// Reads the session that a request id made.
     pub(crate) async fn session_of_request(&self, request_id: &str) -> Result<Option<Model>, Error> {
-        let found = Entity::find().filter(Column::RequestId.eq(request_id)).one(&self.readers).await?;
+        let found = only(Entity::find().filter(Column::RequestId.eq(request_id)), &self.readers).await?;
         Ok(found.filter(|session| session.deleted_at.is_none()))
     }
 
@@ -142,7 +149,7 @@ impl Store {
     /// What stands in the way of a new session: that of the same request, or of the same id.
     async fn session_before(&self, new: &Model) -> Result<Option<Inserted>, Error> {
         if let Some(request_id) = &new.request_id {
-            let first = Entity::find().filter(Column::RequestId.eq(request_id)).one(&self.readers).await?;
+            let first = only(Entity::find().filter(Column::RequestId.eq(request_id)), &self.readers).await?;
             if let Some(first) = first {
                 return Ok(Some(Inserted::Repeat(Box::new(first))));
             }
@@ -168,7 +175,7 @@ impl Store {
         }
         let rows = rows.order_by(Column::CreatedAt, Order::Desc).order_by(Column::Id, Order::Desc);
         let rows = rows.offset(page.offset).limit(page.limit).all(&self.readers).await?;
-        Ok((rows, total))
+        Ok((rows.into_iter().map(|session| self.as_used(session)).collect(), total))
     }
 
     /// CREATING -> RUNNING with what the scheduler made. False when the session had moved on.
@@ -296,6 +303,53 @@ impl Store {
         self.session_ids(Condition::all().add(Column::SandboxRemoved.eq(true)).add(old), limit).await
     }
 
+    /// Whether a session takes executions.
+    pub(super) async fn is_live(&self, session: &Model) -> Result<bool, Error> {
+        Ok(only(Entity::find().filter(this_live(session)), &self.readers).await?.is_some())
+    }
+
+    /// Notes that a session is used. It is written by [`Store::write_use`]: two writes for each execution
+    /// would cost as much as its record.
+    pub(super) fn used(&self, id: &str, now: DateTime<Utc>) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        match uses.get_mut(id) {
+            Some(last) => *last = Ord::max(*last, now),
+            None => drop(uses.insert(id.to_owned(), now)),
+        }
+    }
+
+    /// A session with the use that is not written yet.
+    pub(crate) fn as_used(&self, mut session: Model) -> Model {
+        let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = uses.get(&session.id).copied().map(Instant::from).filter(|_| is_live(&session)) {
+            session.last_activity_at = Ord::max(session.last_activity_at, last);
+            session.updated_at = Ord::max(session.updated_at, last);
+        }
+        session
+    }
+
+    /// Writes when sessions were used last. What is noted meanwhile is for the next time.
+    pub(crate) async fn write_use(&self) -> Result<(), Error> {
+        let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.writer.begin().await?;
+        for (id, at) in &uses {
+            let used = ActiveModel {
+                last_activity_at: Set((*at).into()),
+                updated_at: Set((*at).into()),
+                ..Default::default()
+            };
+            let update = Entity::update_many().set(used).filter(Column::Id.eq(id)).filter(live());
+            update.filter(Column::LastActivityAt.lt(Instant::from(*at))).exec(&transaction).await?;
+        }
+        transaction.commit().await?;
+        let mut noted = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.retain(|id, at| uses.get(id) != Some(at));
+        Ok(())
+    }
+
     async fn session_ids(&self, matter: Condition, limit: u64) -> Result<Vec<String>, Error> {
         let ids = Entity::find().select_only().column(Column::Id).filter(matter).limit(limit);
         Ok(ids.into_tuple().all(&self.readers).await?)
@@ -321,7 +375,7 @@ async fn move_session(
         let active = Query::select()
             .column(execution::Column::SessionId)
             .from(execution::Entity)
-            .and_where(execution::Column::State.is_in(ExecutionState::ACTIVE))
+            .and_where(execution::is_in(&ExecutionState::ACTIVE))
             .take();
         update = update.filter(Column::Id.not_in_subquery(active));
     }
@@ -345,26 +399,12 @@ pub(super) fn is_taken(error: &DbErr) -> bool {
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }
 
-/// Notes that a session was used. False when it has ended.
-pub(super) async fn touch_live(
-    connection: &impl ConnectionTrait,
-    session: &Model,
-    now: DateTime<Utc>,
-) -> Result<bool, Error> {
-    let update = Entity::update_many().set(used(now)).filter(this(session)).filter(live());
-    Ok(update.filter(Column::DeletedAt.is_null()).exec(connection).await?.rows_affected == 1)
-}
-
-/// Notes that a session was used.
-pub(super) async fn touch(
-    connection: &impl ConnectionTrait,
-    id: &str,
-    now: DateTime<Utc>,
-) -> Result<(), Error> {
-    Entity::update_many().set(used(now)).filter(Column::Id.eq(id)).exec(connection).await?;
-    Ok(())
-}
-
-fn used(now: DateTime<Utc>) -> ActiveModel {
-    ActiveModel { last_activity_at: Set(now.into()), updated_at: Set(now.into()), ..Default::default() }
+/// The row of this session, as long as it takes executions.
+pub(super) fn this_live(session: &Model) -> Condition {
+    let column = |column: Column| Expr::col((Entity, column));
+    Condition::all()
+        .add(ExprTrait::eq(column(Column::Id), &session.id))
+        .add(ExprTrait::eq(column(Column::SandboxId), &session.sandbox_id))
+        .add(ExprTrait::is_in(column(Column::State), LIVE))
+        .add(ExprTrait::is_null(column(Column::DeletedAt)))
 }

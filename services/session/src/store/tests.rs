@@ -110,7 +110,7 @@ async fn the_database_is_in_wal_mode_with_foreign_keys() {
 async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
     let (store, directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     drop(store);
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
     let store = Store::open(&url).await.unwrap();
@@ -122,11 +122,11 @@ async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
 async fn the_first_end_of_an_execution_is_the_end() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     let row = execution("e", "s");
-    let end = |event| store.end_execution(&row, event, Ending::default(), now());
+    let (store, row, ending) = (&store, &row, Ending::default());
+    let end = async |event| store.end_execution(row, event, &ending, now()).await;
     let exited = ExecutionEvent::Exited { cause: None, success: true };
-    assert!(!end(exited).await.unwrap(), "what has not started cannot exit");
     assert!(store.execution_started("e", now()).await.unwrap());
     assert!(!store.execution_started("e", now()).await.unwrap());
     assert!(end(exited).await.unwrap());
@@ -140,12 +140,58 @@ async fn of_two_ends_at_once_one_wins() {
     store.insert_session(session("s"), 9).await.unwrap();
     for number in 0..20 {
         let row = execution(&format!("e{number}"), "s");
-        store.insert_execution(row.clone(), &session("s"), 99).await.unwrap();
-        let cancel = store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now());
-        let crash = store.end_execution(&row, ExecutionEvent::SandboxLost, Ending::default(), now());
+        store.insert_execution(&row, &session("s"), 99).await.unwrap();
+        let ending = Ending::default();
+        let cancel = store.end_execution(&row, ExecutionEvent::Cancelled, &ending, now());
+        let crash = store.end_execution(&row, ExecutionEvent::SandboxLost, &ending, now());
         let (cancel, crash) = tokio::join!(cancel, crash);
         assert!(cancel.unwrap() ^ crash.unwrap());
     }
+}
+
+#[tokio::test]
+async fn writes_that_wait_together_are_each_told_how_they_went() {
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    // Every third has an id that is taken by the one before it, and the last ones find no place.
+    let rows: Vec<_> =
+        (0..90).map(|n| execution(&format!("e{}", n - usize::from(n % 3 == 2)), "s")).collect();
+    let owner = session("s");
+    let inserts = rows.iter().map(|row| store.insert_execution(row, &owner, 50));
+    let mut told = (0, 0, 0);
+    for inserted in futures::future::join_all(inserts).await {
+        match inserted.unwrap() {
+            execution::Inserted::New => told.0 += 1,
+            execution::Inserted::Repeat(_) => told.1 += 1,
+            execution::Inserted::TooMany => told.2 += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((told.0, told.0 + told.1 + told.2), (50, 90), "{told:?}");
+    drop(store);
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    let store = Store::open(&url).await.unwrap();
+    assert_eq!(store.active_executions().await.unwrap().len(), 50, "what was said to be there is");
+}
+
+#[tokio::test]
+async fn what_is_active_is_found_without_reading_what_has_ended() {
+    let (store, _directory) = store().await;
+    let plan = async |sql: &str| {
+        let explain = format!("EXPLAIN QUERY PLAN {sql}");
+        let statement = Statement::from_string(store.readers.get_database_backend(), explain);
+        let rows = store.readers.query_all_raw(statement).await.unwrap();
+        rows.iter().map(|row| row.try_get::<String>("", "detail").unwrap()).collect::<Vec<_>>().join("; ")
+    };
+    let active = "state IN ('pending', 'running')";
+    let all = plan(&format!("SELECT id, session_id FROM executions WHERE {active}")).await;
+    assert!(all.contains("idx_executions_active"), "{all}");
+    let some = format!("SELECT COUNT(id) FROM executions WHERE session_id = ? AND {active}");
+    let some = plan(&some).await;
+    assert!(some.contains("idx_executions_active"), "{some}");
+    let request = "SELECT * FROM executions WHERE session_id = ? AND request_id = ?";
+    let request = plan(request).await;
+    assert!(request.contains("idx_executions_session_id_request_id"), "{request}");
 }
 
 #[tokio::test]
@@ -155,7 +201,7 @@ async fn an_ended_session_takes_no_execution_and_no_other_end() {
     assert!(store.end_session(&session("s"), SessionEvent::Ended, "why", now()).await.unwrap());
     assert!(!store.end_session(&session("s"), SessionEvent::LifetimeReached, "", now()).await.unwrap());
     assert_eq!(store.session("s").await.unwrap().unwrap().status_reason, "why");
-    let inserted = store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    let inserted = store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     assert!(matches!(inserted, execution::Inserted::NotActive), "{inserted:?}");
 }
 
@@ -163,10 +209,10 @@ async fn an_ended_session_takes_no_execution_and_no_other_end() {
 async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idle() {
     let (store, _directory) = store().await;
     store.insert_session(session::Model { state: SessionState::Running, ..session("s") }, 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     assert!(!store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
     let row = execution("e", "s");
-    store.end_execution(&row, ExecutionEvent::Cancelled, Ending::default(), now()).await.unwrap();
+    store.end_execution(&row, ExecutionEvent::Cancelled, &Ending::default(), now()).await.unwrap();
     assert!(store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
 }
 
@@ -176,19 +222,19 @@ async fn an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_t
     store.insert_session(session("s"), 9).await.unwrap();
     store.insert_session(session("other"), 9).await.unwrap();
     let first = execution::Model { request_id: Some("r".into()), ..execution("e", "s") };
-    store.insert_execution(first.clone(), &session("s"), 1).await.unwrap();
+    store.insert_execution(&first, &session("s"), 1).await.unwrap();
     let mut attempts = vec![first.clone(), execution::Model { id: "f".into(), ..first.clone() }];
     // Neither a limit nor an end hides it.
     for round in 0..2 {
         for attempt in attempts.clone() {
-            let inserted = store.insert_execution(attempt, &session("s"), 1 + round).await.unwrap();
+            let inserted = store.insert_execution(&attempt, &session("s"), 1 + round).await.unwrap();
             assert!(matches!(&inserted, execution::Inserted::Repeat(row) if **row == first), "{inserted:?}");
         }
         store.end_session(&session("s"), SessionEvent::Ended, "", now()).await.unwrap();
     }
     let taken = attempts.remove(0);
     let taken = execution::Model { session_id: "other".into(), ..taken };
-    let inserted = store.insert_execution(taken, &session("other"), 9).await.unwrap();
+    let inserted = store.insert_execution(&taken, &session("other"), 9).await.unwrap();
     assert!(matches!(inserted, execution::Inserted::IdTaken), "{inserted:?}");
 }
 
@@ -209,11 +255,11 @@ async fn what_was_meant_for_a_session_does_not_reach_one_made_later_with_its_id(
     let former = session::Model { sandbox_id: "former".into(), ..session("s") };
     let removed = session::Model { sandbox_removed: true, ..session("s") };
     store.insert_session(removed.clone(), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), &removed, 9).await.unwrap();
+    store.insert_execution(&execution("e", "s"), &removed, 9).await.unwrap();
     store.purge_session(&former).await.unwrap();
     assert!(!store.end_session(&former, SessionEvent::Ended, "", now()).await.unwrap());
     assert!(!store.delete_session(&former, "", now()).await.unwrap());
-    let inserted = store.insert_execution(execution("f", "s"), &former, 9).await.unwrap();
+    let inserted = store.insert_execution(&execution("f", "s"), &former, 9).await.unwrap();
     assert!(matches!(inserted, execution::Inserted::NotActive), "{inserted:?}");
     assert_eq!(store.session("s").await.unwrap().unwrap(), removed);
     assert!(store.execution("e").await.unwrap().is_some());
@@ -236,7 +282,7 @@ async fn nobody_else_reads_the_database() {
 async fn forgetting_a_session_forgets_its_executions() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.insert_execution(execution("e", "s"), &session("s"), 9).await.unwrap();
+    store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     store.purge_session(&session("s")).await.unwrap();
     assert!(store.session("s").await.unwrap().is_some(), "something of it is left");
     store.sandbox_removed(&session("s")).await.unwrap();

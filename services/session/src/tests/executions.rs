@@ -121,7 +121,9 @@ async fn concurrent_executes_with_one_request_id_run_once() {
     let ids: std::collections::HashSet<String> =
         futures::future::join_all(attempts).await.into_iter().collect();
     assert_eq!(ids.len(), 1);
-    assert_eq!(bench.executor(&session).lock().started.len(), 1);
+    let execution = bench.execution(ids.iter().next().unwrap()).await.unwrap();
+    bench.ended(&execution).await;
+    assert_eq!(bench.executor(&session).lock().started[&execution.execution_id], 1);
 }
 
 #[tokio::test]
@@ -290,6 +292,24 @@ async fn a_cursor_that_cannot_be_served_is_refused_by_the_call_itself() {
     refused(bench.client.attach_execution(attach.clone()).await, Code::OutOfRange, "CURSOR_EXPIRED");
     attach.stdout_offset = 3;
     bench.client.attach_execution(attach).await.unwrap();
+}
+
+#[tokio::test]
+async fn executions_start_in_the_order_in_which_they_were_accepted() {
+    let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
+    bench.world.lock().create_delay = Duration::from_millis(300);
+    let session = bench.session().await;
+    let mut accepted = Vec::new();
+    for number in 0..30 {
+        // Some take longer on their way than those after them.
+        let code = format!("{}out:{number}", " ".repeat(if number % 3 == 0 { 100_000 } else { 0 }));
+        accepted.push(bench.start_in(&session, &code).await);
+    }
+    for execution in &accepted {
+        bench.ended(execution).await;
+    }
+    let ids: Vec<_> = accepted.into_iter().map(|execution| execution.execution_id).collect();
+    assert_eq!(bench.executor(&session).lock().order, ids);
 }
 
 #[tokio::test]

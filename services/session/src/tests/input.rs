@@ -32,7 +32,7 @@ async fn input_reaches_the_run_once_and_in_order() {
     send(&mut bench, &execution, chunk(2, "cd")).await.unwrap();
     let gap = send(&mut bench, &execution, chunk(9, "x")).await;
     refused(gap, Code::InvalidArgument, "INVALID_ARGUMENT");
-    send(&mut bench, &execution, Input::CloseStdin(StdinClose {})).await.unwrap();
+    send(&mut bench, &execution, Input::CloseStdin(StdinClose::default())).await.unwrap();
     assert_eq!(bench.ended(&execution).await.stdout, "abcd");
     let late = send(&mut bench, &execution, chunk(4, "e")).await;
     refused(late, Code::FailedPrecondition, "EXECUTION_NOT_RUNNING");
@@ -44,7 +44,7 @@ async fn input_that_nobody_can_read_is_refused() {
     let execution = reading(&mut bench, false).await;
     let closed = send(&mut bench, &execution, chunk(0, "a")).await;
     refused(closed, Code::InvalidArgument, "INVALID_ARGUMENT");
-    let signal = send(&mut bench, &execution, Input::Signal(SignalRequest { signal: 32 })).await;
+    let signal = send(&mut bench, &execution, Input::Signal(SignalRequest { signal: 32, sequence: 0 })).await;
     refused(signal, Code::InvalidArgument, "INVALID_ARGUMENT");
-    send(&mut bench, &execution, Input::Signal(SignalRequest { signal: 2 })).await.unwrap();
+    send(&mut bench, &execution, Input::Signal(SignalRequest { signal: 2, sequence: 0 })).await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! How an execution ended, and the writing of it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sandmesh_mesh::datetime;
 use sandmesh_proto::executor::{self, execution_exited::Status};
@@ -134,15 +136,26 @@ impl Driver {
         self.registration.finish();
         let service = &self.service;
         let mut ending = end.ending;
-        ending.stdout = service.record_output(&self.row, "stdout", &mut self.stdout, end.truncated.0).await?;
-        ending.stderr = service.record_output(&self.row, "stderr", &mut self.stderr, end.truncated.1).await?;
+        let live = Arc::clone(&self.registration.live);
+        ending.stdout = service.record_output(&self.row, "stdout", &live.stdout, end.truncated.0).await?;
+        ending.stderr = service.record_output(&self.row, "stderr", &live.stderr, end.truncated.1).await?;
+        ending.started_at = live.started_at();
         if let Some(value) = end.value {
             let (text, size) = service.record_value(&self.row, value).await?;
             (ending.return_value, ending.return_value_bytes) = (text, Some(size));
         }
-        let ended = service.store.end_execution(&self.row, end.event, ending, service.clock.now()).await?;
-        service.execution_changes.publish(&self.row.id);
-        tracing::info!(execution.id = self.row.id, session.id = self.row.session_id, event = ?end.event, ended, "execution ended");
+        let now = service.clock.now();
+        let ended = service.store.end_execution(&self.row, end.event, &ending, now).await?;
+        let row = match ended {
+            true => Some(ending.onto(self.row.clone(), end.event, now)),
+            false => {
+                service.store.execution_or_deleted(&self.row.id).await?.filter(|row| row.state.is_final())
+            }
+        };
+        if let Some(row) = row {
+            live.end(row);
+        }
+        tracing::debug!(execution.id = self.row.id, session.id = self.row.session_id, event = ?end.event, ended, "execution ended");
         if end.cancel {
             // When it does not answer, it is told again once its leftovers are looked for.
             let _ = self.cancel_in_executor().await?;

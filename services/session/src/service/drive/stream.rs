@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sandmesh_mesh::duration_pb;
 use sandmesh_proto::executor::{
-    self, ExecuteRequest, ExecuteResponse, ExecutionAttach, ExecutionStart,
+    self, ExecuteRequest, ExecuteResponse, ExecutionAttach, ExecutionStart, ExecutionStarted,
     execute_request::Frame as Request, execute_response::Frame,
 };
 use tokio::{
@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{Driver, End};
 use crate::{
-    drivers::{Input, Stop},
+    drivers::{MOST_INPUTS, Stop},
     encode,
     error::Error,
     peers::call,
@@ -34,8 +34,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How much later than the time limit an executor may tell of the end.
 const OVERDUE: Duration = Duration::from_secs(10);
 
-/// How many frames of input may wait for the executor.
-const FRAMES: usize = 16;
+/// How long an execution may run before it is written that it does.
+const WRITE_START: Duration = Duration::from_millis(20);
+
+/// How many frames may wait for the executor: the first, and all input that is on its way.
+const FRAMES: usize = 1 + MOST_INPUTS;
 
 /// How far bringing an execution to an end before its time is.
 #[derive(Debug, Default)]
@@ -62,6 +65,7 @@ impl Driver {
     ) -> Result<Result<End, Status>, Error> {
         let mut executor = self.service.peers.driver(&self.session.endpoint)?;
         let (frames, requests) = mpsc::channel(FRAMES);
+        self.inputs.start_over();
         let first = self.first_frame().await?;
         self.unsent = false;
         if frames.try_send(ExecuteRequest { frame: Some(first) }).is_err() {
@@ -72,6 +76,8 @@ impl Driver {
             Ok(stream) => stream,
             Err(status) => return Ok(Err(status)),
         };
+        // Its executor has it.
+        self.turn = None;
         drop(room);
         loop {
             let next = self.step(&mut stream, &frames).await?;
@@ -91,6 +97,12 @@ impl Driver {
         let wake = self.wake_at();
         tokio::select! {
             message = stream.message() => match message {
+                Ok(Some(ExecuteResponse { frame: Some(Frame::InputTaken(taken)) })) => {
+                    self.inputs.taken(taken, frames);
+                    self.registration.note_reach(self.inputs.reach());
+                    self.registration.live.take_input(taken);
+                    Ok(Next::More)
+                }
                 Ok(Some(ExecuteResponse { frame: Some(frame) })) => self.take(frame).await,
                 // A frame of a newer executor.
                 Ok(Some(_)) => Ok(Next::More),
@@ -101,7 +113,11 @@ impl Driver {
                 Ok(()) if *self.registration.stop.borrow() == Stop::SandboxLost => Ok(Next::End(Box::new(self.ended_with_session().await?))),
                 _ => { self.note_stop(); Ok(Next::More) }
             },
-            Some(input) = self.registration.input.recv() => { self.pass(input, frames); Ok(Next::More) }
+            Some(input) = self.registration.input.recv(), if self.inputs.may_pass() => {
+                self.inputs.pass(input, frames);
+                self.registration.note_reach(self.inputs.reach());
+                Ok(Next::More)
+            }
             () = sleep_until(wake), if wake.is_some() => self.wake().await,
         }
     }
@@ -111,12 +127,11 @@ impl Driver {
         if self.started {
             return Ok(Request::Attach(ExecutionAttach {
                 execution_id: self.row.id.clone(),
-                stdout_offset: self.stdout.next(),
-                stderr_offset: self.stderr.next(),
+                stdout_offset: self.registration.live.stdout.next(),
+                stderr_offset: self.registration.live.stderr.next(),
             }));
         }
         let program = self.service.program(&self.row).await?;
-        self.stdin = Stdin::At(program.stdin.len() as u64);
         let row = &self.row;
         let mut env = encode::pairs(&self.session.env.0);
         env.extend(encode::pairs(&row.env.0));
@@ -138,19 +153,23 @@ impl Driver {
     }
 
     async fn take(&mut self, frame: Frame) -> Result<Next, Error> {
+        self.inputs.told_something_else();
         match frame {
-            Frame::Started(started) => self.process_started(started.started_at).await,
+            Frame::InputTaken(_) => Ok(Next::More),
+            Frame::Started(started) => Ok(self.process_started(started)),
             Frame::Stdout(chunk) => {
-                let taken = self.stdout.take(chunk.offset, &chunk.data).await?;
+                let taken = self.registration.live.stdout.take(chunk.offset, &chunk.data).await?;
+                self.registration.live.ring();
                 Ok(gap("stdout", taken.is_err()))
             }
             Frame::Stderr(chunk) => {
-                let taken = self.stderr.take(chunk.offset, &chunk.data).await?;
+                let taken = self.registration.live.stderr.take(chunk.offset, &chunk.data).await?;
+                self.registration.live.ring();
                 Ok(gap("stderr", taken.is_err()))
             }
             Frame::Exited(exited) => {
                 if !self.started {
-                    self.process_started(None).await?;
+                    self.process_started(ExecutionStarted::default());
                 }
                 Ok(Next::End(Box::new(End::exited(exited, *self.registration.stop.borrow()))))
             }
@@ -160,20 +179,30 @@ impl Driver {
         }
     }
 
-    /// PENDING -> RUNNING, once.
-    async fn process_started(&mut self, at: Option<prost_types::Timestamp>) -> Result<Next, Error> {
+    /// Its process exists. That is written a little later: most end before that, and one write is enough.
+    fn process_started(&mut self, started: ExecutionStarted) -> Next {
         if self.overdue.is_none() {
             let limit = Duration::from_secs(u64::try_from(self.row.timeout_seconds).unwrap_or(0));
             self.overdue = Some(Instant::now() + limit + OVERDUE);
         }
-        if self.started {
-            self.refused_attaches = 0;
-            return Ok(Next::More);
+        self.refused_attaches = 0;
+        let live = &self.registration.live;
+        if live.started_at().is_some() {
+            return Next::More;
         }
-        let at = encode::time_from(at.as_ref(), self.service.clock.now());
-        self.started = true;
+        let told = encode::time_from(started.started_at.as_ref(), self.service.clock.now());
+        live.start(started, self.row.started_at.map_or(told, |at| at.utc()));
+        if !std::mem::replace(&mut self.started, true) {
+            self.write_start_at = Some(Instant::now() + WRITE_START);
+        }
+        Next::More
+    }
+
+    /// PENDING -> RUNNING, once.
+    async fn write_start(&mut self) -> Result<Next, Error> {
+        self.write_start_at = None;
+        let Some(at) = self.registration.live.started_at() else { return Ok(Next::More) };
         if self.service.store.execution_started(&self.row.id, at).await? {
-            self.service.execution_changes.publish(&self.row.id);
             return Ok(Next::More);
         }
         // Its end was written before its start, as when its session ended and this took too long: what
@@ -199,13 +228,19 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        [self.stopping.cancel_at, self.stopping.give_up_at, self.overdue].into_iter().flatten().min()
+        [self.stopping.cancel_at, self.stopping.give_up_at, self.overdue, self.write_start_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     async fn wake(&mut self) -> Result<Next, Error> {
         let now = Instant::now();
         if self.stopping.give_up_at.is_some_and(|at| now >= at) {
             return Ok(Next::End(Box::new(self.ended_with_session().await?)));
+        }
+        if self.write_start_at.is_some_and(|at| now >= at) {
+            return self.write_start().await;
         }
         if self.overdue.is_some_and(|at| now >= at) {
             self.silences += 1;
@@ -227,58 +262,6 @@ impl Driver {
         let request = executor::CancelExecutionRequest { execution_id: self.row.id.clone() };
         Ok(call(CANCEL_LIMIT, executor.cancel_execution(request)).await.map(|_| ()))
     }
-
-    /// Passes input on to the executor, after checking that it follows what went before: the executor
-    /// would end the stream otherwise, and could not tell whom it was from.
-    fn pass(&mut self, input: Input, frames: &mpsc::Sender<ExecuteRequest>) {
-        let Input { frame, reply } = input;
-        let passed = match self.stdin.after(&frame) {
-            Ok(None) => Ok(()),
-            Ok(Some(after)) => match frames.try_send(ExecuteRequest { frame: Some(frame) }) {
-                Ok(()) => {
-                    self.stdin = after;
-                    Ok(())
-                }
-                Err(_) => {
-                    Err(Error::Unavailable(format!("execution `{}` does not take its input", self.row.id)))
-                }
-            },
-            Err(problem) => Err(Error::field("input", "value_error", problem)),
-        };
-        // The caller may have gone away.
-        let _ = reply.send(passed);
-    }
-}
-
-/// Where the standard input of an execution is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stdin {
-    /// The next byte goes here.
-    At(u64),
-    /// A former process knew.
-    Unknown,
-    /// It was closed.
-    Closed,
-}
-
-impl Stdin {
-    /// Where it is after a frame; `None` when the frame brings nothing new.
-    fn after(self, frame: &Request) -> Result<Option<Self>, String> {
-        match (frame, self) {
-            (Request::Stdin(_), Self::Closed) => Err("the standard input was closed before".to_owned()),
-            (Request::Stdin(chunk), Self::At(next)) if chunk.offset > next => {
-                Err(format!("the standard input goes on at byte {next}, not at byte {}", chunk.offset))
-            }
-            (Request::Stdin(chunk), at) => {
-                let end = chunk.offset.saturating_add(chunk.data.len() as u64);
-                let known = matches!(at, Self::At(next) if end <= next);
-                Ok((!known).then_some(Self::At(end)))
-            }
-            (Request::CloseStdin(_), Self::Closed) => Ok(None),
-            (Request::CloseStdin(_), _) => Ok(Some(Self::Closed)),
-            (_, at) => Ok(Some(at)),
-        }
-    }
 }
 
 fn gap(stream: &str, gap: bool) -> Next {
@@ -291,38 +274,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sandmesh_proto::executor::{StdinChunk, StdinClose};
-
-    use super::*;
-
-    fn chunk(offset: u64, data: &'static str) -> Request {
-        Request::Stdin(StdinChunk { offset, data: data.into() })
-    }
-
-    #[test]
-    fn input_that_was_sent_before_is_dropped_and_a_gap_is_refused() {
-        let stdin = Stdin::At(0).after(&chunk(0, "abc")).unwrap().unwrap();
-        assert_eq!(stdin, Stdin::At(3));
-        assert_eq!(stdin.after(&chunk(0, "abc")), Ok(None));
-        assert_eq!(stdin.after(&chunk(1, "bcd")), Ok(Some(Stdin::At(4))));
-        assert!(stdin.after(&chunk(4, "e")).unwrap_err().contains("byte 3"));
-    }
-
-    #[test]
-    fn input_after_the_close_is_refused_and_a_second_close_is_not() {
-        let closed = Stdin::At(3).after(&Request::CloseStdin(StdinClose {})).unwrap().unwrap();
-        assert_eq!(closed, Stdin::Closed);
-        assert!(closed.after(&chunk(3, "d")).is_err());
-        assert_eq!(closed.after(&Request::CloseStdin(StdinClose {})), Ok(None));
-    }
-
-    #[test]
-    fn after_a_restart_the_first_chunk_says_where_the_input_is() {
-        assert_eq!(Stdin::Unknown.after(&chunk(7, "x")), Ok(Some(Stdin::At(8))));
     }
 }

@@ -29,6 +29,8 @@ pub(in crate::tests) struct Runs {
     /// How often each was really started.
     pub(in crate::tests) started: HashMap<String, u32>,
     pub(in crate::tests) starts: HashMap<String, ex::ExecutionStart>,
+    /// In which order they were started.
+    pub(in crate::tests) order: Vec<String>,
     pub(in crate::tests) acknowledged: Vec<String>,
     /// How many acknowledgements fail.
     pub(in crate::tests) deaf: u32,
@@ -49,9 +51,29 @@ struct Log {
     err: Vec<u8>,
     end: Option<Frame>,
     input: Vec<u8>,
-    input_closed: bool,
+    taken: ex::InputTaken,
     cancelled: bool,
     lost: bool,
+}
+
+impl Log {
+    /// Takes input; the role has to take care of its order.
+    fn take(&mut self, frame: Option<Request>) {
+        let taken = &mut self.taken;
+        match frame {
+            Some(Request::Stdin(chunk)) => {
+                assert_eq!(chunk.offset, taken.stdin_offset, "in order and once");
+                taken.stdin_offset += chunk.data.len() as u64;
+                self.input.extend(&chunk.data);
+            }
+            Some(Request::CloseStdin(_)) => taken.stdin_closed = true,
+            Some(Request::Signal(signal)) => {
+                taken.signal_sequence = taken.signal_sequence.max(signal.sequence);
+                taken.signals += 1;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl FakeExecutor {
@@ -108,8 +130,14 @@ impl FakeExecutor {
         if let Some(run) = runs.runs.get(&start.execution_id) {
             return run.subscribe();
         }
-        let (log, receiver) = watch::channel(Log::default());
+        let first = ex::InputTaken {
+            stdin_offset: start.stdin.len() as u64,
+            stdin_closed: !start.keep_stdin_open,
+            ..ex::InputTaken::default()
+        };
+        let (log, receiver) = watch::channel(Log { taken: first, ..Log::default() });
         *runs.started.entry(start.execution_id.clone()).or_default() += 1;
+        runs.order.push(start.execution_id.clone());
         runs.runs.insert(start.execution_id.clone(), log.clone());
         let code = String::from_utf8_lossy(&start.code).into_owned();
         runs.starts.insert(start.execution_id.clone(), start);
@@ -149,7 +177,7 @@ async fn play(code: String, log: watch::Sender<Log>, mut gate: watch::Receiver<b
             "oom" => return end(&log, Ended::Signal(9), ex::Cause::Oom, None),
             "input" => {
                 let mut changes = log.subscribe();
-                changes.wait_for(|log| log.input_closed || log.cancelled).await.unwrap();
+                changes.wait_for(|log| log.taken.stdin_closed || log.cancelled).await.unwrap();
                 log.send_modify(|log| log.out = log.input.clone());
             }
             "forever" => {
@@ -189,11 +217,15 @@ async fn tell(
 ) {
     let send = async |frame| frames.send(Ok(ex::ExecuteResponse { frame: Some(frame) })).await.is_ok();
     let mut started = false;
+    let mut taken = None;
     let mut sent = 0;
     loop {
         let now = log.borrow_and_update().clone();
         if now.lost {
             return;
+        }
+        if (now.started || now.end.is_some()) && taken.replace(now.taken) != Some(now.taken) {
+            send(Frame::InputTaken(now.taken)).await;
         }
         if now.started && !std::mem::replace(&mut started, true) {
             send(Frame::Started(ex::ExecutionStarted::default())).await;
@@ -274,11 +306,7 @@ impl ExecutorService for FakeExecutor {
         here.spawn(tell(log, at, break_after, frames));
         here.spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
-                match request.frame {
-                    Some(Request::Stdin(chunk)) => run.send_modify(|log| log.input.extend(&chunk.data)),
-                    Some(Request::CloseStdin(_)) => run.send_modify(|log| log.input_closed = true),
-                    _ => {}
-                }
+                run.send_modify(|log| log.take(request.frame));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))

@@ -76,7 +76,7 @@ impl ApiError {
     fn new(code: Code, reason: &str, description: String, detail: Detail) -> Self {
         let body = ErrorBody {
             error_code: error_code(reason),
-            description,
+            description: fields::brief(description),
             solution: solutions::solution(code, reason).to_owned(),
             request_id: String::new(),
             execution_id: None,

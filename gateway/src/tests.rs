@@ -1,6 +1,7 @@
 //! The gateway through its front door: requests go into its router, and fake roles answer behind it.
 
 mod fakes;
+mod fuzz;
 mod grpc;
 mod openapi;
 mod rest;
@@ -59,9 +60,10 @@ impl Door {
     }
 
     async fn call(&self, request: Request<Body>) -> Answer {
+        let head = request.method() == "HEAD";
         let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        if let Some(length) = parts.headers.get("content-length") {
+        if let Some(length) = parts.headers.get("content-length").filter(|_| !head) {
             assert_eq!(
                 length.to_str().unwrap(),
                 body.len().to_string(),

@@ -18,8 +18,18 @@ pub(crate) enum Loc {
 
 impl From<&str> for Loc {
     fn from(step: &str) -> Self {
-        step.parse().map_or_else(|_| Self::Name(step.to_owned()), Self::Index)
+        step.parse().map_or_else(|_| Self::Name(brief(step.to_owned())), Self::Index)
     }
+}
+
+/// A text for a client, which may quote what the client sent: of that the beginning is enough.
+pub(super) fn brief(mut text: String) -> String {
+    const MOST: usize = 2000;
+    if text.len() > MOST {
+        text.truncate(text.floor_char_boundary(MOST));
+        text.push('\u{2026}');
+    }
+    text
 }
 
 /// One field of a request that is wrong.
@@ -41,7 +51,7 @@ impl Violation {
     pub(crate) fn new(loc: &[&str], kind: &str, msg: impl Into<String>) -> Self {
         Self {
             loc: loc.iter().map(|step| Loc::from(*step)).collect(),
-            msg: msg.into(),
+            msg: brief(msg.into()),
             r#type: kind.to_owned(),
         }
     }

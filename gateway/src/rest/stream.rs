@@ -52,8 +52,13 @@ impl FromStr for Cursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
+        // A number may have a sign for the library, and no event has such an id.
+        let number = |part: &str| {
+            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+            if digits { part.parse().map_err(|_| ()) } else { Err(()) }
+        };
         let (stdout, stderr) = text.split_once('.').ok_or(())?;
-        Ok(Self { stdout: stdout.parse().map_err(|_| ())?, stderr: stderr.parse().map_err(|_| ())? })
+        Ok(Self { stdout: number(stdout)?, stderr: number(stderr)? })
     }
 }
 
@@ -251,7 +256,8 @@ impl Splitter {
     /// Takes a chunk and hands out what is whole.
     fn push(&mut self, chunk: &OutputChunk) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let expected = self.next + len(&self.held);
+        // A client may have asked for any position.
+        let expected = self.next.saturating_add(len(&self.held));
         if chunk.offset != expected {
             pieces.extend(self.finish());
             self.next = chunk.offset;
@@ -270,7 +276,7 @@ impl Splitter {
             return None;
         }
         let offset = self.next;
-        self.next += len(&bytes);
+        self.next = offset.saturating_add(len(&bytes));
         Some(match String::from_utf8(bytes) {
             Ok(text) => Piece { offset, text, exact: None },
             Err(error) => {

@@ -116,6 +116,16 @@ impl Fakes {
         Link::local(grpc_router(routes.routes()))
     }
 
+    /// Forgets what was asked so far.
+    pub(super) fn forget(&self) {
+        self.created.lock().unwrap().clear();
+        self.started.lock().unwrap().clear();
+        self.attached.lock().unwrap().clear();
+        self.listed.lock().unwrap().clear();
+        self.updated.lock().unwrap().clear();
+        self.metadata.lock().unwrap().clear();
+    }
+
     fn note<T>(&self, request: Request<T>) -> T {
         let (metadata, _, message) = request.into_parts();
         self.metadata.lock().unwrap().push(metadata.into_headers());
@@ -127,6 +137,7 @@ impl Fakes {
 impl SessionService for Fakes {
     type ExecuteStream = BoxStream<'static, Result<pb::ExecuteResponse, Status>>;
     type AttachExecutionStream = BoxStream<'static, Result<pb::AttachExecutionResponse, Status>>;
+    type InteractExecutionStream = BoxStream<'static, Result<pb::InteractExecutionResponse, Status>>;
 
     async fn create_session(
         &self,
@@ -241,7 +252,7 @@ impl SessionService for Fakes {
             Ok(Event::Started(ExecutionStarted::default())),
             Ok(Event::Stdout(OutputChunk { offset: at, data: "h\u{e9}".as_bytes()[..2].to_vec().into() })),
             Ok(Event::Stdout(OutputChunk {
-                offset: at + 2,
+                offset: at.saturating_add(2),
                 data: "h\u{e9}".as_bytes()[2..].to_vec().into(),
             })),
             Ok(Event::Stderr(OutputChunk { offset: request.stderr_offset, data: b"e".to_vec().into() })),
@@ -276,7 +287,14 @@ impl SessionService for Fakes {
 
     async fn send_input(&self, request: Request<pb::SendInputRequest>) -> Reply<pb::SendInputResponse> {
         self.note(request);
-        Ok(Response::new(pb::SendInputResponse {}))
+        Ok(Response::new(pb::SendInputResponse::default()))
+    }
+
+    async fn interact_execution(
+        &self,
+        _: Request<tonic::Streaming<pb::InteractExecutionRequest>>,
+    ) -> Reply<Self::InteractExecutionStream> {
+        refuse(Code::Unimplemented, "UNIMPLEMENTED", "not here")
     }
 }
 

@@ -59,9 +59,26 @@ lint-proto:
 architecture:
     cargo nextest run --locked -p sandmesh --test architecture
 
-# Measure executions and sessions against starting a process, on release builds.
+# Measure every goal of speed and size against its baseline, on release builds.
 bench *args: executor
     cargo bench --locked -p sandmesh --bench mesh -- {{args}}
+
+# Keep a server at full load for ten minutes, and look whether anything grows or is left behind.
+soak *args: executor
+    cargo bench --locked -p sandmesh --bench mesh -- soak {{args}}
+
+# Kill the parts of a mesh at random under load and check every promise; `--kills N --seed S` for another campaign.
+chaos *args: build
+    cargo bench --locked --profile dev -p sandmesh --bench chaos -- {{args}}
+
+# Attack a server started for this with every case of the suite, and print the table.
+attack *args: build
+    cargo run --quiet -p sandmesh -- doctor --attack --own-server {{args}}
+
+# Give every fuzz target so many seconds; `just fuzz 3600 any_request` gives one an hour.
+fuzz seconds="60" target="fuzz::":
+    BOLERO_RANDOM_TEST_TIME_MS={{seconds}}000 BOLERO_RANDOM_ITERATIONS=1000000000 \
+        cargo test --locked -p sandmesh-executor -p sandmesh-gateway {{target}}
 
 # Print every setting with its value.
 dump-config:

@@ -1,6 +1,7 @@
 //! The `sandmesh` program: [`serve`] runs the roles of the mesh in one process, [`cli`] is what people
 //! type. This is the only crate that knows every role.
 
+pub mod attack;
 pub mod cli;
 pub mod serve;
 pub mod settings;

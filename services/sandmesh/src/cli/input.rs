@@ -133,7 +133,7 @@ impl Reader {
             }
             offset += length;
         }
-        send(client, execution_id, Input::CloseStdin(StdinClose {})).await.map(|_| ())
+        send(client, execution_id, Input::CloseStdin(StdinClose { offset: Some(offset) })).await.map(|_| ())
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {

@@ -5,12 +5,13 @@
 //!
 //! Exit codes of `run` and `exec`: the code of the execution; 128 + n when signal n ended it; 124 when
 //! it reached its time limit; 130 when it was cancelled; 2 when the request is wrong; 125 when
-//! sandmesh itself failed. The other commands: 0, 2 and 125.
+//! sandmesh itself failed. `doctor`: 1 when something is wrong. The other commands: 0, 2 and 125.
 
 mod args;
 mod backoff;
 mod client;
 mod console;
+mod doctor;
 mod exec;
 mod execute;
 mod execution;
@@ -36,6 +37,7 @@ use sandmesh_mesh::Secret;
 
 use crate::Program;
 
+pub use doctor::DoctorArgs;
 pub use exec::ExecArgs;
 pub use execution::ExecutionCommand;
 pub use run::{LanguageArg, RunArgs};
@@ -99,6 +101,8 @@ pub enum Command {
     /// Templates: list, get
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Check this machine as a host of sandboxes, or attack a deployment
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -130,6 +134,9 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<u8, Failure> {
     if let Command::Completions { shell } = command {
         return output::bytes(&completions(shell)).map(|()| 0);
     }
+    if let Command::Doctor(args) = command {
+        return Box::pin(doctor::run(args, globals)).await;
+    }
     let context = Context { client: Client::new(globals)?, format: globals.output };
     match command {
         Command::Run(args) => Box::pin(run::run(*args, &context)).await,
@@ -137,7 +144,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<u8, Failure> {
         Command::Session(command) => session::run(command, &context).await.map(|()| 0),
         Command::Execution(command) => execution::run(command, &context).await.map(|()| 0),
         Command::Template(command) => template::run(command, &context).await.map(|()| 0),
-        Command::Completions { .. } => Ok(0),
+        Command::Doctor(_) | Command::Completions { .. } => Ok(0),
     }
 }
 

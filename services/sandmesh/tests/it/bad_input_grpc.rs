@@ -174,7 +174,7 @@ async fn unknown_id_is_not_found(wiring: Wiring) {
         );
         let attach = AttachExecutionRequest { execution_id: id(), ..Default::default() };
         not_found(client.attach_execution(attach).await.unwrap_err(), execution);
-        let input = Some(Input::Signal(SignalRequest { signal: 15 }));
+        let input = Some(Input::Signal(SignalRequest { signal: 15, sequence: 0 }));
         not_found(
             client.send_input(SendInputRequest { execution_id: id(), input }).await.unwrap_err(),
             execution,

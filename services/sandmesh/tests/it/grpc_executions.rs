@@ -230,7 +230,7 @@ async fn input_reaches_a_run_that_keeps_its_stdin_open(wiring: Wiring) {
     grpc.sessions.send_input(send(chunk(10, b"wo\n"))).await.unwrap();
     let gap = grpc.sessions.send_input(send(chunk(500, b"late"))).await.expect_err("a gap");
     assert_eq!(gap.code(), Code::InvalidArgument, "{gap:?}");
-    grpc.sessions.send_input(send(Input::CloseStdin(StdinClose {}))).await.unwrap();
+    grpc.sessions.send_input(send(Input::CloseStdin(StdinClose::default()))).await.unwrap();
     let run = server.api.ended(&execution).await;
     assert_eq!(run["stdout"], "got zero\ngot one\ngot two\nend\n", "{run}");
     refused(
@@ -244,7 +244,7 @@ async fn input_reaches_a_run_that_keeps_its_stdin_open(wiring: Wiring) {
     let execution =
         grpc.sessions.start_execution(request).await.unwrap().into_inner().execution.unwrap().execution_id;
     server.api.wrote(&execution, "ready").await;
-    let input = Some(Input::Signal(SignalRequest { signal: 10 }));
+    let input = Some(Input::Signal(SignalRequest { signal: 10, sequence: 0 }));
     grpc.sessions.send_input(SendInputRequest { execution_id: execution.clone(), input }).await.unwrap();
     let run = server.api.ended(&execution).await;
     assert_eq!((&run["exit_code"], &run["stdout"]), (&5.into(), &"ready\ncaught\n".into()), "{run}");

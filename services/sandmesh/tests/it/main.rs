@@ -34,6 +34,7 @@ macro_rules! in_both_wirings {
 
 mod harness;
 
+mod attack;
 mod bad_input;
 mod bad_input_grpc;
 mod behaviours_executions;
@@ -41,6 +42,7 @@ mod behaviours_results;
 mod behaviours_sessions;
 mod behaviours_templates;
 mod behaviours_workspace;
+mod chaos;
 mod cli;
 mod clients;
 mod control;
@@ -50,4 +52,9 @@ mod grpc_executions;
 mod grpc_sessions;
 mod slow_readers;
 mod streams;
+mod streams_input;
+mod streams_interact;
+mod streams_large;
+mod streams_resume;
+mod streams_watch;
 mod wiring;

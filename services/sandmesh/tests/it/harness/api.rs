@@ -98,10 +98,14 @@ impl Api {
         Reply::of(request.send().await.unwrap()).await.unwrap()
     }
 
+    /// As `send`, and `None` when the server is not there.
+    pub(crate) async fn try_send(&self, request: reqwest::RequestBuilder) -> Option<Reply> {
+        Reply::of(request.send().await.ok()?).await.ok()
+    }
+
     /// As `get`, and `None` when the server is not there.
     pub(crate) async fn try_get(&self, path: &str) -> Option<Reply> {
-        let request = self.request("GET", path).timeout(Duration::from_secs(5));
-        Reply::of(request.send().await.ok()?).await.ok()
+        self.try_send(self.request("GET", path).timeout(Duration::from_secs(5))).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {

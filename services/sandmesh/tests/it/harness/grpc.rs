@@ -38,13 +38,19 @@ pub(crate) struct Outcome {
 
 impl Grpc {
     pub(crate) async fn connect(address: &str) -> Self {
-        let channel = Channel::from_shared(address.to_owned()).unwrap().connect().await.unwrap();
+        Self::try_connect(address).await.unwrap()
+    }
+
+    /// As `connect`, and UNAVAILABLE when the server is not there.
+    pub(crate) async fn try_connect(address: &str) -> Result<Self, Status> {
+        let channel = Channel::from_shared(address.to_owned()).unwrap().connect().await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
         let sessions = SessionServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let templates = TemplateServiceClient::new(channel.clone());
         let health = HealthProbeServiceClient::new(channel.clone());
-        Self { channel, sessions, templates, health }
+        Ok(Self { channel, sessions, templates, health })
     }
 
     /// Creates a session and waits until it runs.

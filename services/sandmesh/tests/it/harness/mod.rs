@@ -245,10 +245,18 @@ impl Server {
         }
     }
 
+    /// The executors. What one has forked, and is about to be another program, is none.
+    pub(crate) fn executors(&self) -> Vec<i32> {
+        let mut all =
+            process::processes_with(&["sandmesh-executor", " serve ", &self.data_dir().to_string_lossy()]);
+        let forked: Vec<i32> = process::children_of(&all);
+        all.retain(|pid| !forked.contains(pid));
+        all
+    }
+
     /// The executor of the only sandbox.
     pub(crate) fn only_executor(&self) -> i32 {
-        let pids =
-            process::processes_with(&["sandmesh-executor", " serve ", &self.data_dir().to_string_lossy()]);
+        let pids = self.executors();
         assert_eq!(pids.len(), 1, "one executor: {pids:?}");
         pids[0]
     }

@@ -123,6 +123,15 @@ pub(crate) fn processes_with(words: &[&str]) -> Vec<i32> {
     pids().filter(|pid| words.iter().all(|word| command_line(*pid).contains(word))).collect()
 }
 
+/// The processes whose parent is one of these.
+pub(crate) fn children_of(parents: &[i32]) -> Vec<i32> {
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids().filter(|pid| parent(*pid).is_some_and(|parent| parents.contains(&parent))).collect()
+}
+
 /// Every process of this machine but this one.
 fn pids() -> impl Iterator<Item = i32> {
     let own = i32::try_from(std::process::id()).unwrap();

@@ -1,0 +1,154 @@
+//! Chaos: the parts of a mesh are killed at random while clients use it. Afterwards every execution that was
+//! accepted must have ended once, whole or with a reason, and nothing may be left over.
+//!
+//! A short campaign is a test; a long one is `just chaos`.
+
+mod client;
+mod evidence;
+mod job;
+mod killer;
+mod log;
+mod report;
+mod verdict;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{sync::Notify, task::JoinSet};
+
+pub(crate) use self::report::Report;
+use self::{
+    client::{Client, Slot},
+    evidence::Evidence,
+    killer::Killer,
+    log::{Log, Shared},
+    verdict::Verdict,
+};
+use crate::harness::{Server, Wiring};
+
+/// How long clients may take to end what they have begun, once nothing is killed any more.
+const LAST_ORDERS: Duration = Duration::from_secs(240);
+
+/// How long the mesh works undisturbed at first.
+const PEACE: Duration = Duration::from_secs(1);
+
+/// A campaign.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Campaign {
+    /// How often something is killed.
+    pub(crate) kills: u32,
+    /// Which random choices are made; when they take effect is up to the machine.
+    pub(crate) seed: u64,
+    /// How many clients work at once.
+    pub(crate) clients: u64,
+    /// How many sessions they share.
+    pub(crate) sessions: u64,
+    /// The pause between two kills, on average.
+    pub(crate) pause: Duration,
+    /// Whether every execution gets a jail and an interpreter of its own.
+    pub(crate) fresh: bool,
+}
+
+impl Campaign {
+    /// Runs it on a mesh of its own.
+    pub(crate) async fn run(self) -> Report {
+        let interpreters = if self.fresh { "fresh" } else { "warm" };
+        let settings = [("SANDMESH_AGENT__ISOLATION__INTERPRETERS", interpreters)];
+        let mut server = Wiring::Split.start_with(&settings).await;
+        let began = Instant::now();
+        let shared = Arc::new(Shared::default());
+        let cuts: Vec<Arc<Notify>> = (0..self.clients).map(|_| Arc::default()).collect();
+        let mut clients = self.clients(&server, &shared, &cuts);
+        let mut evidence = Evidence::new(&server.data_dir());
+        tokio::time::sleep(PEACE).await;
+        let mut killer = Killer {
+            server: &mut server,
+            rng: StdRng::seed_from_u64(self.seed),
+            clients: cuts,
+            shared: Arc::clone(&shared),
+            evidence: &mut evidence,
+            kills: BTreeMap::new(),
+            away: BTreeMap::new(),
+        };
+        killer.rage(self.kills, self.pause).await;
+        let kills = killer.kills.into_iter().map(|(victim, count)| (victim.name(), count)).collect();
+        server.ready().await;
+        shared.stop();
+        let all = async { while clients.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_ORDERS, all).await.is_err() {
+            shared.violation(format!("{} clients do not come to an end", clients.len()));
+        }
+        evidence.look();
+        let log = std::mem::take(&mut *shared.log());
+        let mut verdict = Verdict::of(&server, &log, &evidence.runs()).await;
+        verdict.clean_up(&server, &log).await;
+        self.report(began.elapsed(), kills, log, verdict)
+    }
+
+    fn clients(self, server: &Server, shared: &Arc<Shared>, cuts: &[Arc<Notify>]) -> JoinSet<()> {
+        let slots: Vec<Arc<Slot>> = (0..self.sessions).map(|_| Arc::default()).collect();
+        let mut clients = JoinSet::new();
+        for (cut, (number, slot)) in cuts.iter().zip((1_u64..).zip(slots.iter().cycle())) {
+            let client = Client {
+                name: format!("c{number}"),
+                api: server.api.clone(),
+                address: format!("http://127.0.0.1:{}", server.port),
+                slot: Arc::clone(slot),
+                rng: StdRng::seed_from_u64(self.seed ^ number << 32),
+                cut: Arc::clone(cut),
+                shared: Arc::clone(shared),
+            };
+            clients.spawn(client.work());
+        }
+        clients
+    }
+
+    fn report(
+        self,
+        took: Duration,
+        kills: BTreeMap<&'static str, u32>,
+        log: Log,
+        verdict: Verdict,
+    ) -> Report {
+        Report {
+            seed: self.seed,
+            took,
+            kills,
+            sessions: log.sessions.len(),
+            sessions_bereft: log.bereft.len(),
+            accepted: log.accepted.len(),
+            listed: verdict.listed,
+            terminal: verdict.terminal,
+            refused: log.refused,
+            ends: verdict.ends,
+            watched: log.accepted.iter().filter(|accepted| accepted.seen.is_some()).count(),
+            seen_beyond: verdict.seen_beyond,
+            retries: log.retries,
+            violations: [log.violations, verdict.violations].concat(),
+            leftovers: verdict.leftovers,
+        }
+    }
+}
+
+/// A short campaign, always with the same choices.
+#[cfg(test)]
+async fn short(fresh: bool) {
+    let pause = Duration::from_millis(120);
+    let report = Campaign { kills: 24, seed: 20_261_122, clients: 6, sessions: 3, pause, fresh }.run().await;
+    println!("{report}");
+    assert!(report.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whatever_is_killed_nothing_accepted_is_lost_doubled_or_left_over() {
+    short(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whatever_is_killed_nothing_accepted_is_lost_doubled_or_left_over_with_fresh_interpreters() {
+    short(true).await;
+}

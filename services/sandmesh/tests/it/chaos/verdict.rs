@@ -1,0 +1,271 @@
+//! What must hold after all the killing, checked on every execution that was accepted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use sandmesh_proto::{
+    executor::Cause,
+    session::{Execution, GetExecutionRequest, ListExecutionsRequest, execution::State},
+};
+
+use super::log::{Accepted, Log};
+use crate::{
+    harness::{Grpc, Server},
+    streams_watch::End,
+};
+
+/// How long the removal of everything may take.
+const REMOVAL: Duration = Duration::from_secs(30);
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    /// How many executions ended in each way.
+    pub(super) ends: BTreeMap<String, u32>,
+    /// How many executions the server lists.
+    pub(super) listed: u64,
+    /// How many have ended.
+    pub(super) terminal: u64,
+    /// Watchers that saw more than is recorded, as the session role was killed before the executor was.
+    pub(super) seen_beyond: u32,
+    pub(super) violations: Vec<String>,
+    pub(super) leftovers: Vec<String>,
+}
+
+impl Verdict {
+    /// Checks every execution and every session; `runs` is how often each job noted that it ran.
+    pub(super) async fn of(server: &Server, log: &Log, runs: &HashMap<String, u32>) -> Self {
+        let mut verdict = Self::default();
+        let mut grpc = server.grpc().await;
+        let mut ends = HashMap::new();
+        for accepted in &log.accepted {
+            let Some(record) = record(&mut grpc, &accepted.id).await else {
+                verdict.violation(accepted, "is not known");
+                continue;
+            };
+            let ran = runs.get(&accepted.job.tag).copied().unwrap_or_default();
+            verdict.check(log, accepted, &record, ran);
+            ends.insert(accepted.id.clone(), (record.state, record.completed_at));
+        }
+        verdict.check_lists(&mut grpc, log).await;
+        verdict.check_sessions(server, log).await;
+        for accepted in &log.accepted {
+            let record = record(&mut grpc, &accepted.id).await;
+            let end = record.map(|record| (record.state, record.completed_at));
+            if end != ends.get(&accepted.id).copied() {
+                verdict.violation(accepted, "has ended a second time");
+            }
+        }
+        verdict
+    }
+
+    fn violation(&mut self, accepted: &Accepted, what: impl std::fmt::Display) {
+        let Accepted { id, session, job, told, .. } = accepted;
+        self.violations.push(format!("{id} ({} in {session}, told {told:?}): {what}", job.tag));
+    }
+
+    fn check(&mut self, log: &Log, accepted: &Accepted, record: &Execution, ran: u32) {
+        let (state, cause) = (record.state(), record.cause());
+        let not_started = record.error.as_ref().is_some_and(|error| error.r#type == "ExecutionStartError");
+        let end = match (state, cause) {
+            (State::Completed, Cause::Unspecified) => "completed",
+            (State::Crashed, Cause::ExecutorLost) => "crashed: executor_lost",
+            (State::Failed, Cause::Unspecified) if not_started => "failed: could not be started",
+            _ => {
+                let error = record.error.as_ref();
+                self.violation(
+                    accepted,
+                    format!("is {state:?} by {cause:?}, {error:?}, {}", record.cause_detail),
+                );
+                "any other"
+            }
+        };
+        *self.ends.entry(end.to_owned()).or_default() += 1;
+        self.terminal += u64::from(!matches!(state, State::Pending | State::Running));
+        let most = u32::from(!not_started);
+        if ran > most || (state == State::Completed && ran == 0) {
+            self.violation(accepted, format!("{end}, ran {ran} times"));
+        }
+        self.check_output(log, accepted, record);
+        self.check_told(log, accepted, record);
+    }
+
+    /// The record is whole, or the beginning of the whole.
+    fn check_output(&mut self, log: &Log, accepted: &Accepted, record: &Execution) {
+        let completed = record.state() == State::Completed;
+        let job = &accepted.job;
+        let streams = [
+            ("stdout", &record.stdout, &job.output.stdout, accepted.seen.as_ref().map(|seen| &seen.stdout)),
+            ("stderr", &record.stderr, &job.output.stderr, accepted.seen.as_ref().map(|seen| &seen.stderr)),
+        ];
+        let mut beyond = false;
+        for (name, recorded, whole, seen) in streams {
+            if !whole.starts_with(recorded) || (completed && recorded.len() != whole.len()) {
+                let lengths = (recorded.len(), whole.len());
+                self.violation(
+                    accepted,
+                    format!("the record of {name} is not what was written: {lengths:?}"),
+                );
+            }
+            let Some(seen) = seen else { continue };
+            if !whole.starts_with(seen) || (completed && seen.len() != whole.len()) {
+                let lengths = (seen.len(), whole.len());
+                self.violation(
+                    accepted,
+                    format!("what was seen of {name} is not what was written: {lengths:?}"),
+                );
+            }
+            beyond |= seen.len() > recorded.len();
+        }
+        if beyond && !session_role_died(log, accepted) {
+            self.violation(accepted, "more was seen than is recorded");
+        }
+        self.seen_beyond += u32::from(beyond);
+        let returned = record.return_value_json.as_ref().and_then(|text| serde_json::from_str(text).ok());
+        if completed && (returned != job.returns || record.exit_code != Some(0)) {
+            self.violation(accepted, format!("returned {returned:?} and {:?}", record.exit_code));
+        }
+    }
+
+    /// The client was told what is recorded.
+    fn check_told(&mut self, log: &Log, accepted: &Accepted, record: &Execution) {
+        match &accepted.told {
+            End::Ended { state, cause } => {
+                let word = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_lowercase();
+                let recorded = (
+                    word(record.state().as_str_name(), "STATE_"),
+                    word(record.cause().as_str_name(), "CAUSE_").replace("unspecified", ""),
+                );
+                if (state, cause) != (&recorded.0, &recorded.1) {
+                    self.violation(accepted, format!("is recorded as {recorded:?}"));
+                }
+            }
+            End::Expired if session_role_died(log, accepted) => {}
+            other => self.violation(accepted, format!("its client was told {other:?}")),
+        }
+    }
+
+    /// What the server lists is what clients were told that it accepted: no more and no less.
+    async fn check_lists(&mut self, grpc: &mut Grpc, log: &Log) {
+        let mut known: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for accepted in &log.accepted {
+            if !known.entry(&accepted.session).or_default().insert(&accepted.id) {
+                self.violation(accepted, "was accepted twice");
+            }
+        }
+        for session in &log.sessions {
+            let mut request =
+                ListExecutionsRequest { session_id: session.clone(), page_size: 200, ..Default::default() };
+            let mut listed = BTreeSet::new();
+            loop {
+                let page = grpc.sessions.list_executions(request.clone()).await.unwrap().into_inner();
+                listed.extend(page.executions.into_iter().map(|execution| execution.execution_id));
+                request.page_token = page.next_page_token;
+                if request.page_token.is_empty() {
+                    break;
+                }
+            }
+            self.listed += listed.len() as u64;
+            let known = known.remove(session.as_str()).unwrap_or_default();
+            if !listed.iter().map(String::as_str).eq(known.iter().copied()) {
+                self.violations.push(format!("{session} lists {listed:?}, and accepted were {known:?}"));
+            }
+        }
+    }
+
+    /// A session that was used fails only when its executor was killed.
+    async fn check_sessions(&mut self, server: &Server, log: &Log) {
+        for id in &log.sessions {
+            let session = server.api.get(&format!("/sessions/{id}")).await.is(200);
+            let used = log.accepted.iter().any(|accepted| accepted.session == *id);
+            let expected = match log.bereft.contains(id) {
+                true => session["status"] == "failed",
+                false => session["status"] == "running" || (session["status"] == "failed" && !used),
+            };
+            if !expected {
+                let bereft = log.bereft.contains(id);
+                self.violations.push(format!("executor killed: {bereft}, used: {used}, and it is {session}"));
+            }
+        }
+    }
+
+    /// Deletes every session; then nothing may be left of any.
+    pub(super) async fn clean_up(&mut self, server: &Server, log: &Log) {
+        for id in &log.sessions {
+            let reply = server.api.delete(&format!("/sessions/{id}")).await;
+            if reply.status != 204 {
+                self.violations.push(format!("deleting {id}: {} {}", reply.status, reply.text));
+            }
+        }
+        let began = Instant::now();
+        loop {
+            self.leftovers = leftovers(server);
+            if self.leftovers.is_empty() || began.elapsed() > REMOVAL {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Whether the session role was killed while this ran: what it had collected was lost with it.
+fn session_role_died(log: &Log, accepted: &Accepted) -> bool {
+    let (from, to) = accepted.time;
+    log.session_role_killed.iter().any(|at| (from..=to).contains(at))
+}
+
+async fn record(grpc: &mut Grpc, id: &str) -> Option<Execution> {
+    let request = GetExecutionRequest { execution_id: id.to_owned() };
+    grpc.sessions.get_execution(request).await.ok()?.into_inner().execution
+}
+
+/// Everything there is of sandboxes and of what was recorded.
+fn leftovers(server: &Server) -> Vec<String> {
+    let mut left = server.leftovers();
+    let data_dir = server.data_dir();
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let ours = format!("{}/sandboxes", data_dir.display());
+    left.extend(sockets.lines().filter(|line| line.contains(&ours)).map(|line| format!("socket {line}")));
+    left.extend(processes_of_users(server).iter().map(|pid| format!("process {pid} of a sandbox's user")));
+    let mut files = Vec::new();
+    collect_files(&data_dir.join("objects"), &mut files);
+    left.extend(files.iter().map(|file| format!("object {file}")));
+    left
+}
+
+/// The processes of the users that this server gives to sandboxes.
+fn processes_of_users(server: &Server) -> Vec<String> {
+    let agent = server.processes.iter().find(|process| process.launch.name == "agent");
+    let setting = |name: &str| {
+        let env = &agent?.launch.env;
+        env.iter().find(|(key, _)| key == name)?.1.parse::<u32>().ok()
+    };
+    let (Some(base), Some(count)) =
+        (setting("SANDMESH_AGENT__UID_BASE"), setting("SANDMESH_AGENT__UID_COUNT"))
+    else {
+        return Vec::new();
+    };
+    let uid = |status: String| -> Option<u32> {
+        status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let of_users = entries.filter(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok();
+        status.and_then(uid).is_some_and(|uid| (base..base + count).contains(&uid))
+    });
+    of_users.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn collect_files(dir: &Path, files: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => collect_files(&entry.path(), files),
+            _ => files.push(entry.path().display().to_string()),
+        }
+    }
+}

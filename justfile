@@ -78,7 +78,7 @@ attack *args: build
 # Give every fuzz target so many seconds; `just fuzz 3600 any_request` gives one an hour.
 fuzz seconds="60" target="fuzz::":
     BOLERO_RANDOM_TEST_TIME_MS={{seconds}}000 BOLERO_RANDOM_ITERATIONS=1000000000 \
-        cargo test --locked -p sandmesh-executor -p sandmesh-gateway {{target}}
+        cargo test --locked --no-fail-fast -p sandmesh-executor -p sandmesh-gateway {{target}}
 
 # Print every setting with its value.
 dump-config:

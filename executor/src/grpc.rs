@@ -8,7 +8,8 @@ use std::{
 use async_stream::try_stream;
 use futures::{Stream, StreamExt as _};
 use sandmesh_proto::executor::{
-    self as pb, execute_request::Frame as Input, executor_service_server::ExecutorService,
+    self as pb, execute_request::Frame as Input, execute_response::Frame as Output,
+    executor_service_server::ExecutorService,
 };
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
@@ -104,8 +105,33 @@ fn answer(
                 },
             };
             if let Some(frame) = frame? {
+                // Nothing follows an outcome, not even the refusal of what came too late for it.
+                listening &= !matches!(frame, Output::Exited(_) | Output::Failed(_));
                 yield pb::ExecuteResponse { frame: Some(frame) };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::Keep;
+
+    #[tokio::test]
+    async fn nothing_follows_an_outcome() {
+        let keep = Keep { memory_bytes: 0, total_bytes: 0 };
+        let (execution, _opening) = Execution::new("exec_1".into(), 0, keep, std::path::Path::new("/")).await;
+        execution.set_outcome(Output::Failed(pb::ExecutionFailed::default()));
+        let (refuse, refused) = oneshot::channel();
+        let mut frames = pin!(answer(Arc::new(execution), Cursor::default(), refused));
+        loop {
+            let frame = frames.next().await.unwrap().unwrap().frame;
+            if matches!(frame, Some(Output::Failed(_))) {
+                break;
+            }
+        }
+        refuse.send(Error::invalid("frame", "came too late")).unwrap();
+        assert!(frames.next().await.is_none());
     }
 }

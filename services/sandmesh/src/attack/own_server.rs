@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::{
+    host::groups_named,
     http::Door,
     target::{Local, Target},
 };
@@ -100,15 +101,22 @@ impl Drop for OwnServer {
             let _ = kill_process(pid, Signal::TERM);
         }
         let began = Instant::now();
-        while began.elapsed() < PATIENCE {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
+        while matches!(self.child.try_wait(), Ok(None)) && began.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(20));
         }
+        // Errors mean that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // A server leaves the group that it was given; this one nobody else uses. What is not empty stays.
+        for group in groups_named(&cgroup_parent()) {
+            let _ = std::fs::remove_dir(group);
+        }
     }
+}
+
+/// The control group of its sandboxes.
+fn cgroup_parent() -> String {
+    format!("sandmesh-attack-{}", std::process::id())
 }
 
 /// Settings that keep it apart from other servers of the machine.
@@ -119,7 +127,7 @@ fn settings(key: &str) -> Vec<(&'static str, String)> {
         ("SANDMESH_GATEWAY__API_KEYS", format!("[\"{key}\"]")),
         ("SANDMESH_AGENT__UID_BASE", uid_base.to_string()),
         ("SANDMESH_AGENT__UID_COUNT", "300".to_owned()),
-        ("SANDMESH_AGENT__CGROUP_PARENT", format!("sandmesh-attack-{}", std::process::id())),
+        ("SANDMESH_AGENT__CGROUP_PARENT", cgroup_parent()),
         ("SANDMESH_AGENT__ON_SHUTDOWN", "destroy".to_owned()),
     ]
 }

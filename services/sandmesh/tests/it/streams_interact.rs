@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sandmesh_proto::{
-    executor::{InputTaken, Language, SignalRequest, StdinChunk, StdinClose},
+    executor::{InputTaken, Language, Mode, SignalRequest, StdinChunk, StdinClose},
     session::{
         AttachExecutionRequest, Execution, ExecutionSpec, InteractExecutionRequest,
         InteractExecutionResponse, SendInputRequest, StartExecutionRequest,
@@ -60,7 +60,12 @@ fn close(length: u64) -> StdinClose {
 async fn start(server: &Server, language: Language, code: &str, keep_stdin_open: bool) -> String {
     let mut grpc = server.grpc().await;
     let session_id = grpc.session().await;
-    let spec = ExecutionSpec { keep_stdin_open, timeout_seconds: Some(110), ..code_spec(language, code) };
+    let spec = ExecutionSpec {
+        mode: Mode::Script.into(),
+        keep_stdin_open,
+        timeout_seconds: Some(110),
+        ..code_spec(language, code)
+    };
     let request = StartExecutionRequest { session_id, spec: Some(spec), ..Default::default() };
     let started = grpc.sessions.start_execution(request).await.unwrap().into_inner();
     started.execution.unwrap().execution_id

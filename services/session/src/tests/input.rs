@@ -16,7 +16,7 @@ fn chunk(offset: u64, data: &'static str) -> Input {
 
 async fn reading(bench: &mut Bench, keep_stdin_open: bool) -> pb::Execution {
     let session = bench.session().await;
-    let mut request = start(&session.session_id, "input");
+    let mut request = start(&session.session_id, if keep_stdin_open { "input" } else { "forever" });
     request.spec.as_mut().unwrap().keep_stdin_open = keep_stdin_open;
     let execution = bench.try_start(request).await.unwrap();
     bench.running(&execution).await;

@@ -148,11 +148,15 @@ pub(super) async fn exposed_servers(arena: &Arena) -> anyhow::Result<Evidence> {
             &["--listen", "0.0.0.0:0"],
             &[("SANDMESH_GATEWAY__ALLOW_PLAINTEXT", "true")],
         ),
-        ("roles over TCP, no credential", &["--mesh-listen", "127.0.0.1:0"], &[]),
-        ("roles at every address, no credential", &["--mesh-listen", "0.0.0.0:0"], &[]),
+        ("roles over TCP, no credential", &["--listen", "127.0.0.1:0", "--mesh-listen", "127.0.0.1:0"], &[]),
+        (
+            "roles at every address, no credential",
+            &["--listen", "127.0.0.1:0", "--mesh-listen", "0.0.0.0:0"],
+            &[],
+        ),
         (
             "roles over TCP, an empty credential",
-            &["--mesh-listen", "0.0.0.0:0"],
+            &["--listen", "127.0.0.1:0", "--mesh-listen", "0.0.0.0:0"],
             &[("SANDMESH_MESH__TOKEN", "")],
         ),
     ];

@@ -117,7 +117,11 @@ impl Findings {
             Ok(output) => output,
             Err(err) => {
                 let missing = format!("{program} cannot be executed: {err}");
-                return self.problem("bubblewrap", missing, "install the package bubblewrap anew");
+                return self.problem(
+                    "bubblewrap",
+                    missing,
+                    "allow it to be executed, or install the package bubblewrap anew",
+                );
             }
         };
         let release = String::from_utf8_lossy(&output.stdout).into_owned();

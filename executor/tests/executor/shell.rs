@@ -57,7 +57,7 @@ async fn command_runs_as_it_is() {
     let said = run(&mut client, command(&["echo", "a b", "$HOME"])).await;
     assert_eq!((said.out().as_str(), said.code()), ("a b $HOME\n", Some(0)));
     let said = run(&mut client, command(&["/usr/bin/env"])).await;
-    assert_eq!(said.out(), "PATH=/usr/local/bin:/usr/bin:/bin\nHOME=/workspace\nLANG=C.UTF-8\nTMPDIR=/tmp\n");
+    assert_eq!(said.out(), "HOME=/workspace\nLANG=C.UTF-8\nPATH=/usr/local/bin:/usr/bin:/bin\nTMPDIR=/tmp\n");
     let said = run(&mut client, command(&["sh", "-c", "ls /proc/$$/fd"])).await;
     assert_eq!(said.out(), "0\n1\n2\n");
     for (words, kind, errno) in [

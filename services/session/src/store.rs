@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
+use sandmesh_mesh::Tasks;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, EntityTrait, Select,
     sqlx::sqlite::SqliteConnectOptions,
@@ -63,14 +64,14 @@ pub(crate) struct Page {
 }
 
 impl Store {
-    /// Opens a database and brings it to the newest shape.
-    pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
+    /// Opens a database and brings it to the newest shape. What is being written is among `tasks`.
+    pub(crate) async fn open(url: &str, tasks: Tasks) -> anyhow::Result<Self> {
         let open = || format!("setting `session.database_url`: cannot open `{url}`");
         make_file(url).with_context(open)?;
         let writer = connect(url, 1).await.with_context(open)?;
         Migrator::up(&writer, None).await.with_context(|| format!("cannot migrate `{url}`"))?;
         let readers = connect(url, READERS).await.with_context(open)?;
-        Ok(Self { writer, pen: Arc::default(), readers, uses: Arc::default() })
+        Ok(Self { writer, pen: Arc::new(Pen::new(tasks)), readers, uses: Arc::default() })
     }
 
     /// Moves what was written from the log of writes into the database, without holding up who reads or

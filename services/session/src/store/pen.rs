@@ -1,15 +1,19 @@
 //! One pen for what is written most: statements that wait for it together go into one transaction.
 //!
-//! Alone, a statement is its own transaction. When several wait, whoever gets the pen writes for all, so a
-//! commit and the pages that they share are paid for once.
+//! Alone, a statement is its own transaction. Those that come while it is written are written together, so a
+//! commit and the pages that they share are paid for once. A task of its own has the pen, and not one of
+//! those who wait: these may go away at any time, and what others wrote must not go with them.
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use sandmesh_mesh::Tasks;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, StatementBuilder, TransactionTrait};
 use tokio::sync::oneshot;
+
+use super::session::is_taken;
 
 /// The most statements in one transaction: a long one makes those wait that come after it.
 const TOGETHER: usize = 64;
@@ -18,10 +22,20 @@ const TOGETHER: usize = 64;
 type Outcome = Result<u64, DbErr>;
 
 /// The pen.
-#[derive(Default)]
 pub(super) struct Pen {
-    waiting: Mutex<Vec<Job>>,
-    hand: tokio::sync::Mutex<()>,
+    tasks: Tasks,
+    desk: Arc<Desk>,
+}
+
+/// What is to be written.
+#[derive(Default)]
+struct Desk(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<Job>,
+    /// Somebody has the pen, and takes what is here.
+    is_written: bool,
 }
 
 /// A statement, and where to tell how it went.
@@ -34,41 +48,76 @@ impl fmt::Debug for Pen {
 }
 
 impl Pen {
-    /// Writes a statement; it is durable when this returns. Returns how many rows it changed. When the
-    /// caller goes away, it may be written or not.
+    pub(super) fn new(tasks: Tasks) -> Self {
+        Self { tasks, desk: Arc::default() }
+    }
+
+    /// Writes a statement; it is durable when this returns. Returns how many rows it changed. It is written
+    /// also when the caller goes away.
     pub(super) async fn write(
         &self,
         connection: &DatabaseConnection,
         statement: &impl StatementBuilder,
     ) -> Outcome {
         let statement = connection.get_database_backend().build(statement);
-        let (done, mut outcome) = oneshot::channel();
-        self.waiting().push((statement, done));
+        let (done, outcome) = oneshot::channel();
+        if let Some(hand) = self.desk.put((statement, done)) {
+            let connection = connection.clone();
+            self.tasks.spawn_detached("write executions", hand.write_all(connection));
+        }
+        outcome.await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+impl Desk {
+    /// Adds a job. Returns the pen if nobody has it.
+    fn put(self: &Arc<Self>, job: Job) -> Option<Hand> {
+        let mut waiting = self.lock();
+        waiting.jobs.push(job);
+        let has_pen = std::mem::replace(&mut waiting.is_written, true);
+        (!has_pen).then(|| Hand { desk: Arc::clone(self), is_done: false })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who has the pen, until nobody waits any more.
+struct Hand {
+    desk: Arc<Desk>,
+    is_done: bool,
+}
+
+impl Hand {
+    async fn write_all(mut self, connection: DatabaseConnection) {
         loop {
-            tokio::select! {
-                biased;
-                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(lost())),
-                _hand = self.hand.lock() => {
-                    let jobs = self.take();
-                    if jobs.is_empty() {
-                        // Whoever had the pen before wrote it, or was stopped at it.
-                        return outcome.await.unwrap_or_else(|_| Err(lost()));
-                    }
-                    write_all(connection, jobs).await;
-                }
+            let jobs = self.take();
+            if jobs.is_empty() {
+                return;
             }
+            write(&connection, jobs).await;
         }
     }
 
-    /// Those who wait longest.
-    fn take(&self) -> Vec<Job> {
-        let mut waiting = self.waiting();
-        let count = waiting.len().min(TOGETHER);
-        waiting.drain(..count).collect()
+    /// Those who wait longest. Puts the pen down where there is none: the next one takes it up.
+    fn take(&mut self) -> Vec<Job> {
+        let mut waiting = self.desk.lock();
+        self.is_done = waiting.jobs.is_empty();
+        waiting.is_written = !self.is_done;
+        let count = waiting.jobs.len().min(TOGETHER);
+        waiting.jobs.drain(..count).collect()
     }
+}
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Job>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Hand {
+    /// Stopped in the middle, it leaves the pen to the next; those who wait hear that it is lost.
+    fn drop(&mut self) {
+        if !self.is_done {
+            let mut waiting = self.desk.lock();
+            waiting.jobs.clear();
+            waiting.is_written = false;
+        }
     }
 }
 
@@ -77,7 +126,7 @@ fn lost() -> DbErr {
 }
 
 /// Writes jobs, and tells each how it went once that is durable.
-async fn write_all(connection: &DatabaseConnection, jobs: Vec<Job>) {
+async fn write(connection: &DatabaseConnection, jobs: Vec<Job>) {
     let (statements, told): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
     let outcomes = match statements.len() {
         1 => alone(connection, statements).await,
@@ -103,18 +152,44 @@ async fn alone(connection: &DatabaseConnection, statements: Vec<Statement>) -> R
     Ok(outcomes)
 }
 
-/// Executes statements in one transaction. One that is refused, as for a key that is taken, leaves the
-/// others as they are.
+/// Executes statements in one transaction, or none of them. One whose key is taken leaves the others as
+/// they are.
 async fn together(
     connection: &DatabaseConnection,
     statements: Vec<Statement>,
 ) -> Result<Vec<Outcome>, DbErr> {
     let transaction = connection.begin().await?;
-    let mut outcomes = Vec::with_capacity(statements.len());
-    for statement in statements {
-        let outcome = transaction.execute_raw(statement).await;
-        outcomes.push(outcome.map(|done| done.rows_affected()));
+    let written = async {
+        let mut outcomes = Vec::with_capacity(statements.len());
+        for statement in statements {
+            match transaction.execute_raw(statement).await {
+                // SQLite may have ended the transaction: what came after this would be written for good,
+                // whatever its writer is told.
+                Err(error) if !is_taken(&error) => return Err(error),
+                outcome => outcomes.push(outcome.map(|done| done.rows_affected())),
+            }
+        }
+        Ok(outcomes)
+    };
+    let written = match written.await {
+        Ok(outcomes) => transaction.commit().await.map(|()| outcomes),
+        Err(error) => {
+            drop(transaction);
+            Err(error)
+        }
+    };
+    if written.is_err() {
+        renew(connection).await;
     }
-    transaction.commit().await?;
-    Ok(outcomes)
+    written
+}
+
+/// Closes the connection, so that the next is a new one. The driver counts transactions by itself, and where
+/// SQLite ended one it counts one too many: what it takes for a part of a transaction from then on is one
+/// that it never commits.
+async fn renew(connection: &DatabaseConnection) {
+    if let Ok(connection) = connection.get_sqlite_connection_pool().acquire().await {
+        // Where closing fails, it is not used again either.
+        let _ = connection.close().await;
+    }
 }

@@ -1,5 +1,6 @@
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, Statement};
+use sandmesh_mesh::Tasks;
+use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
 
 use super::{
     Store,
@@ -18,7 +19,7 @@ fn now() -> DateTime<Utc> {
 async fn store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    (Store::open(&url).await.unwrap(), directory)
+    (Store::open(&url, Tasks::new()).await.unwrap(), directory)
 }
 
 fn session(id: &str) -> session::Model {
@@ -113,7 +114,7 @@ async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
     store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     drop(store);
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let store = Store::open(&url).await.unwrap();
+    let store = Store::open(&url, Tasks::new()).await.unwrap();
     assert_eq!(store.session("s").await.unwrap().unwrap(), session("s"));
     assert_eq!(store.execution("e").await.unwrap().unwrap(), execution("e", "s"));
 }
@@ -170,7 +171,7 @@ async fn writes_that_wait_together_are_each_told_how_they_went() {
     assert_eq!((told.0, told.0 + told.1 + told.2), (50, 90), "{told:?}");
     drop(store);
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let store = Store::open(&url).await.unwrap();
+    let store = Store::open(&url, Tasks::new()).await.unwrap();
     assert_eq!(store.active_executions().await.unwrap().len(), 50, "what was said to be there is");
 }
 
@@ -288,4 +289,66 @@ async fn forgetting_a_session_forgets_its_executions() {
     store.sandbox_removed(&session("s")).await.unwrap();
     store.purge_session(&session("s")).await.unwrap();
     assert!(store.execution_or_deleted("e").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_writer_that_goes_away_takes_no_other_write_with_it() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    let row = execution("e", "s");
+    store.insert_execution(&row, &session("s"), 9).await.unwrap();
+    let held = store.writer.begin().await.unwrap();
+    let (innocent, owner, ending) = (execution("f", "s"), session("s"), Ending::default());
+    let mut first = Box::pin(store.execution_started("e", now()));
+    let mut second = Box::pin(store.end_execution(&row, ExecutionEvent::Cancelled, &ending, now()));
+    let mut third = Box::pin(store.insert_execution(&innocent, &owner, 9));
+    assert!(futures::poll!(&mut first).is_pending());
+    assert!(futures::poll!(&mut second).is_pending() && futures::poll!(&mut third).is_pending());
+    drop(first);
+    // Where it wrote for others, it has theirs by now.
+    assert!(futures::poll!(&mut second).is_pending());
+    drop((second, held));
+    assert!(matches!(third.await.unwrap(), execution::Inserted::New));
+    assert_eq!(store.execution("e").await.unwrap().unwrap().state, ExecutionState::Cancelled);
+}
+
+/// Has SQLite end a transaction by itself in the middle, as it does when the disk is full.
+async fn fail_inserts_of(store: &Store, id: &str) {
+    let trigger = format!(
+        "CREATE TRIGGER full BEFORE INSERT ON executions WHEN NEW.id = '{id}'
+         BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END"
+    );
+    store.writer.execute_unprepared(&trigger).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_told_as_failed_with_others_is_not_there() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    fail_inserts_of(&store, "e3").await;
+    let rows: Vec<_> = (0..8).map(|number| execution(&format!("e{number}"), "s")).collect();
+    let owner = session("s");
+    let inserts = rows.iter().map(|row| store.insert_execution(row, &owner, 50));
+    let told = futures::future::join_all(inserts).await;
+    assert!(told[3].is_err());
+    for (row, told) in rows.iter().zip(told) {
+        assert_eq!(store.execution(&row.id).await.unwrap().is_some(), told.is_ok(), "{}", row.id);
+    }
+}
+
+#[tokio::test]
+async fn what_is_written_after_a_transaction_that_failed_is_durable() {
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 1).await.unwrap();
+    fail_inserts_of(&store, "e1").await;
+    let (rows, owner) = ([execution("e0", "s"), execution("e1", "s"), execution("e2", "s")], session("s"));
+    let inserts = rows.iter().map(|row| store.insert_execution(row, &owner, 50));
+    futures::future::join_all(inserts).await;
+    // One more that is rolled back, and then one that is not.
+    let refused = store.insert_session(session("other"), 1).await.unwrap();
+    assert!(matches!(refused, session::Inserted::QuotaExceeded), "{refused:?}");
+    store.insert_execution(&execution("last", "s"), &owner, 50).await.unwrap();
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    let other = Store::open(&url, Tasks::new()).await.unwrap();
+    assert!(other.execution("last").await.unwrap().is_some());
 }

@@ -1,5 +1,6 @@
 //! The role through its own front door, with its peers played at the wire.
 
+mod database;
 mod executions;
 mod fakes;
 mod input;

@@ -59,7 +59,11 @@ impl Service {
         self.spill_input(&mut row).await?;
         let spilled = row.code.is_none() || row.event.is_none() || row.stdin.is_none();
         let accepted = self.accept(&mut row, session, given).await;
-        if spilled && !matches!(accepted, Ok(None)) {
+        let refused = match &accepted {
+            Ok(first) => first.is_some(),
+            Err(error) => is_refusal(error),
+        };
+        if spilled && refused {
             // Not needed: another was first, or nothing runs.
             self.objects.delete_below(&row.object_prefix).await?;
         }
@@ -274,6 +278,18 @@ impl Service {
             }
         }
     }
+}
+
+/// Says for sure that nothing was accepted. After another error, as of the database, it may have been: then
+/// it needs its program, which is deleted with its session.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::TooManyExecutions { .. }
+            | Error::SessionNotActive { .. }
+            | Error::SessionNotFound(_)
+            | Error::ExecutionExists(_)
+    )
 }
 
 /// Made by the same request; ids that are equal by chance are not.

@@ -34,12 +34,12 @@ const ATTEMPTS: usize = 3;
 const SWEEPS: u32 = 4;
 
 /// The sessions whose executors may keep what is recorded: every one that runs when the service starts,
-/// then those that did not take an acknowledgement.
+/// then those that did not take an acknowledgement, or did not get one.
 #[derive(Debug, Default)]
 pub(crate) struct Leftovers(Mutex<HashSet<String>>);
 
 impl Leftovers {
-    fn add(&self, sessions: impl IntoIterator<Item = String>) {
+    pub(super) fn add(&self, sessions: impl IntoIterator<Item = String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(sessions);
     }
 

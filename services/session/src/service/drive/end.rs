@@ -12,7 +12,7 @@ use crate::{
     encode,
     error::Error,
     lifecycle::{Cause, ExecutionEvent},
-    store::execution::Ending,
+    store::execution::{Ending, Model},
     values::UserError,
 };
 
@@ -144,18 +144,14 @@ impl Driver {
             let (text, size) = service.record_value(&self.row, value).await?;
             (ending.return_value, ending.return_value_bytes) = (text, Some(size));
         }
-        let now = service.clock.now();
-        let ended = service.store.end_execution(&self.row, end.event, &ending, now).await?;
-        let row = match ended {
-            true => Some(ending.onto(self.row.clone(), end.event, now)),
-            false => {
-                service.store.execution_or_deleted(&self.row.id).await?.filter(|row| row.state.is_final())
-            }
-        };
-        if let Some(row) = row {
+        let recorded = self.record(end.event, ending).await.inspect_err(|_| {
+            // It may be written all the same. Then nobody drives it again, and the executor is told as of
+            // what is left.
+            service.leftovers.add([self.row.session_id.clone()]);
+        });
+        if let Some(row) = recorded? {
             live.end(row);
         }
-        tracing::debug!(execution.id = self.row.id, session.id = self.row.session_id, event = ?end.event, ended, "execution ended");
         if end.cancel {
             // When it does not answer, it is told again once its leftovers are looked for.
             let _ = self.cancel_in_executor().await?;
@@ -164,5 +160,22 @@ impl Driver {
             service.acknowledge(&self.session, &self.row.id).await;
         }
         Ok(())
+    }
+
+    /// Writes the end into the row, unless it has one. Returns the row, if it is there still.
+    async fn record(&self, event: ExecutionEvent, ending: Ending) -> Result<Option<Model>, Error> {
+        let (store, now) = (&self.service.store, self.service.clock.now());
+        let ended = store.end_execution(&self.row, event, &ending, now).await?;
+        tracing::debug!(
+            execution.id = self.row.id,
+            session.id = self.row.session_id,
+            ?event,
+            ended,
+            "execution ended"
+        );
+        if ended {
+            return Ok(Some(ending.onto(self.row.clone(), event, now)));
+        }
+        Ok(store.execution_or_deleted(&self.row.id).await?.filter(|row| row.state.is_final()))
     }
 }

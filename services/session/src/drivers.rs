@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
 };
 
+use bytes::Bytes;
+use futures::FutureExt;
 use sandmesh_mesh::CancellationToken;
 use sandmesh_proto::executor::{InputTaken, StdinChunk, execute_request::Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -45,6 +49,22 @@ pub(crate) enum Stop {
 /// What becomes of input: how far input was taken once this was, or why it is refused.
 pub(crate) type Taken = Result<InputTaken, Error>;
 
+/// Hears what becomes of input; `None` when its driver ended before that. It holds a place until it is
+/// dropped, so whoever offers more has to drop those that are ready.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    taken: oneshot::Receiver<Taken>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Future for Answer {
+    type Output = Option<Taken>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.taken.poll_unpin(context).map(Result::ok)
+    }
+}
+
 /// Input for an execution, and where to tell what becomes of it.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -64,6 +84,9 @@ pub(crate) struct Handle {
     /// Room for standard input on its way. Signals have their own: they pass what is not read.
     room: Arc<Semaphore>,
     signals: Arc<Semaphore>,
+    /// Places of those who wait for an answer, repeats among them, which take no room. They are given up
+    /// with the answer: who sends all of it again after a break does not find them taken by who is gone.
+    places: Arc<Semaphore>,
     reach: Arc<AtomicU64>,
     finishing: CancellationToken,
     done: CancellationToken,
@@ -79,13 +102,19 @@ impl Handle {
         });
     }
 
-    /// Hands input to the driver, once there is room for it; `None` when the driver has ended. It has ended,
-    /// too, where no answer comes.
-    pub(crate) async fn offer(&self, frame: Frame) -> Option<oneshot::Receiver<Taken>> {
-        let (room, cost) = match &frame {
+    /// Hands input to the driver, once there is room for it; `None` when the driver has ended.
+    pub(crate) async fn offer(&self, mut frame: Frame) -> Option<Answer> {
+        let place = match &frame {
+            Frame::Signal(_) => None,
+            _ => Arc::clone(&self.places).acquire_owned().await.ok(),
+        };
+        let (room, cost) = match &mut frame {
             Frame::Signal(_) => (&self.signals, 1),
             // What is on its way already, from a stream that broke, takes no more of it.
-            Frame::Stdin(chunk) if end_of(chunk) <= self.reach.load(Ordering::Relaxed) => (&self.room, 0),
+            Frame::Stdin(chunk) if end_of(chunk) <= self.reach.load(Ordering::Relaxed) => {
+                forget_data(chunk);
+                (&self.room, 0)
+            }
             Frame::Stdin(chunk) => (&self.room, chunk.data.len().clamp(LEAST, ROOM)),
             _ => (&self.room, LEAST),
         };
@@ -93,9 +122,9 @@ impl Handle {
             0 => None,
             cost => Arc::clone(room).acquire_many_owned(cost).await.ok(),
         };
-        let (reply, answer) = oneshot::channel();
+        let (reply, taken) = oneshot::channel();
         self.input.send(Input { frame, reply, room }).await.ok()?;
-        Some(answer)
+        Some(Answer { taken, _place: place })
     }
 
     /// What the driver knows of its execution.
@@ -151,6 +180,7 @@ impl Drivers {
             input,
             room: Arc::new(Semaphore::new(ROOM)),
             signals: Arc::new(Semaphore::new(SIGNALS)),
+            places: Arc::new(Semaphore::new(MOST_INPUTS)),
             reach: Arc::clone(&reach),
             finishing: finishing.clone(),
             done: done.clone(),
@@ -189,6 +219,12 @@ pub(crate) fn end_of(chunk: &StdinChunk) -> u64 {
     chunk.offset.saturating_add(chunk.data.len() as u64)
 }
 
+/// Drops the bytes of a chunk that repeats what is on its way: it waits for where it ends.
+pub(crate) fn forget_data(chunk: &mut StdinChunk) {
+    chunk.offset = end_of(chunk);
+    chunk.data = Bytes::new();
+}
+
 impl Registration {
     /// Tells how far the standard input is on its way.
     pub(crate) fn note_reach(&self, reach: u64) {
@@ -224,6 +260,26 @@ mod tests {
         assert!(drivers.register("e", "s", live()).is_none());
         drop(first);
         assert!(drivers.register("e", "s", live()).is_some());
+    }
+
+    #[tokio::test]
+    async fn repeated_input_holds_no_bytes_and_waits_with_its_sender_where_there_is_much_of_it() {
+        let drivers = Drivers::default();
+        let mut registration = drivers.register("e", "s", live()).unwrap();
+        registration.note_reach(3);
+        let handle = drivers.get("e").unwrap();
+        let repeat = || handle.offer(Frame::Stdin(StdinChunk { offset: 0, data: "abc".into() }));
+        let (mut answers, mut inputs) = (Vec::new(), Vec::new());
+        for _ in 0..MOST_INPUTS {
+            answers.push(repeat().await.unwrap());
+            let input = registration.input.recv().await.unwrap();
+            assert_eq!(input.frame, Frame::Stdin(StdinChunk { offset: 3, data: "".into() }));
+            inputs.push(input);
+        }
+        assert!(repeat().now_or_never().is_none());
+        // Its sender went away, or has its answer.
+        answers.pop();
+        assert!(repeat().now_or_never().is_some());
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! Input for executions: piece by piece, or on one stream with what is followed.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{
     Stream, StreamExt, TryStreamExt,
@@ -16,7 +21,7 @@ use tonic::Streaming;
 
 use super::{Followed, Offsets, Service};
 use crate::{
-    drivers::{Handle, Taken},
+    drivers::{Answer, Handle},
     error::Error,
     lifecycle::ExecutionState,
     live,
@@ -43,7 +48,7 @@ impl Service {
         check_is_open(&row, &frame)?;
         let driver = self.driver_of(&row).ok_or_else(|| unsure(&row.id))?;
         let taken = match driver.offer(frame).await {
-            Some(answer) => answer.await.ok(),
+            Some(answer) => answer.await,
             None => None,
         };
         taken.unwrap_or_else(|| match driver.live().phase() {
@@ -69,7 +74,7 @@ impl Service {
         let until_gone = client.clone().drop_guard();
         let feeder = Feeder { service: Arc::clone(self), row };
         self.spawn("take input", async move {
-            if let Some(Err(error)) = client.run_until_cancelled(feeder.feed(frames)).await {
+            if let Some(Err(error)) = client.run_until_cancelled(Box::pin(feeder.feed(frames))).await {
                 // Nobody may be listening any more.
                 let _ = refuse.send(error);
             }
@@ -127,33 +132,46 @@ impl Feeder {
     /// Takes all of it, up to the end of the execution; an error where some of it is refused.
     async fn feed(self, mut frames: Streaming<pb::InteractExecutionRequest>) -> Result<(), Error> {
         let mut answers = FuturesUnordered::new();
-        let mut more = true;
-        while more || !answers.is_empty() {
-            tokio::select! {
-                Some(answer) = answers.next() => match answer {
-                    Ok(taken) => drop(taken?),
-                    Err(_) => return self.without_driver().await,
-                },
-                message = frames.message(), if more => {
-                    // An error means that the client is gone.
-                    let Ok(Some(request)) = message else {
-                        more = false;
-                        continue;
-                    };
-                    match self.offer(request).await? {
-                        Some(answer) => answers.push(answer),
-                        None => return self.without_driver().await,
-                    }
-                }
+        while let Some(message) = self.unless_over(frames.message(), &mut answers).await? {
+            // An error means that the client is gone.
+            let Ok(Some(request)) = message else { break };
+            let Some(offered) = self.unless_over(self.offer(request), &mut answers).await? else {
+                return Ok(());
+            };
+            match offered? {
+                Some(answer) => answers.push(answer),
+                None => return self.without_driver().await,
+            }
+        }
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Some(taken) => drop(taken?),
+                None => return self.without_driver().await,
             }
         }
         Ok(())
     }
 
-    async fn offer(
+    /// Waits for something, and hears meanwhile what became of what was sent: there may be no place for more
+    /// before that. `None` when the execution has ended, an error where some of its input is refused.
+    async fn unless_over<T>(
         &self,
-        request: pb::InteractExecutionRequest,
-    ) -> Result<Option<oneshot::Receiver<Taken>>, Error> {
+        event: impl Future<Output = T>,
+        answers: &mut FuturesUnordered<Answer>,
+    ) -> Result<Option<T>, Error> {
+        let mut event = pin!(event);
+        loop {
+            tokio::select! {
+                Some(answer) = answers.next() => match answer {
+                    Some(taken) => drop(taken?),
+                    None => return self.without_driver().await.map(|()| None),
+                },
+                event = &mut event => return Ok(Some(event)),
+            }
+        }
+    }
+
+    async fn offer(&self, request: pb::InteractExecutionRequest) -> Result<Option<Answer>, Error> {
         let frame = input_frame(match request.frame {
             Some(Interaction::Stdin(chunk)) => Some(Input::Stdin(chunk)),
             Some(Interaction::CloseStdin(close)) => Some(Input::CloseStdin(close)),

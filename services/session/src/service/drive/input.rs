@@ -7,7 +7,7 @@ use sandmesh_proto::executor::{ExecuteRequest, InputTaken, execute_request::Fram
 use tokio::sync::mpsc;
 
 use crate::{
-    drivers::{Input, Taken, end_of},
+    drivers::{Input, Taken, end_of, forget_data},
     error::Error,
 };
 
@@ -107,10 +107,17 @@ impl Inputs {
             Ok(is_news) => !is_news,
             Err(refusal) => return answer(input, Err(refusal)),
         };
-        match is_repeat {
-            true => input.room = None,
+        match &mut input.frame {
+            // It waits for what is on its way, and needs neither its bytes nor its room.
+            Frame::Stdin(chunk) if is_repeat => {
+                forget_data(chunk);
+                input.room = None;
+            }
+            Frame::CloseStdin(_) if is_repeat => input.room = None,
+            // Signals are taken at once: one keeps its place until then, which bounds how many wait.
+            _ if is_repeat => {}
             // A stream that broke is noticed by who reads it; then this is sent again.
-            false => drop(frames.try_send(ExecuteRequest { frame: Some(input.frame.clone()) })),
+            frame => drop(frames.try_send(ExecuteRequest { frame: Some(frame.clone()) })),
         }
         self.kept.push(Kept { input, is_repeat, signals: self.next.signals });
         self.settle(&taken);
@@ -188,8 +195,10 @@ fn too_old() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use sandmesh_proto::executor::{SignalRequest, StdinChunk, StdinClose};
-    use tokio::sync::oneshot;
+    use tokio::sync::{Semaphore, oneshot};
 
     use super::*;
 
@@ -197,12 +206,13 @@ mod tests {
         inputs: Inputs,
         sender: mpsc::Sender<ExecuteRequest>,
         sent: mpsc::Receiver<ExecuteRequest>,
+        waiting: Vec<oneshot::Receiver<Taken>>,
     }
 
     impl Bench {
         fn told(taken: InputTaken) -> Self {
             let (sender, sent) = mpsc::channel(16);
-            let mut bench = Self { inputs: Inputs::default(), sender, sent };
+            let mut bench = Self { inputs: Inputs::default(), sender, sent, waiting: Vec::new() };
             bench.taken(taken);
             bench
         }
@@ -261,6 +271,38 @@ mod tests {
         assert_eq!(second.try_recv().unwrap().unwrap(), at(4));
         assert_eq!(bench.pass(chunk(0, "abcd")).try_recv().unwrap().unwrap(), at(4), "known, and not sent");
         assert!(bench.sent().is_empty() && bench.inputs.kept.is_empty());
+    }
+
+    #[test]
+    fn repeats_that_wait_hold_no_bytes() {
+        let mut bench = Bench::told(at(0));
+        let _answers = [(0, "abc"), (0, "abc"), (1, "bc")].map(|(at, data)| bench.pass(chunk(at, data)));
+        let bytes = |kept: &Kept| match &kept.input.frame {
+            Frame::Stdin(chunk) => chunk.data.len(),
+            _ => 0,
+        };
+        assert_eq!(bench.inputs.kept.iter().map(bytes).sum::<usize>(), 3);
+        bench.sent();
+        bench.inputs.start_over();
+        bench.taken(at(1));
+        assert_eq!(bench.sent(), [chunk(1, "bc")], "nor are they sent");
+        bench.taken(at(3));
+        assert!(bench.inputs.kept.is_empty());
+    }
+
+    #[test]
+    fn signals_that_are_repeated_keep_their_place() {
+        let mut bench = Bench::told(at(0));
+        let places = Arc::new(Semaphore::new(2));
+        for _ in 0..2 {
+            let (reply, answer) = oneshot::channel();
+            let room = Arc::clone(&places).try_acquire_owned().ok();
+            bench.inputs.pass(Input { frame: signal(1), reply, room }, &bench.sender);
+            bench.waiting.push(answer);
+        }
+        assert_eq!(places.available_permits(), 0);
+        bench.taken(InputTaken { signal_sequence: 1, ..at(0) });
+        assert_eq!(places.available_permits(), 2);
     }
 
     #[test]

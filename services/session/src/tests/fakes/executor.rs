@@ -42,6 +42,8 @@ pub(in crate::tests) struct Runs {
     pub(in crate::tests) break_after: Option<usize>,
     pub(in crate::tests) attaches: u32,
     gate: Arc<watch::Sender<bool>>,
+    /// No run reads its input meanwhile.
+    stalled: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Default, Clone)]
@@ -84,6 +86,11 @@ impl FakeExecutor {
     /// Lets every program go on that waits at `gate`.
     pub(in crate::tests) fn open_gate(&self) {
         self.lock().gate.send_replace(true);
+    }
+
+    /// Has runs not read their input, or read it again.
+    pub(in crate::tests) fn stall(&self, stalled: bool) {
+        self.lock().stalled.send_replace(stalled);
     }
 
     /// Loses a run, as an executor does that was replaced.
@@ -298,14 +305,15 @@ impl ExecutorService for FakeExecutor {
             _ => return Err(Status::invalid_argument("the first frame is start or attach")),
         };
         let (frames, stream) = mpsc::channel(4);
-        let (break_after, run) = {
+        let (break_after, run, mut stalled) = {
             let runs = self.lock();
-            (runs.break_after, runs.runs[&id].clone())
+            (runs.break_after, runs.runs[&id].clone(), runs.stalled.subscribe())
         };
         let here = tokio::runtime::Handle::current();
         here.spawn(tell(log, at, break_after, frames));
         here.spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
+                stalled.wait_for(|stalled| !stalled).await.unwrap();
                 run.send_modify(|log| log.take(request.frame));
             }
         });

@@ -28,6 +28,10 @@ impl MigratorTrait for Migrator {
     }
 }
 
+/// All of a migration or nothing of it: one that was stopped halfway could not be made again. By default only
+/// Postgres has it so.
+const IN_TRANSACTION: Option<bool> = Some(true);
+
 struct Sessions;
 
 impl MigrationName for Sessions {
@@ -93,6 +97,10 @@ impl MigrationTrait for Sessions {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager.drop_table(Table::drop().table("sessions").take()).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        IN_TRANSACTION
     }
 }
 
@@ -170,6 +178,10 @@ impl MigrationTrait for Executions {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager.drop_table(Table::drop().table("executions").take()).await
     }
+
+    fn use_transaction(&self) -> Option<bool> {
+        IN_TRANSACTION
+    }
 }
 
 /// Indexes with only the rows that are looked for: each row of each index is a page to be written.
@@ -205,5 +217,32 @@ impl MigrationTrait for FewerIndexes {
         }
         manager.create_index(index("executions", &["session_id", "request_id"]).unique().take()).await?;
         manager.create_index(index("executions", &["state", "session_id"])).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        IN_TRANSACTION
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm_migration::sea_orm::Database;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn migration_that_was_stopped_halfway_is_made_by_the_next_start() {
+        let last_steps = ["idx_sessions_state_sandbox_removed", STATE, ACTIVE];
+        for (before, last_step) in (0..).zip(last_steps) {
+            let directory = tempfile::tempdir().unwrap();
+            let url = format!("sqlite://{}/session.db?mode=rwc", directory.path().display());
+            let database = Database::connect(url).await.unwrap();
+            Migrator::up(&database, Some(before)).await.unwrap();
+            // What takes the name of its last step stops it there.
+            database.execute_unprepared(&format!("CREATE TABLE {last_step} (x)")).await.unwrap();
+            Migrator::up(&database, Some(1)).await.unwrap_err();
+            database.execute_unprepared(&format!("DROP TABLE {last_step}")).await.unwrap();
+            Migrator::up(&database, None).await.unwrap();
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sandmesh_mesh::{Fault, FieldViolation};
+use sea_orm::{DbErr, RuntimeErr};
 use tonic::Code;
 
 /// An error of the session role.
@@ -108,9 +109,23 @@ impl Error {
     }
 }
 
-impl From<sea_orm::DbErr> for Error {
-    fn from(error: sea_orm::DbErr) -> Self {
-        if matches!(error, sea_orm::DbErr::ConnectionAcquire(_)) {
+/// The database may well take later what it does not take now.
+fn is_busy(error: &DbErr) -> bool {
+    match error {
+        // No connection is free, or it was lost on the way; not that there is something wrong with it.
+        DbErr::ConnectionAcquire(_) | DbErr::Conn(RuntimeErr::Internal(_)) => true,
+        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            // SQLITE_BUSY, and in higher bits why.
+            let code = error.as_database_error().and_then(|error| error.code());
+            code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xff == 5)
+        }
+        _ => false,
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        if is_busy(&error) {
             return Self::Unavailable("the database of the session role is busy".to_owned());
         }
         Self::Internal(anyhow::Error::new(error).context("database of the session role"))
@@ -196,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_busy_database_is_a_reason_to_try_again() {
-        let error = Error::from(sea_orm::DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout));
+        let error = Error::from(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout));
         assert_eq!((error.code(), error.retry_after()), (Code::Unavailable, Some(Duration::from_secs(1))));
     }
 }

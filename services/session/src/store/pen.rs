@@ -10,7 +10,9 @@ use std::{
 };
 
 use sandmesh_mesh::Tasks;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, StatementBuilder, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, Statement, StatementBuilder, TransactionTrait,
+};
 use tokio::sync::oneshot;
 
 use super::session::is_taken;
@@ -122,7 +124,7 @@ impl Drop for Hand {
 }
 
 fn lost() -> DbErr {
-    DbErr::Custom("the write was stopped halfway".to_owned())
+    DbErr::Conn(RuntimeErr::Internal("the write was stopped halfway".to_owned()))
 }
 
 /// Writes jobs, and tells each how it went once that is durable.
@@ -133,8 +135,8 @@ async fn write(connection: &DatabaseConnection, jobs: Vec<Job>) {
         _ => together(connection, statements).await,
     };
     let outcomes = outcomes.unwrap_or_else(|error| {
-        let failed = |_: &_| Err(DbErr::Custom(error.to_string()));
-        told.iter().map(failed).collect()
+        // Of the same kind for all: one that is a reason to try again is for each.
+        told.iter().map(|_| Err(error.clone())).collect()
     });
     for (done, outcome) in told.into_iter().zip(outcomes) {
         // Nobody may be listening any more.
@@ -191,5 +193,28 @@ async fn renew(connection: &DatabaseConnection) {
     if let Ok(connection) = connection.get_sqlite_connection_pool().acquire().await {
         // Where closing fails, it is not used again either.
         let _ = connection.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[tokio::test]
+    async fn pen_that_was_dropped_is_taken_up_by_the_next_and_who_waited_is_told_to_try_again() {
+        let desk = Arc::new(Desk::default());
+        let job = || {
+            let (done, outcome) = oneshot::channel();
+            let statement = Statement::from_string(sea_orm::DbBackend::Sqlite, "SELECT 1");
+            (desk.put((statement, done)), outcome)
+        };
+        let (hand, first) = job();
+        let (none, second) = job();
+        assert!(hand.is_some() && none.is_none());
+        drop(hand);
+        assert!(first.await.is_err() && second.await.is_err());
+        assert!(job().0.is_some());
+        assert!(matches!(Error::from(lost()), Error::Unavailable(_)));
     }
 }

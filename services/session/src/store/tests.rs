@@ -8,6 +8,7 @@ use super::{
     session,
 };
 use crate::{
+    error::Error,
     lifecycle::{ExecutionEvent, ExecutionState, SessionEvent, SessionState},
     values::{Pairs, Resources, Words},
 };
@@ -351,4 +352,34 @@ async fn what_is_written_after_a_transaction_that_failed_is_durable() {
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
     let other = Store::open(&url, Tasks::new()).await.unwrap();
     assert!(other.execution("last").await.unwrap().is_some());
+}
+
+/// Writes alone and with others, while nothing can be written, and says how many were told to try again.
+async fn told_to_try_again(store: &Store) -> usize {
+    let rows: Vec<_> = (0..4).map(|number| execution(&format!("e{number}"), "s")).collect();
+    let owner = session("s");
+    let mut told = vec![store.insert_execution(&rows[0], &owner, 50).await];
+    let inserts = rows[1..].iter().map(|row| store.insert_execution(row, &owner, 50));
+    told.extend(futures::future::join_all(inserts).await);
+    told.iter().filter(|told| matches!(told, Err(Error::Unavailable(_)))).count()
+}
+
+#[tokio::test]
+async fn while_another_process_has_the_database_every_writer_is_told_to_try_again() {
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.writer.execute_unprepared("PRAGMA busy_timeout = 0").await.unwrap();
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    let other = sea_orm::Database::connect(url).await.unwrap();
+    let held = other.begin().await.unwrap();
+    held.execute_unprepared("DELETE FROM executions").await.unwrap();
+    assert_eq!(told_to_try_again(&store).await, 4);
+}
+
+#[tokio::test]
+async fn without_a_connection_every_writer_is_told_to_try_again() {
+    let (store, _directory) = store().await;
+    store.insert_session(session("s"), 9).await.unwrap();
+    store.writer.clone().close().await.unwrap();
+    assert_eq!(told_to_try_again(&store).await, 4);
 }

@@ -118,9 +118,8 @@ impl Service {
         // A cursor that cannot be served is refused here, and not in the middle of the stream.
         follower.phase = follower.found().await?;
         match &follower.phase {
-            Phase::Replay { row, .. } => follower.check_cursor(row)?,
             Phase::Live(live, _) => follower.check_live_cursor(live).await?,
-            Phase::Look { .. } | Phase::Done => {}
+            Phase::Look { .. } | Phase::Replay { .. } | Phase::Done => {}
         }
         Ok(stream::try_unfold(follower, |mut follower| async move {
             Ok(follower.next().await?.map(|event| (event, follower)))
@@ -156,18 +155,33 @@ impl Follower {
     /// Where it is: with its driver, or in the record.
     async fn found(&mut self) -> Result<Phase, Error> {
         if let Some(driver) = self.service.drivers.get(&self.id) {
-            return Ok(watched(&driver));
+            return self.watched(&driver);
         }
         let row = self.service.execution_row(&self.id).await?;
         if row.state.is_final() {
-            return Ok(Phase::Replay { row: Box::new(row), window: Bytes::new() });
+            return self.recorded(row);
         }
         // This process was started just now, and the sweep did not come by yet.
         self.service.spawn_driver(&row.id, &row.session_id);
-        Ok(match self.service.drivers.get(&self.id) {
-            Some(driver) => watched(&driver),
-            None => Phase::Look { pause: Some(self.backoff.pause()) },
-        })
+        match self.service.drivers.get(&self.id) {
+            Some(driver) => self.watched(&driver),
+            None => Ok(Phase::Look { pause: Some(self.backoff.pause()) }),
+        }
+    }
+
+    fn watched(&self, driver: &Handle) -> Result<Phase, Error> {
+        let live = driver.live();
+        match live.phase() {
+            live::Phase::Ended(row) => self.recorded(Arc::unwrap_or_clone(row)),
+            live::Phase::Driven | live::Phase::Left => Ok(Phase::Live(Arc::clone(live), live.watch())),
+        }
+    }
+
+    /// Its record, unless that has less than was seen before, as when its executor was lost while another
+    /// process collected its output anew: what is missing must not look as if it had not been.
+    fn recorded(&self, row: Model) -> Result<Phase, Error> {
+        self.check_cursor(&row)?;
+        Ok(Phase::Replay { row: Box::new(row), window: Bytes::new() })
     }
 
     async fn live(&mut self, live: Arc<Live>, mut bell: watch::Receiver<()>) -> Result<Step, Error> {
@@ -180,10 +194,7 @@ impl Follower {
                 return Ok((Phase::Live(live, bell), Some(event)));
             }
             match phase {
-                live::Phase::Ended(row) => {
-                    let row = Box::new(Arc::unwrap_or_clone(row));
-                    return Ok((Phase::Replay { row, window: Bytes::new() }, None));
-                }
+                live::Phase::Ended(row) => return Ok((self.recorded(Arc::unwrap_or_clone(row))?, None)),
                 live::Phase::Left => return Ok((Phase::Look { pause: Some(self.backoff.pause()) }, None)),
                 live::Phase::Driven => {}
             }
@@ -292,16 +303,6 @@ impl Follower {
             }
         }
         Ok(())
-    }
-}
-
-fn watched(driver: &Handle) -> Phase {
-    let live = driver.live();
-    match live.phase() {
-        live::Phase::Ended(row) => {
-            Phase::Replay { row: Box::new(Arc::unwrap_or_clone(row)), window: Bytes::new() }
-        }
-        live::Phase::Driven | live::Phase::Left => Phase::Live(Arc::clone(live), live.watch()),
     }
 }
 

@@ -1,4 +1,6 @@
-use sandmesh_proto::session::{execution::State, session::State as SessionState};
+use sandmesh_proto::session::{
+    attach_execution_response::Event as Attached, execution::State, session::State as SessionState,
+};
 
 use super::*;
 
@@ -81,6 +83,36 @@ async fn a_sandbox_that_died_while_nobody_looked_is_noticed() {
     let mut bench = stopped.start_again().await;
     assert_eq!(bench.ended(&execution).await.state(), State::Crashed);
     assert_eq!(bench.get(&session.session_id).await.unwrap().state(), SessionState::Failed);
+}
+
+#[tokio::test]
+async fn output_that_was_lost_while_somebody_follows_is_an_expired_cursor_and_no_result() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let execution = bench.start_in(&session, "fill:1000 forever").await;
+    bench.running(&execution).await;
+    let stopped = bench.stop().await;
+    stopped.world.lock().scheduler_down = true;
+    stopped.world.kill(&session.sandbox_id);
+    let mut bench = stopped.start_again().await;
+    let attach = pb::AttachExecutionRequest {
+        execution_id: execution.execution_id.clone(),
+        stdout_offset: 1000,
+        stderr_offset: 0,
+    };
+    // Nobody knows yet what became of it.
+    let mut stream = bench.client.attach_execution(attach).await.unwrap().into_inner();
+    bench.world.lock().scheduler_down = false;
+    let lost = loop {
+        match stream.message().await {
+            Ok(Some(event)) => {
+                assert!(!matches!(event.event, Some(Attached::Result(_))), "told as if nothing was missing");
+            }
+            end => break end,
+        }
+    };
+    refused(lost, Code::OutOfRange, "CURSOR_EXPIRED");
+    assert_eq!(bench.ended(&execution).await.state(), State::Crashed);
 }
 
 #[tokio::test]

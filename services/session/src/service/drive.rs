@@ -252,12 +252,14 @@ impl Driver {
 
     /// Whether it ends without its executor being asked to run it.
     async fn before_connecting(&mut self) -> Result<Option<End>, Error> {
-        if self.session.state.is_final() {
-            return Ok(Some(self.ended_with_session().await?));
-        }
-        let stop = *self.registration.stop.borrow_and_update();
+        self.note_end_of_session();
+        self.note_stop();
+        let stop = *self.registration.stop.borrow();
         if stop == Stop::SandboxLost {
             return Ok(Some(self.ended_with_session().await?));
+        }
+        if self.stopping.is_over(Instant::now()) {
+            return Ok(Some(self.given_up().await?));
         }
         if stop == Stop::No || self.started {
             return Ok(None);
@@ -269,6 +271,20 @@ impl Driver {
         match stop {
             Stop::SessionEnded => Ok(Some(self.ended_with_session().await?)),
             _ => Ok(Some(End::cancelled())),
+        }
+    }
+
+    /// A session that had ended when this driver began tells nobody to stop. As long as its sandbox may be
+    /// there, its executor has what the execution wrote, and is asked for it.
+    fn note_end_of_session(&self) {
+        let stop = match self.session.state {
+            SessionState::Failed => Stop::SandboxLost,
+            state if state.is_final() && self.session.sandbox_removed => Stop::SandboxLost,
+            state if state.is_final() => Stop::SessionEnded,
+            _ => return,
+        };
+        if let Some(handle) = self.service.drivers.get(&self.row.id) {
+            handle.stop(stop);
         }
     }
 
@@ -285,6 +301,12 @@ impl Driver {
         }
         let (event, ending) = of_session(&self.session);
         Ok(End::without_exit(event, ending))
+    }
+
+    /// How it ends when its executor did not tell how within the time it had: there may have been more.
+    async fn given_up(&mut self) -> Result<End, Error> {
+        let end = self.ended_with_session().await?;
+        Ok(End { truncated: (self.started, self.started), ..end })
     }
 
     /// What a broken stream means; `None`: try again.

@@ -16,7 +16,11 @@ use crate::{
     lifecycle::{Cause, ExecutionEvent, SessionEvent, SessionState},
     notify::Lock,
     peers::{Backoff, call},
-    store::{execution::Ending, session::Model},
+    spool::Spool,
+    store::{
+        execution::{Ending, Recorded},
+        session::Model,
+    },
     values::UserError,
 };
 
@@ -130,7 +134,7 @@ impl Service {
     }
 
     /// Ends what runs in an ended session and removes its sandbox.
-    async fn wind_down(&self, id: &str) -> Result<(), Error> {
+    async fn wind_down(self: &Arc<Self>, id: &str) -> Result<(), Error> {
         // One at a time: the next finds what this one leaves.
         let _winding = self.wind_downs.lock(id).await;
         if let Some(session) = self.ended(id).await? {
@@ -160,7 +164,11 @@ impl Service {
         Ok(session.filter(|session| session.state.is_final() && !session.sandbox_removed))
     }
 
-    async fn end_executions(&self, session: &Model) -> Result<(), Error> {
+    async fn end_executions(self: &Arc<Self>, session: &Model) -> Result<(), Error> {
+        // Right after a start some may have no driver yet; their executor has what they wrote.
+        for id in self.store.active_executions_of(&session.id).await? {
+            self.spawn_driver(&id, &session.id);
+        }
         let drivers = self.drivers.of_session(&session.id);
         let stop = if session.state == SessionState::Failed { Stop::SandboxLost } else { Stop::SessionEnded };
         for driver in &drivers {
@@ -171,10 +179,16 @@ impl Service {
         // Those know how it ended, and are storing it.
         let finishing = drivers.iter().filter(|driver| driver.is_finishing()).map(|driver| driver.done());
         let _ = tokio::time::timeout(FINISH_LIMIT, futures::future::join_all(finishing)).await;
-        // What no driver ended, as one that waits for the database or was never begun.
+        // What no driver ended, as one that waits for the database.
         for id in self.store.active_executions_of(&session.id).await? {
             let Some(row) = self.store.execution_or_deleted(&id).await? else { continue };
-            let (event, ending) = of_session(session);
+            let (event, mut ending) = of_session(session);
+            if let Some(driver) = self.drivers.get(&id) {
+                let live = driver.live();
+                ending.started_at = live.started_at();
+                let first = |spool: &Spool| first_bytes(spool, ending.started_at.is_some());
+                (ending.stdout, ending.stderr) = (first(&live.stdout), first(&live.stderr));
+            }
             self.store.end_execution(&row, event, &ending, self.clock.now()).await?;
             self.tell_of_end(&id).await?;
         }
@@ -226,6 +240,12 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// What of a stream goes into a row as it is. The rest is an object, which its driver may be writing.
+fn first_bytes(spool: &Spool, started: bool) -> Recorded {
+    let (inline, _) = spool.kept_bytes();
+    Recorded { kept: i64::try_from(inline.len()).unwrap_or(i64::MAX), inline, truncated: started }
 }
 
 /// How an execution ends whose session ended, in what way it did.

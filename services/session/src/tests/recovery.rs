@@ -1,6 +1,10 @@
-use sandmesh_proto::session::{
-    attach_execution_response::Event as Attached, execution::State, session::State as SessionState,
+use sandmesh_proto::{
+    executor::Cause,
+    session::{
+        attach_execution_response::Event as Attached, execution::State, session::State as SessionState,
+    },
 };
+use sea_orm::{ConnectionTrait, Database};
 
 use super::*;
 
@@ -113,6 +117,24 @@ async fn output_that_was_lost_while_somebody_follows_is_an_expired_cursor_and_no
     };
     refused(lost, Code::OutOfRange, "CURSOR_EXPIRED");
     assert_eq!(bench.ended(&execution).await.state(), State::Crashed);
+}
+
+#[tokio::test]
+async fn output_of_a_run_survives_a_session_that_ended_in_the_last_moment_of_a_process() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let execution = bench.start_in(&session, "fill:50000 forever").await;
+    bench.running(&execution).await;
+    let stopped = bench.stop().await;
+    let path = stopped.directory.path().join("session.db");
+    let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    let end = "UPDATE sessions SET state = 'terminated', completed_at = updated_at";
+    database.execute_unprepared(end).await.unwrap();
+    let mut bench = stopped.start_again().await;
+    let ended = bench.ended(&execution).await;
+    assert_eq!((ended.state(), ended.cause()), (State::Cancelled, Cause::SessionEnded));
+    assert_eq!((ended.stdout.len(), ended.stdout_truncated), (50_000, false));
+    eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
 #[tokio::test]

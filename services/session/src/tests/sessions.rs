@@ -1,12 +1,15 @@
 use std::collections::HashMap;
 
+use bytes::Bytes;
+use sandmesh_mesh::Clock;
 use sandmesh_proto::{
-    executor::{Cause, Resources},
+    executor::{Cause, ExecutionStarted, Resources},
     session::{execution, session::State},
 };
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::live::Live;
 
 #[tokio::test]
 async fn a_new_session_runs_with_what_its_template_says() {
@@ -283,4 +286,64 @@ async fn an_end_waits_for_the_driver_that_is_storing_how_an_execution_ended() {
     tokio::join!(ending, release);
     let ended = bench.execution(&execution.execution_id).await.unwrap();
     assert_eq!((ended.state(), ended.stdout.len()), (execution::State::Completed, 1 << 20));
+}
+
+/// Ends a session whose executor does not answer, and returns what was running in it.
+async fn ended_with_session(
+    bench: &mut Bench,
+    session: &pb::Session,
+    running: &pb::Execution,
+) -> pb::Execution {
+    let request = pb::TerminateSessionRequest { session_id: session.session_id.clone() };
+    bench.client.terminate_session(request).await.unwrap();
+    let ended = bench.ended(running).await;
+    assert_eq!((ended.state(), ended.cause()), (execution::State::Cancelled, Cause::SessionEnded));
+    ended
+}
+
+#[tokio::test]
+async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_its_executor_hangs() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let running = bench.start_in(&session, "fill:50000 forever").await;
+    bench.running(&running).await;
+    let live = Arc::clone(bench.service.drivers.get(&running.execution_id).unwrap().live());
+    eventually("its output is collected", || live.stdout.kept() == 50_000).await;
+    let executor = bench.executor(&session);
+    executor.lock().hangs = true;
+    executor.cut(&running.execution_id);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let ended = ended_with_session(&mut bench, &session, &running).await;
+    assert_eq!((ended.stdout.len(), ended.stdout_truncated), (50_000, true));
+}
+
+#[tokio::test]
+async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_nobody_knows_of_its_sandbox() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let running = bench.start_in(&session, "fill:50000 forever").await;
+    bench.running(&running).await;
+    let live = Arc::clone(bench.service.drivers.get(&running.execution_id).unwrap().live());
+    eventually("its output is collected", || live.stdout.kept() == 50_000).await;
+    bench.world.lock().scheduler_down = true;
+    bench.world.kill(&session.sandbox_id);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let ended = ended_with_session(&mut bench, &session, &running).await;
+    assert_eq!((ended.stdout.len(), ended.stdout_truncated), (50_000, true));
+}
+
+#[tokio::test]
+async fn of_a_run_whose_driver_is_stuck_the_first_output_is_kept_when_its_session_ends() {
+    let mut bench = Bench::new().await;
+    let session = bench.session().await;
+    let live = Live::new(bench.directory.path(), 4, 100);
+    let stuck = bench.service.drivers.register("e", &session.session_id, live).unwrap();
+    let request =
+        pb::StartExecutionRequest { execution_id: "e".into(), ..start(&session.session_id, "forever") };
+    let running = bench.try_start(request).await.unwrap();
+    stuck.live.start(ExecutionStarted::default(), bench.clock.now());
+    stuck.live.stdout.take(0, &Bytes::from_static(b"partial")).await.unwrap().unwrap();
+    let ended = ended_with_session(&mut bench, &session, &running).await;
+    assert_eq!((ended.stdout.as_ref(), ended.stdout_truncated), (&b"part"[..], true));
+    assert!(ended.started_at.is_some());
 }

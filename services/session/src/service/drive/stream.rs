@@ -1,6 +1,6 @@
 //! One stream between a driver and the executor: what to do with each frame, input and wish to stop.
 
-use std::time::Duration;
+use std::{future::Future, pin::pin, time::Duration};
 
 use sandmesh_mesh::duration_pb;
 use sandmesh_proto::executor::{
@@ -49,6 +49,13 @@ pub(super) struct Stopping {
     give_up_at: Option<Instant>,
 }
 
+impl Stopping {
+    /// Its executor had the time to tell how it ended.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.give_up_at.is_some_and(|at| now >= at)
+    }
+}
+
 /// What a frame leads to.
 enum Next {
     More,
@@ -71,10 +78,11 @@ impl Driver {
         if frames.try_send(ExecuteRequest { frame: Some(first) }).is_err() {
             return Ok(Err(Status::internal("a new channel is full")));
         }
-        self.note_stop();
-        let mut stream = match call(OPEN_LIMIT, executor.execute(ReceiverStream::new(requests))).await {
-            Ok(stream) => stream,
-            Err(status) => return Ok(Err(status)),
+        let opening = call(OPEN_LIMIT, executor.execute(ReceiverStream::new(requests)));
+        let mut stream = match self.unless_given_up(opening).await? {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(status)) => return Ok(Err(status)),
+            Err(end) => return Ok(Ok(end)),
         };
         // Its executor has it.
         self.turn = None;
@@ -87,6 +95,27 @@ impl Driver {
                 Next::Broken(status) => return Ok(Err(status)),
             }
         }
+    }
+
+    /// Waits for something. When its session ended and its executor has no more time to tell, or its sandbox
+    /// is lost, it ends instead: in that way.
+    async fn unless_given_up<T>(&mut self, event: impl Future<Output = T>) -> Result<Result<T, End>, Error> {
+        let mut event = pin!(event);
+        loop {
+            self.note_stop();
+            let give_up_at = self.stopping.give_up_at;
+            tokio::select! {
+                event = &mut event => return Ok(Ok(event)),
+                _ = self.registration.stop.changed() => if self.is_sandbox_lost() {
+                    return Ok(Err(self.ended_with_session().await?));
+                },
+                () = sleep_until(give_up_at), if give_up_at.is_some() => return Ok(Err(self.given_up().await?)),
+            }
+        }
+    }
+
+    fn is_sandbox_lost(&self) -> bool {
+        *self.registration.stop.borrow() == Stop::SandboxLost
     }
 
     async fn step(
@@ -110,7 +139,7 @@ impl Driver {
                 Err(status) => Ok(Next::Broken(status)),
             },
             changed = self.registration.stop.changed() => match changed {
-                Ok(()) if *self.registration.stop.borrow() == Stop::SandboxLost => Ok(Next::End(Box::new(self.ended_with_session().await?))),
+                Ok(()) if self.is_sandbox_lost() => Ok(Next::End(Box::new(self.ended_with_session().await?))),
                 _ => { self.note_stop(); Ok(Next::More) }
             },
             Some(input) = self.registration.input.recv(), if self.inputs.may_pass() => {
@@ -216,7 +245,7 @@ impl Driver {
     }
 
     /// Begins to stop, when somebody wants that.
-    fn note_stop(&mut self) {
+    pub(super) fn note_stop(&mut self) {
         let stop = *self.registration.stop.borrow_and_update();
         if stop == Stop::No {
             return;
@@ -236,8 +265,8 @@ impl Driver {
 
     async fn wake(&mut self) -> Result<Next, Error> {
         let now = Instant::now();
-        if self.stopping.give_up_at.is_some_and(|at| now >= at) {
-            return Ok(Next::End(Box::new(self.ended_with_session().await?)));
+        if self.stopping.is_over(now) {
+            return Ok(Next::End(Box::new(self.given_up().await?)));
         }
         if self.write_start_at.is_some_and(|at| now >= at) {
             return self.write_start().await;

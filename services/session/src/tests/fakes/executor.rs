@@ -36,6 +36,8 @@ pub(in crate::tests) struct Runs {
     pub(in crate::tests) deaf: u32,
     /// Attaching is answered with NOT_FOUND though the run goes on.
     pub(in crate::tests) confused: bool,
+    /// Streams are taken and never answered.
+    pub(in crate::tests) hangs: bool,
     /// How many starts are refused because the queue is full.
     pub(in crate::tests) full: u32,
     /// Streams end after so many bytes of output, until this is cleared.
@@ -276,6 +278,9 @@ impl ExecutorService for FakeExecutor {
         &self,
         call: Call<Streaming<ex::ExecuteRequest>>,
     ) -> Result<Response<Self::ExecuteStream>, Status> {
+        if self.lock().hangs {
+            std::future::pending::<()>().await;
+        }
         let mut requests = call.into_inner();
         let first = requests.message().await?.and_then(|request| request.frame);
         let (id, log, at) = match first {

@@ -81,6 +81,14 @@ impl Store {
         Ok(())
     }
 
+    /// How a transaction of the writer went. After one that failed the writer has a new connection.
+    async fn settled<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        if done.is_err() {
+            renew(&self.writer).await;
+        }
+        done
+    }
+
     /// Asks the database whether it answers, for reading and for writing.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
         self.readers.execute_unprepared("SELECT 1").await?;
@@ -96,6 +104,16 @@ async fn only<E: EntityTrait>(
     connection: &impl ConnectionTrait,
 ) -> Result<Option<E::Model>, Error> {
     Ok(select.all(connection).await?.pop())
+}
+
+/// Closes the connection, so that the next is a new one. The driver counts transactions by itself, and where
+/// SQLite ended one it counts one too many: what it takes for a part of a transaction from then on is one
+/// that it never commits.
+async fn renew(connection: &DatabaseConnection) {
+    if let Ok(connection) = connection.get_sqlite_connection_pool().acquire().await {
+        // Where closing fails, it is not used again either.
+        let _ = connection.close().await;
+    }
 }
 
 /// Makes the file of a database, for nobody but us: it holds programs, their input and their output. The

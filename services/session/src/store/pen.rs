@@ -15,7 +15,7 @@ use sea_orm::{
 };
 use tokio::sync::oneshot;
 
-use super::session::is_taken;
+use super::{renew, session::is_taken};
 
 /// The most statements in one transaction: a long one makes those wait that come after it.
 const TOGETHER: usize = 64;
@@ -184,16 +184,6 @@ async fn together(
         renew(connection).await;
     }
     written
-}
-
-/// Closes the connection, so that the next is a new one. The driver counts transactions by itself, and where
-/// SQLite ended one it counts one too many: what it takes for a part of a transaction from then on is one
-/// that it never commits.
-async fn renew(connection: &DatabaseConnection) {
-    if let Ok(connection) = connection.get_sqlite_connection_pool().acquire().await {
-        // Where closing fails, it is not used again either.
-        let _ = connection.close().await;
-    }
 }
 
 #[cfg(test)]

@@ -137,13 +137,18 @@ impl Store {
     pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
         // What others read and write must not wait for what is only needed when it is refused.
         let transaction = self.writer.begin().await?;
-        let inserted = insert(&transaction, session.clone(), quota).await?;
-        if let Inserted::New = inserted {
-            transaction.commit().await?;
-            return Ok(inserted);
+        let inserted = async {
+            let inserted = insert(&transaction, session.clone(), quota).await?;
+            match inserted {
+                Inserted::New => transaction.commit().await?,
+                _ => transaction.rollback().await?,
+            }
+            Ok(inserted)
+        };
+        match self.settled(inserted.await).await? {
+            Inserted::New => Ok(Inserted::New),
+            refused => Ok(self.session_before(&session).await?.unwrap_or(refused)),
         }
-        transaction.rollback().await?;
-        Ok(self.session_before(&session).await?.unwrap_or(inserted))
     }
 
     /// What stands in the way of a new session: that of the same request, or of the same id.
@@ -238,12 +243,15 @@ impl Store {
         let update =
             Entity::update_many().set(change).filter(this(session)).filter(Column::DeletedAt.is_null());
         let transaction = self.writer.begin().await?;
-        let deleted = update.exec(&transaction).await?.rows_affected == 1;
-        if deleted {
-            move_session(&transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
-        }
-        transaction.commit().await?;
-        Ok(deleted)
+        let deleted = async {
+            let deleted = update.exec(&transaction).await?.rows_affected == 1;
+            if deleted {
+                move_session(&transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
+            }
+            transaction.commit().await?;
+            Ok(deleted)
+        };
+        self.settled(deleted.await).await
     }
 
     /// Notes that nothing of an ended session is left on any node.
@@ -335,16 +343,19 @@ impl Store {
             return Ok(());
         }
         let transaction = self.writer.begin().await?;
-        for (id, at) in &uses {
-            let used = ActiveModel {
-                last_activity_at: Set((*at).into()),
-                updated_at: Set((*at).into()),
-                ..Default::default()
-            };
-            let update = Entity::update_many().set(used).filter(Column::Id.eq(id)).filter(live());
-            update.filter(Column::LastActivityAt.lt(Instant::from(*at))).exec(&transaction).await?;
-        }
-        transaction.commit().await?;
+        let written = async {
+            for (id, at) in &uses {
+                let used = ActiveModel {
+                    last_activity_at: Set((*at).into()),
+                    updated_at: Set((*at).into()),
+                    ..Default::default()
+                };
+                let update = Entity::update_many().set(used).filter(Column::Id.eq(id)).filter(live());
+                update.filter(Column::LastActivityAt.lt(Instant::from(*at))).exec(&transaction).await?;
+            }
+            Ok(transaction.commit().await?)
+        };
+        self.settled(written.await).await?;
         let mut noted = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         noted.retain(|id, at| uses.get(id) != Some(at));
         Ok(())

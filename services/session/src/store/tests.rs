@@ -354,6 +354,21 @@ async fn what_is_written_after_a_transaction_that_failed_is_durable() {
     assert!(other.execution("last").await.unwrap().is_some());
 }
 
+#[tokio::test]
+async fn what_is_written_after_a_session_that_could_not_be_is_durable() {
+    let (store, directory) = store().await;
+    store.insert_session(session("s"), 1).await.unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON sessions WHEN NEW.id = 'full'
+         BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END";
+    store.writer.execute_unprepared(full).await.unwrap();
+    store.insert_session(session("full"), 9).await.unwrap_err();
+    store.insert_session(session("refused"), 1).await.unwrap();
+    store.insert_execution(&execution("last", "s"), &session("s"), 50).await.unwrap();
+    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
+    let other = Store::open(&url, Tasks::new()).await.unwrap();
+    assert!(other.execution("last").await.unwrap().is_some());
+}
+
 /// Writes alone and with others, while nothing can be written, and says how many were told to try again.
 async fn told_to_try_again(store: &Store) -> usize {
     let rows: Vec<_> = (0..4).map(|number| execution(&format!("e{number}"), "s")).collect();

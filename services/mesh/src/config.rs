@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path, path::PathBuf};
 
 use figment::{
     Figment,
+    error::{Actual, Kind},
     providers::{Env, Format, Serialized, Toml},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -55,7 +56,35 @@ where
     // One level is not a setting: SANDMESH_URL and the like belong to the command line.
     let nested = |key: &figment::value::UncasedStr| key.as_str().contains("__");
     let sources = sources.merge(Env::prefixed(ENV_PREFIX).filter(nested).split("__"));
-    sources.merge(Serialized::defaults(flags)).extract().map_err(|error| Box::new(error).into())
+    let read = sources.merge(Serialized::defaults(flags)).extract();
+    read.map_err(|error: figment::Error| Box::new(without_values(error)).into())
+}
+
+/// An error that says where and what was expected, and not what was there: that may be a secret.
+fn without_values(error: figment::Error) -> figment::Error {
+    let hidden = error.into_iter().map(|mut error| {
+        error.kind = match error.kind {
+            Kind::InvalidType(found, expected) => Kind::InvalidType(type_of(&found), expected),
+            Kind::InvalidValue(found, expected) => Kind::InvalidValue(type_of(&found), expected),
+            Kind::Unsupported(found) => Kind::Unsupported(type_of(&found)),
+            Kind::UnsupportedKey(found, expected) => Kind::UnsupportedKey(type_of(&found), expected),
+            kind => kind,
+        };
+        error
+    });
+    hidden.reduce(figment::Error::chain).unwrap_or_else(|| Kind::Message(String::new()).into())
+}
+
+fn type_of(found: &Actual) -> Actual {
+    let name = match found {
+        Actual::Bool(_) => "a boolean",
+        Actual::Unsigned(_) | Actual::Signed(_) => "an integer",
+        Actual::Float(_) => "a float",
+        Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a string",
+        // The others have no value with them.
+        other => return other.clone(),
+    };
+    Actual::Other(name.to_owned())
 }
 
 /// The configuration as TOML, with secrets hidden.
@@ -65,6 +94,9 @@ where
 pub fn dump(config: &impl Serialize) -> Result<String, ConfigError> {
     Ok(toml::to_string_pretty(config)?)
 }
+
+/// A credential shorter than this could be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
 /// What a node needs to know, whatever its roles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,7 +111,8 @@ pub struct MeshConfig {
     pub listen: String,
     /// Where roles run that do not run here, as `http://HOST:PORT` or `unix:PATH`.
     pub links: BTreeMap<RoleName, String>,
-    /// The credential that processes of the mesh show each other. Required to listen on TCP.
+    /// The credential that processes of the mesh show each other, at least 16 characters. Required to
+    /// listen on TCP.
     pub token: Option<Secret>,
     /// How long a shutdown may take before it is cut short.
     pub shutdown_grace: HumanDuration,
@@ -133,8 +166,16 @@ impl MeshConfig {
             let problem = "is required to serve roles over TCP: whoever can connect could run code";
             return Err(ConfigError::invalid("mesh.token", problem));
         }
+        if self.token.as_ref().is_some_and(|token| !usable_token(token.expose())) {
+            let problem = format!("needs at least {SHORTEST_TOKEN} visible ASCII characters");
+            return Err(ConfigError::invalid("mesh.token", problem));
+        }
         Ok(())
     }
+}
+
+fn usable_token(token: &str) -> bool {
+    token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -152,6 +193,31 @@ mod tests {
         let config =
             MeshConfig { data_dir: "/x".into(), listen: "127.0.0.1:1".into(), ..MeshConfig::default() };
         assert!(config.validate().unwrap_err().to_string().contains("mesh.token"));
+    }
+
+    #[test]
+    fn a_credential_that_could_be_guessed_is_refused_and_not_shown() {
+        for token in ["", "hunter2", "with a space in it"] {
+            let config = MeshConfig {
+                data_dir: "/x".into(),
+                token: Some(Secret::new(token)),
+                ..MeshConfig::default()
+            };
+            let text = config.validate().unwrap_err().to_string();
+            assert!(text.contains("mesh.token"), "{text}");
+            assert!(token.is_empty() || !text.contains(token), "{text}");
+        }
+        let token = Some(Secret::new("0123456789abcdef"));
+        assert!(MeshConfig { data_dir: "/x".into(), token, ..MeshConfig::default() }.validate().is_ok());
+    }
+
+    #[test]
+    fn an_error_names_the_setting_and_not_its_value() {
+        for setting in ["roles", "links", "shutdown_grace"] {
+            let error = load::<MeshConfig>(None, BTreeMap::from([(setting, -4711)])).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(setting) && !text.contains("4711"), "{text}");
+        }
     }
 
     #[test]

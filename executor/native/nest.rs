@@ -113,34 +113,34 @@ impl Nest {
     fn try_enter(&mut self, settings: &Settings) -> Result<(), (Stage, Errno)> {
         let at = |stage| move |errno| (stage, errno);
         sys::new_session();
-        sys::set_umask(0o022);
         for door in &self.fds[Fds::Doors as usize..self.count] {
             sys::write(*door, b"0").map_err(at(Stage::Cgroup))?;
         }
         apply_limits(settings).map_err(at(Stage::Limits))?;
-        drop_privileges(settings.namespaces != 0).map_err(at(Stage::Privileges))?;
-        self.arrange().map_err(at(Stage::Descriptors))?;
-        if !settings.filter().is_empty() {
-            sys::filter(settings.filter()).map_err(at(Stage::Filter))?;
+        drop_privileges().map_err(at(Stage::Privileges))?;
+        self.arrange(settings.keeps_result).map_err(at(Stage::Descriptors))?;
+        if settings.user_filter().is_empty() {
+            return Ok(());
         }
-        Ok(())
+        sys::filter(settings.user_filter()).map_err(at(Stage::Filter))
     }
 
     /// The standard streams, the result, the request and the start, and nothing else. The init made
     /// sure that none of them had such a number before.
-    fn arrange(&mut self) -> Result<(), Errno> {
+    fn arrange(&mut self, keeps_result: bool) -> Result<(), Errno> {
         sys::dispose(SIGCHLD, Disposition::Default)?;
+        let result = if keeps_result { OnExec::Close } else { OnExec::Keep };
         let targets = [
-            (Fds::Stdin, 0),
-            (Fds::Stdout, 1),
-            (Fds::Stderr, 2),
-            (Fds::Result, RESULT_FD),
-            (Fds::Request, REQUEST_FD),
+            (Fds::Stdin, 0, OnExec::Keep),
+            (Fds::Stdout, 1, OnExec::Keep),
+            (Fds::Stderr, 2, OnExec::Keep),
+            (Fds::Result, RESULT_FD, result),
+            (Fds::Request, REQUEST_FD, OnExec::Keep),
+            (Fds::Start, START_FD, OnExec::Close),
         ];
-        for (which, number) in targets {
-            sys::dup_to(self.fd(which), number, OnExec::Keep)?;
+        for (which, number, on_exec) in targets {
+            sys::dup_to(self.fd(which), number, on_exec)?;
         }
-        sys::dup_to(self.fd(Fds::Start), START_FD, OnExec::Close)?;
         self.fds[Fds::Start as usize] = START_FD;
         sys::close_from(START_FD + 1)?;
         sys::block_signals(false)
@@ -167,53 +167,64 @@ fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {
         for place in [c"/tmp", c"/dev/shm"] {
             sys::mount(c"tmpfs", place, NOSUID_NODEV, settings.tmpfs()).map_err(at(Stage::Mount))?;
         }
-        const TERMINALS: &[u8] = b"newinstance,ptmxmode=0666,mode=620\0";
+        // A few: all terminals of a machine come out of one pool.
+        const TERMINALS: &[u8] = b"newinstance,ptmxmode=0666,mode=620,max=16\0";
         sys::mount(c"devpts", c"/dev/pts", NOSUID_NOEXEC, TERMINALS).map_err(at(Stage::Mount))?;
     }
     Ok(())
 }
 
-/// There are no core dumps and little locked memory; what is zero is not limited.
+/// Limits that a parent cannot have itself; what is zero is not limited.
 fn apply_limits(settings: &Settings) -> Result<(), Errno> {
-    const LOCKED_BYTES: u64 = 8 << 20;
-    const FSIZE: usize = 1;
     const DATA: usize = 2;
-    const CORE: usize = 4;
     const NPROC: usize = 6;
-    const NOFILE: usize = 7;
-    const MEMLOCK: usize = 8;
-    // One byte: unlike none, that also keeps a helper that the host pipes dumps to from being run.
-    sys::limit(CORE, 1)?;
-    sys::limit(MEMLOCK, LOCKED_BYTES)?;
-    let limits = [
-        (NOFILE, settings.open_files),
-        (FSIZE, settings.file_bytes),
-        (DATA, settings.data_bytes),
-        (NPROC, settings.processes),
-    ];
-    limits
-        .into_iter()
-        .filter(|(_, value)| *value > 0)
-        .try_for_each(|(resource, value)| sys::limit(resource, value))
+    limit_all(&[(DATA, settings.data_bytes), (NPROC, settings.processes)])
 }
 
-/// No capability, none to be had again, and a process that its own kind may look at. Without a jail
-/// there is no right to narrow the bounding set; `no_new_privs` makes it worth nothing.
-fn drop_privileges(has_jail: bool) -> Result<(), Errno> {
+fn limit_all(limits: &[(usize, u64)]) -> Result<(), Errno> {
+    let mut limits = limits.iter().filter(|(_, value)| *value > 0);
+    limits.try_for_each(|(resource, value)| sys::limit(*resource, *value))
+}
+
+/// What user's processes have from their parent, which therefore has it too: no core dumps, little locked
+/// memory, limits of files, no privilege by executing a program, the filter for most system calls.
+pub(super) fn restrain_parent(settings: &Settings) -> Result<(), Errno> {
+    const LOCKED_BYTES: u64 = 8 << 20;
+    const FSIZE: usize = 1;
+    const CORE: usize = 4;
+    const NOFILE: usize = 7;
+    const MEMLOCK: usize = 8;
     const PR_CAPBSET_DROP: i32 = 24;
     const PR_SET_NO_NEW_PRIVS: i32 = 38;
     const PR_CAP_AMBIENT: i32 = 47;
     const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
-    /// All that the jail leaves a parent; the second is what it takes to drop them.
+    /// All that the jail leaves a parent; the second is what it takes to drop them. It goes on having them.
     const SYS_ADMIN_AND_SETPCAP: [usize; 2] = [21, 8];
+    sys::set_umask(0o022);
+    // One byte: unlike none, that also keeps a helper that the host pipes dumps to from being run.
+    limit_all(&[
+        (CORE, 1),
+        (MEMLOCK, LOCKED_BYTES),
+        (NOFILE, settings.open_files),
+        (FSIZE, settings.file_bytes),
+    ])?;
     sys::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
-    if has_jail {
+    // Without a jail there is no right to narrow the bounding set; `no_new_privs` makes it worth nothing.
+    if settings.namespaces != 0 {
         for capability in SYS_ADMIN_AND_SETPCAP {
             sys::prctl(PR_CAPBSET_DROP, capability, 0)?;
         }
     }
-    sys::drop_capabilities()?;
     sys::prctl(PR_SET_NO_NEW_PRIVS, 1, 0)?;
+    if settings.parent_filter().is_empty() {
+        return Ok(());
+    }
+    sys::filter(settings.parent_filter())
+}
+
+/// No capability, and a process that its own kind may look at.
+fn drop_privileges() -> Result<(), Errno> {
+    sys::drop_capabilities()?;
     sys::prctl(PR_SET_DUMPABLE, 1, 0).map(drop)
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     birth::{self, Births, Side},
-    nest::Nest,
+    nest::{Nest, restrain_parent},
     sys::{self, Disposition, Fd},
     wire::{Fds, Report, START_FD, Settings, Stage},
 };
@@ -20,6 +20,9 @@ pub(crate) struct Fork {
     pub(crate) fork: extern "C" fn() -> i32,
     pub(crate) in_child: extern "C" fn(),
     pub(crate) in_parent: extern "C" fn(),
+    /// What the C library registered for restartable sequences: how far from the thread's pointer, and how
+    /// many bytes; none for a library that has none.
+    pub(crate) sequences: (isize, u32),
 }
 
 /// A warm parent.
@@ -64,15 +67,20 @@ impl Parent {
                 // SAFETY: by the caller's word; signals are blocked since `prepare`.
                 match unsafe { birth::begin(&mut self.births, &raw const self.settings, fork.fork, nest) } {
                     Ok(Side::User(nest)) => {
+                        // The init that forked has none, so the kernel did not copy this.
+                        sys::register_sequences(fork.sequences);
                         (fork.in_child)();
                         return nest;
                     }
                     Ok(Side::Parent) => {}
                     Err(errno) => tell(fds[Fds::Control as usize], Stage::Clone, errno),
                 }
+                // At once: the executor waits for the end of some of these. Only orders bring such numbers.
+                let _ = sys::close_from(START_FD + 1);
                 (fork.in_parent)();
+            } else {
+                let _ = sys::close_from(START_FD + 1);
             }
-            fds[..carried].iter().for_each(|fd| sys::close(*fd));
         }
     }
 
@@ -97,7 +105,10 @@ impl Parent {
         }
         // Children are reaped by the kernel: what became of them, their reports say.
         let quiet = sys::block_signals(true).and_then(|()| sys::dispose(SIGCHLD, Disposition::Ignore));
-        self.settings.understand(count) && quiet.is_ok() && sys::write(self.control, READY) == Ok(READY.len())
+        self.settings.understand(count)
+            && quiet.is_ok()
+            && restrain_parent(&self.settings).is_ok()
+            && sys::write(self.control, READY) == Ok(READY.len())
     }
 }
 

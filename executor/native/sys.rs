@@ -42,6 +42,7 @@ mod number {
     pub(super) const DUP3: usize = 292;
     pub(super) const PRLIMIT64: usize = 302;
     pub(super) const STATX: usize = 332;
+    pub(super) const RSEQ: usize = 334;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -70,6 +71,7 @@ mod number {
     pub(super) const WAIT4: usize = 260;
     pub(super) const PRLIMIT64: usize = 261;
     pub(super) const STATX: usize = 291;
+    pub(super) const RSEQ: usize = 293;
 }
 
 const CLOSE_RANGE: usize = 436;
@@ -247,6 +249,36 @@ pub(crate) fn map(bytes: usize) -> Result<usize, Errno> {
     const READ_WRITE: usize = 3;
     const PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
     plain(number::MMAP, [0, bytes, READ_WRITE, PRIVATE_ANONYMOUS_NORESERVE, arg(-1), 0])
+}
+
+/// Registers the restartable sequences of a C library for this thread, which has none: so many bytes, that
+/// far from the thread's pointer. Without them the library would go on believing what they said last.
+pub(crate) fn register_sequences((offset, bytes): (isize, u32)) {
+    /// What the kernel expects before each abort handler; the same in every C library.
+    const SIGNATURE: usize = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
+    /// The least that can be registered; libraries tell how much of it has a meaning.
+    const LEAST: usize = 32;
+    if bytes > 0 {
+        let area = thread_pointer().wrapping_add_signed(offset);
+        // A refusal leaves things as they were.
+        let _ = plain(number::RSEQ, [area, (bytes as usize).max(LEAST), 0, SIGNATURE, 0, 0]);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn thread_pointer() -> usize {
+    let pointer;
+    // SAFETY: every C library of this processor has there what it points to.
+    unsafe { asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
+    pointer
+}
+
+#[cfg(target_arch = "aarch64")]
+fn thread_pointer() -> usize {
+    let pointer;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags)) };
+    pointer
 }
 
 /// Waits while the word has this value.

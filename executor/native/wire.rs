@@ -33,7 +33,7 @@ pub(crate) const STARTING: u8 = b'S';
 pub(crate) const RESULT_FILE_MARK: u8 = 0;
 
 /// The words at the start of the settings.
-pub(crate) const SETTING_WORDS: usize = 8;
+pub(crate) const SETTING_WORDS: usize = 9;
 
 /// How a parent makes nests.
 #[derive(Debug)]
@@ -46,10 +46,14 @@ pub(crate) struct Settings {
     pub(crate) file_bytes: u64,
     pub(crate) data_bytes: u64,
     pub(crate) processes: u64,
+    /// Whether programs that the user's process executes are not to have its result.
+    pub(crate) keeps_result: bool,
     /// The options of temporary file systems, with a NUL at the end.
     pub(crate) tmpfs: (usize, usize),
-    /// The filter for system calls; empty for none.
-    pub(crate) filter: (usize, usize),
+    /// The filters for system calls, of the parent and all that comes of it, and what the user's process
+    /// has besides; empty for none.
+    pub(crate) parent_filter: (usize, usize),
+    pub(crate) user_filter: (usize, usize),
     pub(crate) bytes: [u8; MAX_MESSAGE],
 }
 
@@ -62,8 +66,10 @@ impl Settings {
             file_bytes: 0,
             data_bytes: 0,
             processes: 0,
+            keeps_result: false,
             tmpfs: (0, 0),
-            filter: (0, 0),
+            parent_filter: (0, 0),
+            user_filter: (0, 0),
             bytes: [0; MAX_MESSAGE],
         }
     }
@@ -71,23 +77,29 @@ impl Settings {
     /// Understands the first `count` of its bytes; false if they are not what they should be.
     pub(crate) fn understand(&mut self, count: usize) -> bool {
         let Some(words) = self.bytes.get(..count).and_then(words::<SETTING_WORDS>) else { return false };
-        let [namespaces, open_files, file_bytes, data_bytes, processes, tmpfs, filter, _] = words;
+        let [namespaces, open_files, file_bytes, data_bytes, processes, keeps_result, tmpfs, parent, user] =
+            words;
         (self.namespaces, self.open_files, self.file_bytes) = (namespaces, open_files, file_bytes);
-        (self.data_bytes, self.processes) = (data_bytes, processes);
+        (self.data_bytes, self.processes, self.keeps_result) = (data_bytes, processes, keeps_result != 0);
         let after = |from: usize, length: u64| {
             (from, usize::try_from(length).map_or(usize::MAX, |length| from.saturating_add(length)))
         };
         self.tmpfs = after(SETTING_WORDS * 8, tmpfs);
-        self.filter = after(self.tmpfs.1, filter);
-        self.filter.1 == count
+        self.parent_filter = after(self.tmpfs.1, parent);
+        self.user_filter = after(self.parent_filter.1, user);
+        self.user_filter.1 == count
     }
 
     pub(crate) fn tmpfs(&self) -> &[u8] {
         self.bytes.get(self.tmpfs.0..self.tmpfs.1).unwrap_or_default()
     }
 
-    pub(crate) fn filter(&self) -> &[u8] {
-        self.bytes.get(self.filter.0..self.filter.1).unwrap_or_default()
+    pub(crate) fn parent_filter(&self) -> &[u8] {
+        self.bytes.get(self.parent_filter.0..self.parent_filter.1).unwrap_or_default()
+    }
+
+    pub(crate) fn user_filter(&self) -> &[u8] {
+        self.bytes.get(self.user_filter.0..self.user_filter.1).unwrap_or_default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{check, destroy, isolation::IsolationOptions, parent, serve};
+use crate::{check, destroy, disk, isolation::IsolationOptions, parent, serve};
 
 /// The daemon inside one sandbox.
 #[derive(Debug, Parser)]
@@ -25,6 +25,9 @@ enum Command {
     /// Be the warm parent in a jail; not for people.
     #[command(hide = true)]
     Parent,
+    /// Print what the files below a directory take; not for people.
+    #[command(hide = true)]
+    Measure(MeasureOptions),
 }
 
 /// A language to be warm for.
@@ -56,6 +59,9 @@ pub(crate) struct ServeOptions {
     /// Size of the workspace; 0 for no limit.
     #[arg(long)]
     pub(crate) disk_bytes: u64,
+    /// Free space of the disk below which executions that hide what they use of it are ended; 0 for none.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) disk_reserve_bytes: u64,
     /// Executions that run at a time.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) max_executions: u32,
@@ -98,10 +104,21 @@ pub(crate) struct DestroyOptions {
     pub(crate) cgroup_parent: String,
 }
 
+/// Arguments of `measure`.
+#[derive(Debug, Args)]
+pub(crate) struct MeasureOptions {
+    /// Where to look.
+    pub(crate) dir: PathBuf,
+    /// Bytes above which it makes no difference how many.
+    #[arg(long)]
+    pub(crate) enough: u64,
+}
+
 /// The program: reads the command line, does it, and tells errors on the standard error.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Parent => return parent::run(),
+        Command::Measure(options) => return disk::print_size(&options),
         Command::Check(options) => check::run(&options),
         Command::Serve(options) => serve::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),

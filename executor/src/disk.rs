@@ -1,97 +1,110 @@
-//! Watching the size of the workspace while executions run.
+//! Watching what a sandbox takes of the disk while its executions run.
 //!
 //! This is a watch, not a quota: it notices within about a second that the limit was passed and ends
-//! the executions with a typed cause. What hides from it (deleted files that are open, directories
-//! without the right to read) is bounded by the size limit of each single file.
+//! the executions with a typed cause. [`size`] adds up the files of the workspace, [`held`] those that
+//! only a running process still reaches. What neither can see (descriptors that are on their way between
+//! processes) ends the executions when the machine's disk is nearly full.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod held;
+mod size;
+
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use crate::{execution::Stop, service::Service};
+use self::size::Size;
+use crate::{cli::MeasureOptions, execution::Stop, isolation::Sandbox, service::Service};
 
 /// The shortest time between two looks.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Looking takes at most one part in so many of the time.
-const SHARE: u32 = 10;
+/// After a look that took its time there is a pause of so many times that.
+const SHARE: u32 = 4;
 
-/// What a file costs besides its blocks, so that empty files fill up too.
-const FILE_BYTES: u64 = 1 << 10;
-
-/// Ends all executions whenever the workspace is larger than its limit and has grown. One that is
-/// too large already can be cleaned up. Never returns.
+/// Ends all executions whenever more is used than the limit and than before. What is too large already can
+/// be cleaned up. Never returns.
 pub(crate) async fn watch(service: Arc<Service>) {
-    let (workspace, limit) = (service.sandbox().workspace().to_owned(), service.sandbox().disk_bytes());
-    let (mut pause, mut before) = (INTERVAL, 0);
+    let limit = service.sandbox().disk_bytes();
+    let (mut pause, mut before, mut settled, mut stopped) = (INTERVAL, 0, true, false);
     loop {
         sleep(pause).await;
-        if limit == 0 || service.running() == 0 {
+        let running = service.running() > 0;
+        if limit == 0 || !running && settled {
             continue;
         }
         let began = Instant::now();
-        let dir = workspace.clone();
-        let Ok(size) = tokio::task::spawn_blocking(move || size(dir)).await else { continue };
+        // All of it, once nothing changes any more: what comes next is compared with that.
+        let enough = if running && !stopped { limit.max(before) } else { u64::MAX };
+        let looking = Arc::clone(&service);
+        let look = tokio::task::spawn_blocking(move || Look::at(looking.sandbox(), enough));
+        let Ok(look) = look.await else { continue };
         pause = INTERVAL.max(began.elapsed() * SHARE);
-        if size > limit && size > before {
-            tracing::warn!(size, limit, "the workspace is larger than its limit");
+        stopped = look.used > enough || running && look.endangers;
+        if stopped {
+            tracing::warn!(
+                used = look.used,
+                limit,
+                hidden = look.endangers,
+                "more disk is used than the limit"
+            );
             service.stop_all(Stop::DiskLimit);
+            pause = INTERVAL;
         }
-        before = size;
+        (before, settled) = (look.used, !running);
     }
 }
 
-/// The bytes that the files below `top` take.
-fn size(top: PathBuf) -> u64 {
-    let mut total = 0_u64;
-    let mut waiting = vec![top];
-    while let Some(dir) = waiting.pop() {
-        match add(&dir, &mut waiting) {
-            Ok(bytes) => total = total.saturating_add(bytes),
-            // Deeper than any path: nobody needs that but to hide.
-            Err(err) if err.raw_os_error() == Some(libc::ENAMETOOLONG) => return u64::MAX,
-            // It changes while we look.
-            Err(_) => {}
-        }
-    }
-    total
+/// What was found at one time.
+#[derive(Debug)]
+struct Look {
+    /// Bytes on the disk, or a little more than what was enough.
+    used: u64,
+    /// Something is hidden, and the machine's disk is nearly full.
+    endangers: bool,
 }
 
-/// The bytes of the files in one directory; its subdirectories are put on the list.
-fn add(dir: &Path, waiting: &mut Vec<PathBuf>) -> io::Result<u64> {
-    let mut total = 0;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let Ok(meta) = entry.metadata() else { continue };
-        if meta.is_dir() {
-            waiting.push(entry.path());
-        }
-        total += (meta.blocks() * 512 + FILE_BYTES) / meta.nlink().max(1);
+impl Look {
+    fn at(sandbox: &Sandbox, enough: u64) -> Self {
+        let workspace = sandbox.workspace();
+        let Ok(top) = fs::metadata(workspace) else { return Self { used: 0, endangers: false } };
+        let mut size = Size::new(enough);
+        size.add_tree(workspace.to_owned());
+        let tree = if size.is_shut() && !size.is_enough() {
+            // The jail's own user namespace has the right to look into every directory of its user.
+            size.total().max(measure_with_rights(sandbox, enough).unwrap_or_default())
+        } else {
+            size.total()
+        };
+        let pids = sandbox.user_processes();
+        let held = held::size(&pids, top.dev(), enough.saturating_sub(tree));
+        let is_scarce = free_bytes(workspace).is_some_and(|free| free < sandbox.disk_reserve_bytes());
+        Self { used: tree.saturating_add(held), endangers: is_scarce && held::has_more(&pids) }
     }
-    Ok(total)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What root may still write below a path.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
 
-    #[test]
-    fn nested_files_and_many_empty_ones_count() {
-        let top = tempfile::tempdir().unwrap();
-        let deep = top.path().join("a/b/c");
-        fs::create_dir_all(&deep).unwrap();
-        fs::write(deep.join("file"), vec![1; 100 << 10]).unwrap();
-        let one = size(top.path().into());
-        assert!((100 << 10..200 << 10).contains(&one), "{one}");
-        for number in 0..300 {
-            fs::write(top.path().join(number.to_string()), "").unwrap();
+/// Measures with the right to read every directory. `None` if there is no jail that could give it.
+fn measure_with_rights(sandbox: &Sandbox, enough: u64) -> Option<u64> {
+    let output = sandbox.measuring_jail(enough)?.output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().parse());
+    match said {
+        Ok(Ok(bytes)) => Some(bytes),
+        failed => {
+            tracing::warn!(?failed, "cannot look into directories that are closed to their owner");
+            None
         }
-        assert!(size(top.path().into()) >= one + 300 * FILE_BYTES);
     }
+}
+
+/// `sandmesh-executor measure`: prints the size of a tree.
+pub(crate) fn print_size(options: &MeasureOptions) -> ExitCode {
+    let mut size = Size::new(options.enough);
+    size.add_tree(options.dir.clone());
+    println!("{}", size.total());
+    ExitCode::SUCCESS
 }

@@ -138,7 +138,7 @@ fn stopped(stop: Stop) -> (pb::Cause, String) {
         Stop::Timeout => (pb::Cause::Timeout, String::new()),
         Stop::Cancelled => (pb::Cause::Cancelled, String::new()),
         Stop::SessionEnded => (pb::Cause::SessionEnded, String::new()),
-        Stop::DiskLimit => (pb::Cause::DiskLimit, "the workspace grew beyond the disk limit".to_owned()),
+        Stop::DiskLimit => (pb::Cause::DiskLimit, "more of the disk was used than the limit".to_owned()),
     }
 }
 

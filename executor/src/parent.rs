@@ -81,7 +81,7 @@ pub(crate) fn run() -> ExitCode {
         // SAFETY: this process has one thread, so the child may do anything.
         unsafe { libc::fork() }
     }
-    let fork = Fork { before: nothing, fork, in_child: nothing, in_parent: nothing };
+    let fork = Fork { before: nothing, fork, in_child: nothing, in_parent: nothing, sequences: (0, 0) };
     let mut parent = Box::new(Parent::new(CONTROL));
     // SAFETY: one thread, and the box is not moved out of.
     let nest = unsafe { parent.next(&fork) };

@@ -60,9 +60,10 @@ impl Run {
     /// Runs it. Whatever happens, the execution has an outcome afterwards, and its slot is free
     /// before anybody can know.
     pub(crate) async fn run(self) {
-        let execution = Arc::clone(&self.execution);
+        let (execution, warm) = (Arc::clone(&self.execution), Arc::clone(&self.warm));
         let outcome = AssertUnwindSafe(self.attempt()).catch_unwind().await;
         execution.set_outcome(outcome.unwrap_or_else(|_| panicked(&execution)));
+        warm.replenish_soon();
     }
 
     async fn attempt(self) -> Frame {
@@ -70,7 +71,7 @@ impl Run {
         let arrived = Instant::now();
         let slot = select! {
             slot = slots.acquire_owned() => slot,
-            stop = execution.stop_requested() => return cancelled(stop),
+            stop = execution.stop_requested() => return Frame::Failed(withdrawn(stop, "wait_for_slot").into()),
         };
         let queued = arrived.elapsed();
         let announce = Announce {
@@ -86,7 +87,6 @@ impl Run {
             ended = live(&announce, &sandbox, &warm).await;
         }
         drop((slot, place));
-        warm.replenish_soon();
         match ended {
             Ok(ended) => ended.into_frame(),
             Err(failure) => Frame::Failed(failure.into()),
@@ -97,7 +97,11 @@ impl Run {
 /// The life of one process, from taking it to taking it apart.
 async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Result<Ended<'a>, Failure> {
     let (execution, start) = (announce.execution, announce.start);
-    let (mut process, runner, request) = launch(start, sandbox, warm).await?;
+    let (mut process, runner, request) = select! {
+        launched = launch(start, sandbox, warm) => launched?,
+        // What was made until then dies with the attempt.
+        stop = execution.stop_requested() => return Err(withdrawn(stop, "make_process")),
+    };
     let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
     let asked = process.request.take();
     let pumps = async {
@@ -133,8 +137,12 @@ pub(crate) struct StartedAt {
 
 impl Announce<'_> {
     /// The user's process runs from now on.
-    pub(crate) fn started(&self, control: OwnedWriteHalf, stdin: Option<pipe::Sender>) -> StartedAt {
-        let instant = Instant::now();
+    pub(crate) fn started(
+        &self,
+        instant: Instant,
+        control: OwnedWriteHalf,
+        stdin: Option<pipe::Sender>,
+    ) -> StartedAt {
         let opening = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(opening), Some(pipe)) = (opening, stdin) {
             let (first, keep_open) = (self.start.stdin.clone(), self.start.keep_stdin_open);
@@ -253,12 +261,12 @@ async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
     result
 }
 
-fn cancelled(stop: Stop) -> Frame {
+fn withdrawn(stop: Stop, stage: &'static str) -> Failure {
     let why = match stop {
         Stop::SessionEnded => "the session ended before it was started",
         Stop::Cancelled | Stop::Timeout | Stop::DiskLimit => "it was cancelled before it was started",
     };
-    Frame::Failed(Failure::new(pb::FailureKind::Cancelled, "wait_for_slot", why).into())
+    Failure::new(pb::FailureKind::Cancelled, stage, why)
 }
 
 /// The outcome of a run that ran into an error of ours. Its jail died with it.

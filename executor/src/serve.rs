@@ -42,9 +42,6 @@ const MEMORY_BYTES: u64 = 64 << 10;
 /// How long streams may take to hand out the last outcomes when the executor ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Threads that serve; they also start the jails, which live no longer than they do.
-const WORKERS: usize = 2;
-
 /// Serves until it is told to end or expires.
 pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
@@ -59,6 +56,7 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
             max_processes: options.max_processes,
         },
         disk_bytes: options.disk_bytes,
+        disk_reserve_bytes: options.disk_reserve_bytes,
         isolation: &options.isolation,
     };
     let (sandbox, listener) = house::build(&plan)?;
@@ -69,8 +67,9 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
     };
     let service =
         Arc::new(Service::new(options.sandbox_id.clone(), sandbox, capacity, options.known_versions.clone()));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+    // One thread: what there is to do is short, and handing it to another takes longer than doing it. It
+    // also starts the jails, which live no longer than it does.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;

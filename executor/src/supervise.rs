@@ -84,7 +84,7 @@ pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, li
             biased;
             () = start.all(process.start.as_mut()), if !start.ended => {
                 if life.note_start(&start, process, announce) && phase == Phase::Starting {
-                    (phase, until) = (Phase::Running, Instant::now() + limit);
+                    (phase, until) = (Phase::Running, start.began + limit);
                 }
             }
             () = reports.next(&mut process.reports) => if life.note_report(&mut reports, announce) { break },
@@ -165,7 +165,8 @@ impl Life {
         match said.heard().split_first() {
             Some((&STARTING, [])) => {
                 let stdin = process.stdin.take();
-                self.started = process.control.take().map(|control| announce.started(control, stdin));
+                let control = process.control.take();
+                self.started = control.map(|control| announce.started(said.began, control, stdin));
                 return true;
             }
             Some((&STARTING, report)) => self.note_failure(Report::decode(report), announce),
@@ -207,13 +208,15 @@ impl Life {
 struct Words {
     bytes: [u8; 1 + REPORT_BYTES],
     count: usize,
+    /// When the first of them came.
+    began: Instant,
     /// Nothing more will come.
     ended: bool,
 }
 
 impl Words {
     fn new() -> Self {
-        Self { bytes: [0; 1 + REPORT_BYTES], count: 0, ended: false }
+        Self { bytes: [0; 1 + REPORT_BYTES], count: 0, began: Instant::now(), ended: false }
     }
 
     fn heard(&self) -> &[u8] {
@@ -245,7 +248,12 @@ impl Words {
 
     async fn more(&mut self, from: &mut (impl AsyncRead + Unpin), most: usize) {
         match from.read(&mut self.bytes[self.count..most]).await {
-            Ok(count @ 1..) => self.count += count,
+            Ok(count @ 1..) => {
+                if self.count == 0 {
+                    self.began = Instant::now();
+                }
+                self.count += count;
+            }
             _ => self.ended = true,
         }
     }

@@ -42,6 +42,15 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// How often old parents and spares that are no longer wanted are looked for.
 const TEND: Duration = Duration::from_secs(5);
 
+/// How long after it could not be warm a Python is not tried again.
+const COLD: Duration = Duration::from_secs(60);
+
+/// Through so many hands an outcome goes in this process.
+const YIELDS: usize = 4;
+
+/// How many empty control groups are kept while nothing runs.
+const FREE_GROUPS: usize = 2;
+
 /// How long a spare may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -55,8 +64,8 @@ pub(crate) struct Warm {
     program: tokio::sync::Mutex<Option<Arc<Parent>>>,
     /// By [`Kind`].
     stocks: [Mutex<Stock>; 3],
-    /// The Python of this sandbox cannot be a warm parent.
-    cold_python: AtomicBool,
+    /// When the Python of this sandbox could not be a warm parent.
+    cold_python: Mutex<Option<Instant>>,
     ended: AtomicBool,
     /// Held by the one task that makes spares.
     making: tokio::sync::Mutex<()>,
@@ -106,7 +115,7 @@ impl Warm {
             python: tokio::sync::Mutex::default(),
             program: tokio::sync::Mutex::default(),
             stocks: Default::default(),
-            cold_python: AtomicBool::new(false),
+            cold_python: Mutex::default(),
             ended: AtomicBool::new(false),
             making: tokio::sync::Mutex::default(),
         }
@@ -153,7 +162,13 @@ impl Warm {
     pub(crate) fn replenish_soon(self: &Arc<Self>) {
         if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {
             let warm = Arc::clone(self);
-            clock::spawn(async move { warm.replenish().await });
+            clock::spawn(async move {
+                // What is on its way to a client goes first.
+                for _ in 0..YIELDS {
+                    tokio::task::yield_now().await;
+                }
+                warm.replenish().await;
+            });
         }
     }
 
@@ -171,6 +186,7 @@ impl Warm {
                 parent.end().await;
             }
         }
+        self.sandbox.keep_groups(0);
     }
 
     fn take_spare(&self, kind: Kind) -> Option<Process> {
@@ -191,7 +207,8 @@ impl Warm {
 
     /// Whether the warm Python works; waits until that is known.
     async fn python_is_warm(&self) -> bool {
-        if self.cold_python.load(Ordering::Relaxed) {
+        let cold = || self.cold_python.lock().unwrap_or_else(PoisonError::into_inner);
+        if cold().is_some_and(|since| since.elapsed() < COLD) {
             return false;
         }
         let warmed = match self.parent(Host::Python).await {
@@ -199,8 +216,11 @@ impl Warm {
             Err(err) => Err(err),
         };
         if let Err(err) = warmed {
-            tracing::error!(stage = err.stage, error = %err.source, "python cannot be kept warm: every execution starts its own");
-            self.cold_python.store(true, Ordering::Relaxed);
+            tracing::error!(stage = err.stage, error = %err.source, "python cannot be kept warm: executions start their own");
+            if let Some(parent) = self.python.lock().await.as_ref() {
+                parent.condemn();
+            }
+            cold().replace(Instant::now());
             return false;
         }
         true
@@ -290,6 +310,9 @@ impl Warm {
             for spare in surplus {
                 spare.dismantle(PATIENCE).await;
             }
+        }
+        if self.is_idle() {
+            self.sandbox.keep_groups(FREE_GROUPS);
         }
         for host in [Host::Python, Host::Program] {
             if let Err(err) = self.recycle(host).await {

@@ -9,7 +9,6 @@ use bolero::{TypeGenerator, check};
 use bytes::Bytes;
 use prost::Message as _;
 use sandmesh_proto::executor::{self as pb, execute_request::Frame};
-use serde_json::Value;
 
 use super::{BUDGET, Mutant, kept};
 use crate::{
@@ -170,16 +169,17 @@ fn check_request(runner: &Runner, kind: Kind, start: &Start, request: &[u8]) {
     }
 }
 
-/// The head is one line of JSON that says how what follows is cut.
-fn check_head(start: &Start, code: &Bytes, request: &[u8], has_env: bool) {
-    let end = request.iter().position(|byte| *byte == b'\n').unwrap();
-    let head: Value = serde_json::from_slice(&request[..end]).unwrap();
-    let bytes = |name: &str| usize::try_from(head[name].as_u64().unwrap()).unwrap();
-    let (found_code, found_event) = request[end + 1..].split_at(bytes("code_bytes"));
+/// The head is ten lines that say how what follows is cut.
+fn check_head(start: &Start, code: &Bytes, request: &[u8], takes_env: bool) {
+    let parts: Vec<_> = request.splitn(11, |byte| *byte == b'\n').collect();
+    let text = |line: usize| std::str::from_utf8(parts[line]).unwrap();
+    let (found_code, found_event) = parts[10].split_at(text(3).parse().unwrap());
     assert_eq!((found_code, found_event), (&code[..], &start.event[..]));
-    assert_eq!(found_event.len(), bytes("event_bytes"));
-    assert_eq!(head["execution_id"], start.id.as_str());
-    assert_eq!(head["env"].is_array(), has_env);
+    assert_eq!(text(4).parse(), Ok(found_event.len()));
+    assert_eq!((text(0), text(1)), (start.id.as_str(), start.session_id.as_str()));
+    let has_env = takes_env && !start.env.is_empty();
+    let env = has_env.then(|| serde_json::from_str::<Vec<(String, String)>>(text(9)).unwrap());
+    assert_eq!(env.unwrap_or_default(), if has_env { start.env.clone() } else { Vec::new() });
 }
 
 fn check_spec(start: &Start, spec: &Spec) {

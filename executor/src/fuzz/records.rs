@@ -32,16 +32,17 @@ fn words_are_a_report_that_reads_back_or_none() {
 #[test]
 fn settings_that_are_understood_are_whole() {
     let mut settings = Box::new(Settings::new());
-    let inputs = check!(name = "settings").with_type::<([u64; 8], u16, Option<u8>, Option<u8>)>();
-    inputs.with_test_time(BUDGET).for_each(move |(words, count, tmpfs, filter)| {
+    let inputs = check!(name = "settings").with_type::<([u64; 9], u16, [Option<u8>; 3])>();
+    inputs.with_test_time(BUDGET).for_each(move |(words, count, lengths)| {
         let mut words = *words;
         // Mostly lengths that could be.
-        words[5] = tmpfs.map_or(words[5], u64::from);
-        words[6] = filter.map_or(words[6], u64::from);
+        for (word, length) in words[6..].iter_mut().zip(lengths) {
+            *word = length.map_or(*word, u64::from);
+        }
         for (slot, word) in settings.bytes.chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_ne_bytes());
         }
-        let fitting = 64_u64.checked_add(words[5]).and_then(|sum| sum.checked_add(words[6]));
+        let fitting = words[6..].iter().try_fold(72_u64, |sum, length| sum.checked_add(*length));
         let count = match fitting.and_then(|fitting| usize::try_from(fitting).ok()) {
             Some(fitting) if count % 2 == 0 => fitting,
             _ => usize::from(*count),
@@ -50,8 +51,8 @@ fn settings_that_are_understood_are_whole() {
         let whole = count <= settings.bytes.len() && fitting == Some(count as u64);
         assert_eq!(understood, whole, "{words:?} {count}");
         if understood {
-            let lengths = [settings.tmpfs().len() as u64, settings.filter().len() as u64];
-            assert_eq!(lengths, [words[5], words[6]]);
+            let parts = [settings.tmpfs(), settings.parent_filter(), settings.user_filter()];
+            assert_eq!(parts.map(|part| part.len() as u64), words[6..]);
         }
     });
 }

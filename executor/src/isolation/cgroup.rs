@@ -6,12 +6,16 @@
 //! sandbox's uid, so that the executor, unprivileged by then, can make one group per execution.
 //! A v1 host has one directory per controller and a v2 host has one for all: a [`Group`] hides that.
 
+mod meters;
+
 use std::{
     fs, io,
     os::unix::fs::chown,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+pub(crate) use self::meters::Meters;
 
 use anyhow::{Context, bail};
 use nix::{
@@ -256,38 +260,7 @@ impl Group {
 
     /// What it uses and used. A file that this kernel does not have counts as zero.
     pub(crate) fn usage(&self) -> Usage {
-        let processes = number(&read(&self.file(Controller::Pids, "pids.current")));
-        let (cpu, memory, peak) = match self.version {
-            Version::V1 => (
-                Duration::from_nanos(number(&read(&self.file(Controller::Cpuacct, "cpuacct.usage")))),
-                "memory.usage_in_bytes",
-                "memory.max_usage_in_bytes",
-            ),
-            Version::V2 => (
-                Duration::from_micros(field(&read(&self.file(Controller::Cpu, "cpu.stat")), "usage_usec")),
-                "memory.current",
-                "memory.peak",
-            ),
-        };
-        let memory_bytes = number(&read(&self.file(Controller::Memory, memory)));
-        Usage {
-            cpu,
-            memory_bytes,
-            peak_memory_bytes: number(&read(&self.file(Controller::Memory, peak))).max(memory_bytes),
-            processes: u32::try_from(processes).unwrap_or(u32::MAX),
-        }
-    }
-
-    /// How often it ran into a limit.
-    pub(crate) fn limit_hits(&self) -> LimitHits {
-        let oom = match self.version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
-        };
-        LimitHits {
-            oom_kills: field(&read(&self.file(Controller::Memory, oom)), "oom_kill"),
-            refused_forks: field(&read(&self.file(Controller::Pids, "pids.events")), "max"),
-        }
+        Meters::open(self).usage()
     }
 
     /// Sends SIGKILL to every process in it and below it, once. Returns how many were there. One that
@@ -335,7 +308,7 @@ impl Group {
     }
 
     /// The processes in it and below it, in any hierarchy.
-    fn pids(&self) -> Vec<Pid> {
+    pub(crate) fn pids(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
         for (_, dir) in &self.dirs {
             collect_pids(dir, &mut pids);

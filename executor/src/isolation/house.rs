@@ -17,7 +17,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::atomic::AtomicU64,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -37,7 +37,9 @@ use super::{
     IsolationOptions, Need, Sandbox,
     cgroup::{Group, Limits},
     interpreters::Interpreters,
-    jail, seccomp,
+    jail,
+    run_group::RunGroups,
+    seccomp,
 };
 use crate::process_id::ProcessId;
 
@@ -61,6 +63,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) sandbox_id: &'a str,
     pub(crate) limits: Limits,
     pub(crate) disk_bytes: u64,
+    pub(crate) disk_reserve_bytes: u64,
     pub(crate) isolation: &'a IsolationOptions,
 }
 
@@ -74,7 +77,7 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile);
     refuse_second(plan.dir)?;
     make_directories(plan.dir, owner)?;
-    let (parents, cgroup) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();
+    let (parents, runs) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();
     // After what may be refused, and before the mounts, which may cover the way there.
     let listener = bind(&plan.dir.join("executor.sock"))?;
     let rooms = if Uid::effective().is_root() {
@@ -94,14 +97,17 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         .jail
         .is_on()
         .then(|| jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes));
+    let groups = runs.map(|runs| RunGroups::new(runs, plan.limits.max_processes));
+    let groups = groups.transpose().context("cannot open the control group of executions")?;
     let sandbox = Sandbox {
         rooms,
         parents,
-        cgroup,
+        groups: groups.map(Arc::new),
         numbers: AtomicU64::new(0),
         startup: plan.isolation.interpreters,
         limits: plan.limits,
         disk_bytes: plan.disk_bytes,
+        disk_reserve_bytes: plan.disk_reserve_bytes,
         jail,
         seccomp,
         dedicated_user: owner.is_some(),
@@ -246,6 +252,9 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
             group.hand_down()?;
         }
         runs.limit(plan.limits)?;
+        // Forking is work for the user too. A core at least, so that they are warm soon.
+        let cpu_millis = if plan.limits.cpu_millis == 0 { 0 } else { plan.limits.cpu_millis.max(1000) };
+        parents.limit(Limits { cpu_millis, ..Limits::default() })?;
         runs.hand_down()?;
         if let Some((uid, gid)) = owner {
             sandbox.allow_moves(uid.as_raw(), gid.as_raw())?;

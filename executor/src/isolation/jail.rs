@@ -86,7 +86,8 @@ impl Arguments {
         memory_bytes: u64,
         disk_bytes: u64,
     ) -> Self {
-        let mut args = Self::walls();
+        // For the warm parent: to make namespaces, and to take these two away from its children.
+        let mut args = Self::walls(&["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.bind("--ro-bind", &rooms.etc, "/etc");
         args.bind("--ro-bind", &rooms.tools, TOOLS);
@@ -109,7 +110,8 @@ impl Arguments {
         for (name, value) in crate::runner::base_environment(&Scene::inside()) {
             args.add(&["--setenv", name, &value]);
         }
-        args.add(&["--"]);
+        // So that the children of a warm parent find every function of a library resolved.
+        args.add(&["--setenv", "LD_BIND_NOW", "1", "--"]);
         args
     }
 
@@ -119,9 +121,20 @@ impl Arguments {
         format!("mode=1777,size={}", self.temporary_bytes)
     }
 
+    /// A jail in which the executor measures a workspace: with the right to look into every directory of the
+    /// sandbox's user, which holds nowhere outside, and with nothing else to see.
+    pub(crate) fn measuring(rooms: &Rooms, enough: u64) -> Self {
+        let mut args = Self::walls(&["CAP_DAC_READ_SEARCH"]);
+        args.bind("--ro-bind", &rooms.executor, "/executor");
+        args.bind("--ro-bind", &rooms.workspace, "/workspace");
+        args.add(&["--remount-ro", "/", "--", "/executor", "measure", "/workspace"]);
+        args.add(&["--enough", &enough.to_string()]);
+        args
+    }
+
     /// A jail like that of an execution, without a sandbox, in which a program does nothing.
     pub(crate) fn probe() -> Self {
-        let mut args = Self::walls();
+        let mut args = Self::walls(&["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
         args.add(&[
             "--proc",
             "/proc",
@@ -137,14 +150,13 @@ impl Arguments {
         args
     }
 
-    /// Every namespace, no capability but two, a fixed identity, and the read-only system.
-    fn walls() -> Self {
+    /// Every namespace, no capability but these, a fixed identity, and the read-only system.
+    fn walls(capabilities: &[&str]) -> Self {
         let mut args = Self { words: Vec::with_capacity(128), temporary_bytes: 0 };
         args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
         args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
         args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);
-        // For the warm parent: to make namespaces, and to take these two away from its children.
-        args.add(&["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
+        capabilities.iter().for_each(|capability| args.add(&["--cap-add", capability]));
         args.add(&["--uid", JAIL_USER, "--gid", JAIL_USER, "--as-pid-1"]);
         args.system();
         args

@@ -10,11 +10,15 @@ pub(crate) mod interpreters;
 pub(crate) mod jail;
 pub(crate) mod parent;
 pub(crate) mod process;
+mod run_group;
 pub(crate) mod seccomp;
 
 use std::{
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use clap::{Args, ValueEnum};
@@ -25,6 +29,7 @@ use self::{
     cgroup::{Group, Limits},
     house::Rooms,
     interpreters::Interpreters,
+    run_group::RunGroups,
 };
 
 /// Whether a kind of isolation must be had.
@@ -113,16 +118,16 @@ pub(crate) struct Sandbox {
     rooms: Rooms,
     /// The group of the jails and their warm parents.
     parents: Option<Group>,
-    /// The group `runs`, below which every execution gets its own.
-    cgroup: Option<Group>,
+    /// The groups of executions.
+    groups: Option<Arc<RunGroups>>,
     /// How many children were ordered.
     numbers: AtomicU64,
     startup: Startup,
     limits: Limits,
     disk_bytes: u64,
+    disk_reserve_bytes: u64,
     jail: Option<jail::Arguments>,
-    /// The compiled filter.
-    seccomp: Option<Vec<u8>>,
+    seccomp: Option<seccomp::Filters>,
     dedicated_user: bool,
     interpreters: Interpreters,
 }
@@ -153,6 +158,25 @@ impl Sandbox {
         self.disk_bytes
     }
 
+    /// The free space of the disk below which nothing may be hidden on it.
+    pub(crate) fn disk_reserve_bytes(&self) -> u64 {
+        self.disk_reserve_bytes
+    }
+
+    /// The processes of all executions; none can be told without control groups.
+    pub(crate) fn user_processes(&self) -> Vec<nix::unistd::Pid> {
+        self.groups.as_ref().map(|groups| groups.all().pids()).unwrap_or_default()
+    }
+
+    /// A command that prints the size of the workspace, or a little more than what is enough; `None`
+    /// without a jail.
+    pub(crate) fn measuring_jail(&self, enough: u64) -> Option<std::process::Command> {
+        self.jail.as_ref()?;
+        let mut command = std::process::Command::new(parent::bubblewrap());
+        command.args(jail::Arguments::measuring(&self.rooms, enough).as_slice()).env_clear();
+        Some(command)
+    }
+
     /// Where the code of the child of this number finds things.
     pub(crate) fn scene(&self, number: u64) -> jail::Scene {
         if self.jail.is_some() { jail::Scene::inside() } else { jail::Scene::outside(&self.rooms, number) }
@@ -168,6 +192,13 @@ impl Sandbox {
         self.jail.is_some()
     }
 
+    /// Removes the groups that no execution is in, but for so many.
+    pub(crate) fn keep_groups(&self, most: usize) {
+        if let Some(groups) = &self.groups {
+            groups.keep(most);
+        }
+    }
+
     fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -181,14 +212,14 @@ impl Sandbox {
             // Without the jail's network namespace nothing stands between user code and the network.
             network: if self.jail.is_some() { "none" } else { "host" }.to_owned(),
             user: if self.dedicated_user { "dedicated" } else { "service" }.to_owned(),
-            limits: self.cgroup.as_ref().map_or("rlimits", Group::name).to_owned(),
+            limits: self.groups.as_ref().map_or("rlimits", |groups| groups.all().name()).to_owned(),
             interpreters: self.startup.name().to_owned(),
         }
     }
 
     /// What all executions together use.
     pub(crate) fn usage(&self) -> pb::ResourceUsage {
-        let usage = self.cgroup.as_ref().map(Group::usage).unwrap_or_default();
+        let usage = self.groups.as_ref().map(|groups| groups.all().usage()).unwrap_or_default();
         pb::ResourceUsage {
             cpu_time_ns: u64::try_from(usage.cpu.as_nanos()).unwrap_or(u64::MAX),
             memory_bytes: usage.memory_bytes,
@@ -202,7 +233,7 @@ impl Sandbox {
         // The kernel counts descriptors that are on their way for both, so some must be left to ours.
         let ours = getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES, |(soft, _)| soft / 2);
         // With control groups these would only blur which limit was hit.
-        let without_cgroup = |value: u64| if self.cgroup.is_none() { value } else { 0 };
+        let without_cgroup = |value: u64| if self.groups.is_none() { value } else { 0 };
         Rlimits {
             open_files: OPEN_FILES.min(ours),
             file_bytes: self.disk_bytes,

@@ -91,7 +91,7 @@ impl Parent {
         command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         enter_group(&mut command, sandbox.parents.as_ref()).map_err(stage("spawn_jail"))?;
         let child = command.spawn().map_err(stage("spawn_jail"))?;
-        let settings = settings(sandbox);
+        let settings = settings(host, sandbox);
         send(&ours, &settings, &[]).map_err(stage("send_settings"))?;
         let complaint = pipe::Receiver::from_owned_fd(complaint).map_err(stage("create_pipes"))?;
         Ok(Self {
@@ -174,12 +174,15 @@ impl Parent {
     }
 }
 
+/// Where bubblewrap is here.
+pub(crate) fn bubblewrap() -> &'static str {
+    BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0])
+}
+
 fn command(host: Host, sandbox: &Sandbox) -> Command {
     let mut command = match &sandbox.jail {
         Some(arguments) => {
-            let bubblewrap =
-                BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0]);
-            let mut command = Command::new(bubblewrap);
+            let mut command = Command::new(bubblewrap());
             command.args(arguments.as_slice());
             match (host, sandbox.interpreters.python.as_deref()) {
                 (Host::Python, Some(python)) => command.arg(python).args(jail::python_parent()),
@@ -198,12 +201,15 @@ fn command(host: Host, sandbox: &Sandbox) -> Command {
 }
 
 /// The settings of its nests as the parent reads them: words, the options of temporary file systems,
-/// the filter.
-fn settings(sandbox: &Sandbox) -> Vec<u8> {
+/// the filters.
+fn settings(host: Host, sandbox: &Sandbox) -> Vec<u8> {
     const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let tmpfs = sandbox.jail.as_ref().map(jail::Arguments::temporary).unwrap_or_default();
     let tmpfs = [tmpfs.as_bytes(), b"\0"].concat();
-    let filter = sandbox.seccomp.as_deref().unwrap_or_default();
+    let (of_parent, of_user) = sandbox
+        .seccomp
+        .as_ref()
+        .map_or((&[][..], &[][..]), |filters| (filters.parent.as_slice(), filters.user.as_slice()));
     let limits = sandbox.rlimits();
     let namespaces = if sandbox.jail.is_some() { u64::from(NAMESPACES.cast_unsigned()) } else { 0 };
     let words: [u64; SETTING_WORDS] = [
@@ -212,12 +218,14 @@ fn settings(sandbox: &Sandbox) -> Vec<u8> {
         limits.file_bytes,
         limits.data_bytes,
         limits.processes,
+        // An interpreter writes its result itself.
+        u64::from(host == Host::Python),
         tmpfs.len() as u64,
-        filter.len() as u64,
-        0,
+        of_parent.len() as u64,
+        of_user.len() as u64,
     ];
-    let words = words.iter().flat_map(|word| word.to_ne_bytes());
-    words.chain(tmpfs.iter().copied()).chain(filter.iter().copied()).collect()
+    let words = words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
+    [&words, tmpfs.as_slice(), of_parent, of_user].concat()
 }
 
 fn send(to: &impl AsRawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {

@@ -1,7 +1,6 @@
 //! One child of a warm parent: its descriptors, its control group, its end.
 
 use std::{
-    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsRawFd as _, OwnedFd, RawFd},
@@ -12,20 +11,21 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, unistd::pipe2};
-use tokio::{
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
-    },
-    time::{Instant, sleep},
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::pipe2,
+};
+use tokio::net::{
+    UnixStream,
+    unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
 };
 
 use super::{
     Sandbox,
-    cgroup::{Group, LimitHits, Limits, Usage},
+    cgroup::{LimitHits, Usage},
     jail::Scene,
     parent::{Host, Parent, SpawnError, stage},
+    run_group::{RunGroup, RunGroups},
 };
 
 /// A child with the executor's ends of its descriptors: it waits for its request, or runs it.
@@ -49,23 +49,9 @@ pub(crate) struct Process {
     parent: Arc<Parent>,
     /// Whether the parent has no other children and goes with this one.
     only_child: bool,
-    group: Option<RunGroup>,
-    /// What the group had used before the request.
-    before: Usage,
+    /// Its group, and where that belongs.
+    group: Option<(RunGroup, Arc<RunGroups>)>,
     _scratch: Option<Scratch>,
-}
-
-/// The group of one execution; dropped, it is killed and removed as far as that goes at once.
-#[derive(Debug)]
-struct RunGroup(Group);
-
-impl Drop for RunGroup {
-    fn drop(&mut self) {
-        if !self.0.remove() {
-            self.0.kill();
-            self.0.remove();
-        }
-    }
 }
 
 /// The files of one execution without a jail, whose own temporary directory would take them along.
@@ -97,9 +83,9 @@ impl Sandbox {
         let number = self.next_number();
         let scene = self.scene(number);
         let scratch = self.jail.is_none().then(|| Scratch(scene.scratch.clone()));
-        let group = self.run_group(number).map_err(stage("create_cgroup"))?;
-        let doors = group.as_ref().map_or_else(|| Ok(Vec::new()), |group| self.open_doors(&group.0));
-        let doors = doors.map_err(stage("open_cgroup"))?;
+        let groups = self.groups.clone();
+        let group = groups.as_deref().map(RunGroups::take).transpose().map_err(stage("create_cgroup"))?;
+        let group = group.zip(groups);
         let (pipes, control) = (Pipes::new(), Socket::pair());
         let (pipes, control) =
             (pipes.map_err(stage("create_pipes"))?, control.map_err(stage("create_pipes"))?);
@@ -108,7 +94,7 @@ impl Sandbox {
             .into_iter()
             .chain([&pipes.stdin.0, &pipes.stdout.1, &pipes.stderr.1].map(|fd| fd.as_raw_fd()))
             .chain([&pipes.result.1, &pipes.request.0, &pipes.start.1].map(|fd| fd.as_raw_fd()))
-            .chain(doors.iter().map(|door| door.as_raw_fd()))
+            .chain(group.iter().flat_map(|(group, groups)| groups.doors(group)))
             .collect();
         parent.order(&fds, &result_file).await.map_err(stage("order_child"))?;
         control.0.set_nonblocking(true).map_err(stage("create_pipes"))?;
@@ -116,42 +102,21 @@ impl Sandbox {
             let (reports, orders) = UnixStream::from_std(control.0)?.into_split();
             Ok(Process {
                 scene,
-                stdin: Some(pipe::Sender::from_owned_fd(pipes.stdin.1)?),
-                stdout: Some(pipe::Receiver::from_owned_fd(pipes.stdout.0)?),
-                stderr: Some(pipe::Receiver::from_owned_fd(pipes.stderr.0)?),
-                result: Some(pipe::Receiver::from_owned_fd(pipes.result.0)?),
-                request: Some(pipe::Sender::from_owned_fd(pipes.request.1)?),
-                start: Some(pipe::Receiver::from_owned_fd(pipes.start.0)?),
+                stdin: Some(sender(pipes.stdin.1)?),
+                stdout: Some(receiver(pipes.stdout.0)?),
+                stderr: Some(receiver(pipes.stderr.0)?),
+                result: Some(receiver(pipes.result.0)?),
+                request: Some(sender(pipes.request.1)?),
+                start: Some(receiver(pipes.start.0)?),
                 reports,
                 control: Some(orders),
                 parent,
                 only_child: kinship == Kinship::OnlyChild,
                 group,
-                before: Usage::default(),
                 _scratch: scratch,
             })
         };
         ends().map_err(stage("create_pipes"))
-    }
-
-    fn run_group(&self, number: u64) -> io::Result<Option<RunGroup>> {
-        let Some(runs) = &self.cgroup else { return Ok(None) };
-        let group = RunGroup(runs.run(number));
-        group.0.create()?;
-        // The sandbox's own limit once more, so that the kernel counts the refusals here.
-        group.0.limit(Limits { max_processes: self.limits.max_processes, ..Default::default() })?;
-        Ok(Some(group))
-    }
-
-    /// What the child writes to: the doors of its group, and that of `runs` where the CPU is limited.
-    fn open_doors(&self, group: &Group) -> io::Result<Vec<File>> {
-        let shared = self.cgroup.iter().flat_map(Group::shared_doors);
-        group
-            .doors()
-            .into_iter()
-            .chain(shared)
-            .map(|path| OpenOptions::new().write(true).open(path))
-            .collect()
     }
 }
 
@@ -164,13 +129,15 @@ impl Process {
 
     /// Notes what it used until now, which is none of its execution's.
     pub(crate) fn begin_account(&mut self) {
-        self.before = self.group.as_ref().map(|group| group.0.usage()).unwrap_or_default();
+        if let Some((group, _)) = &mut self.group {
+            group.begin_account();
+        }
     }
 
     /// Kills everything of the user's in it, from outside.
     pub(crate) fn kill(&mut self) {
-        if let Some(group) = &self.group {
-            group.0.kill();
+        if let Some((group, _)) = &self.group {
+            group.kill();
         }
     }
 
@@ -185,33 +152,23 @@ impl Process {
     }
 
     /// What its processes used and which limits they hit; `None` without control groups.
-    pub(crate) fn account(&self) -> Option<(Usage, LimitHits)> {
-        let group = &self.group.as_ref()?.0;
-        let mut usage = group.usage();
-        usage.cpu = usage.cpu.saturating_sub(self.before.cpu);
-        Some((usage, group.limit_hits()))
+    pub(crate) fn account(&mut self) -> Option<(Usage, LimitHits)> {
+        self.group.as_mut().map(|(group, _)| group.account())
     }
 
-    /// Removes the group, killing what is left in it, and a jail that was for this child only. False
+    /// Gives the group back, killing what is left in it, and ends a jail that was for this child only. False
     /// if something did not die.
     pub(crate) async fn dismantle(mut self, patience: Duration) -> bool {
         drop(self.control.take());
         if self.only_child {
             self.parent.end().await;
         }
-        let Some(group) = &self.group else { return true };
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_micros(250);
-        while !group.0.remove() {
-            if Instant::now() >= deadline {
-                self.parent.condemn();
-                return false;
-            }
-            group.0.kill();
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
+        let Some((group, groups)) = self.group.take() else { return true };
+        let died = groups.give_back(group, patience).await;
+        if !died {
+            self.parent.condemn();
         }
-        true
+        died
     }
 }
 
@@ -237,4 +194,20 @@ impl Pipes {
             start: pipe()?,
         })
     }
+}
+
+/// The end of a pipe that this process reads. (The checked way asks what it is and how it was opened.)
+fn receiver(end: OwnedFd) -> io::Result<pipe::Receiver> {
+    nonblocking(&end, OFlag::O_RDONLY)?;
+    pipe::Receiver::from_owned_fd_unchecked(end)
+}
+
+/// The end of a pipe that this process writes.
+fn sender(end: OwnedFd) -> io::Result<pipe::Sender> {
+    nonblocking(&end, OFlag::O_WRONLY)?;
+    pipe::Sender::from_owned_fd_unchecked(end)
+}
+
+fn nonblocking(end: &OwnedFd, mode: OFlag) -> nix::Result<()> {
+    fcntl(end, FcntlArg::F_SETFL(mode | OFlag::O_NONBLOCK)).map(drop)
 }

@@ -28,20 +28,35 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET)
     .cast_unsigned();
 
-/// The filter as the bytes of its BPF program.
-pub(crate) fn compile() -> Vec<u8> {
-    assemble(NATIVE, &rules())
+/// The filter in two parts, as the bytes of their BPF programs: the kernel lets through what both do.
+///
+/// Installing a filter takes the longer the larger it is, and the user's process is made for each execution.
+/// So most of it is installed once, on the parent that it is forked from.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    /// Everything that is refused whatever the arguments are, but for what a parent needs to make nests.
+    pub(crate) parent: Vec<u8>,
+    /// That, and what depends on the arguments.
+    pub(crate) user: Vec<u8>,
 }
 
-/// What decides about every number, from each up to the next.
-fn rules() -> Vec<(u32, Rule)> {
+/// Both filters.
+pub(crate) fn compile() -> Filters {
+    Filters { parent: assemble(NATIVE, &parent_rules()), user: assemble(NATIVE, &user_rules()) }
+}
+
+/// What the inits of nests need and user code must not have.
+const FOR_NESTS: [i64; 1] = [libc::SYS_mount];
+
+/// For a warm parent, and all that comes of it.
+fn parent_rules() -> Vec<(u32, Rule)> {
     const X32_BIT: u32 = 0x4000_0000;
     let deny = Rule::Always(Answer::errno(libc::EPERM));
     let no_such_call = Rule::Always(Answer::errno(libc::ENOSYS));
+    let conditional = conditional().into_iter().map(|(call, _)| call);
+    let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE).chain(&FOR_NESTS).copied();
     let mut calls: BTreeMap<u32, Rule> =
-        conditional().into_iter().map(|(call, rule)| (number(call), rule)).collect();
-    let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE);
-    calls.extend(allowed.map(|call| (number(*call), Rule::Always(Answer::ALLOW))));
+        allowed.chain(conditional).map(|call| (number(call), Rule::Always(Answer::ALLOW))).collect();
     calls.extend(NOT_THERE.iter().map(|call| (number(*call), no_such_call.clone())));
     let known = (0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(|| deny.clone())));
     let mut rules: Vec<_> = known.collect();
@@ -49,6 +64,20 @@ fn rules() -> Vec<(u32, Rule)> {
     if cfg!(target_arch = "x86_64") {
         rules.push((X32_BIT, Rule::Always(Answer::KILL)));
     }
+    merged(rules)
+}
+
+/// For the user's process besides: all that depends on the arguments.
+fn user_rules() -> Vec<(u32, Rule)> {
+    let denied = FOR_NESTS.map(|call| (call, Rule::Always(Answer::errno(libc::EPERM))));
+    let mut calls: BTreeMap<u32, Rule> =
+        conditional().into_iter().chain(denied).map(|(call, rule)| (number(call), rule)).collect();
+    let allow = || Rule::Always(Answer::ALLOW);
+    merged((0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(allow))).collect())
+}
+
+/// Of neighbours with the same rule, the first stands for all.
+fn merged(mut rules: Vec<(u32, Rule)>) -> Vec<(u32, Rule)> {
     rules.dedup_by(|next, first| next.1 == first.1);
     rules
 }
@@ -402,10 +431,18 @@ const ALLOWED_HERE: &[i64] = &[];
 mod tests {
     use super::{super::bpf::tests::run, *};
 
+    /// What the kernel makes of both answers: the more severe counts.
+    fn both(filters: &Filters, architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let answers = [&filters.parent, &filters.user];
+        let answers = answers.map(|filter| run(filter, architecture, number, arguments).0);
+        answers.into_iter().min_by_key(|answer| answer.cast_signed()).unwrap()
+    }
+
     #[test]
     fn every_number_is_answered_as_the_lists_say() {
-        let program = compile();
-        assert!(program.len() / 8 < 1024, "{} instructions", program.len() / 8);
+        let filters = compile();
+        let (parent, user) = (filters.parent.len() / 8, filters.user.len() / 8);
+        assert!(parent < 256 && user < 256, "{parent} and {user} instructions");
         let listed = |call| ALLOWED_EVERYWHERE.contains(&call) || ALLOWED_HERE.contains(&call);
         for call in 0..600 {
             let conditional = conditional().iter().any(|(number, _)| *number == call);
@@ -416,20 +453,22 @@ mod tests {
                 _ if listed(call) => Answer::ALLOW,
                 _ => Answer::errno(libc::EPERM),
             };
-            let (answer, steps) = run(&program, NATIVE, number(call), [0; 6]);
-            assert_eq!(answer, expected.value(), "call {call}");
+            assert_eq!(both(&filters, NATIVE, number(call), [0; 6]), expected.value(), "call {call}");
+            let (_, steps) = run(&filters.parent, NATIVE, number(call), [0; 6]);
             assert!(steps < 32, "{steps} steps for call {call}");
         }
-        assert_eq!(run(&program, 0x4000_0003, 20, [0; 6]).0, Answer::KILL.value(), "32 bit");
+        assert_eq!(both(&filters, 0x4000_0003, 20, [0; 6]), Answer::KILL.value(), "32 bit");
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(both(&filters, NATIVE, 0x4000_0000, [0; 6]), Answer::KILL.value(), "x32");
     }
 
     #[test]
     fn arguments_decide_where_they_matter() {
-        let program = compile();
+        let filters = compile();
         let denied = Answer::errno(libc::EPERM).value();
         let ask = |call, a: i32, b: i32, c: i32| {
             let arguments = [a, b, c, 0, 0, 0].map(|argument| u64::from(argument.cast_unsigned()));
-            run(&program, NATIVE, number(call), arguments).0 != denied
+            both(&filters, NATIVE, number(call), arguments) != denied
         };
         assert!(ask(libc::SYS_clone, libc::SIGCHLD, 0, 0));
         assert!(!ask(libc::SYS_clone, libc::SIGCHLD | libc::CLONE_NEWUSER, 0, 0));

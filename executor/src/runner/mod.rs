@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use sandmesh_proto::executor as pb;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{
     clock,
@@ -111,14 +111,14 @@ impl Runner {
                 Self::Python(_) | Self::JavaScript(_),
                 Kind::Python | Kind::Node,
                 Program::Code { code, entry, .. },
-            ) => Request::new(start, entry.as_deref(), code, limits).into_parts(Some(env(Vec::new()))),
+            ) => Request::new(start, entry.as_deref(), code, limits).into_parts(&start.env),
             (Self::Python(path), _, Program::Code { code, entry, .. }) => whole(
                 python::spec(path, scene),
-                Request::new(start, entry.as_deref(), code, limits).into_parts(None),
+                Request::new(start, entry.as_deref(), code, limits).into_parts(&[]),
             ),
             (Self::JavaScript(path), _, Program::Code { code, entry, .. }) => whole(
                 javascript::spec(path, scene),
-                Request::new(start, entry.as_deref(), code, limits).into_parts(None),
+                Request::new(start, entry.as_deref(), code, limits).into_parts(&[]),
             ),
             (Self::Shell(path), _, Program::Code { code, .. }) => {
                 whole(shell::spec(path, scene, start, code), Vec::new())
@@ -212,50 +212,35 @@ fn environment(
     all.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
-/// What the runners in Python and JavaScript read before they load the code.
-#[derive(Debug, Serialize)]
+/// What the runners in Python and JavaScript read: ten lines, the code, the event.
+#[derive(Debug)]
 struct Request<'a> {
-    execution_id: &'a str,
-    session_id: &'a str,
-    entry: Option<&'a str>,
-    code_bytes: usize,
-    event_bytes: usize,
-    result_bytes: u64,
-    memory_mb: u64,
-    timeout_ms: u128,
-    /// Seconds since 1970, from which the remaining time is counted.
-    now: f64,
-    /// The whole environment, for an interpreter that was started without it.
-    env: Option<Vec<(String, String)>>,
-    #[serde(skip)]
+    start: &'a Start,
+    /// The handler; empty for a script.
+    entry: &'a str,
     code: &'a Bytes,
-    #[serde(skip)]
-    event: &'a Bytes,
+    memory_mb: u64,
 }
 
 impl<'a> Request<'a> {
     fn new(start: &'a Start, entry: Option<&'a str>, code: &'a Bytes, limits: Limits) -> Self {
-        Self {
-            execution_id: &start.id,
-            session_id: &start.session_id,
-            entry,
-            code_bytes: code.len(),
-            event_bytes: start.event.len(),
-            result_bytes: MAX_RESULT_BYTES,
-            memory_mb: limits.memory_bytes >> 20,
-            timeout_ms: start.timeout.as_millis(),
-            now: clock::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            env: None,
-            code,
-            event: &start.event,
-        }
+        Self { start, entry: entry.unwrap_or_default(), code, memory_mb: limits.memory_bytes >> 20 }
     }
 
-    fn into_parts(mut self, env: Option<Vec<(String, String)>>) -> Vec<Bytes> {
-        self.env = env;
-        let mut head = serde_json::to_vec(&self).unwrap_or_default();
-        head.push(b'\n');
-        vec![head.into(), self.code.clone(), self.event.clone()]
+    /// With variables for an interpreter that was started without them.
+    fn into_parts(self, env: &[(String, String)]) -> Vec<Bytes> {
+        let Self { start, entry, code, memory_mb } = self;
+        let (code_bytes, event_bytes) = (code.len(), start.event.len());
+        // Since 1970, in seconds: from then on the remaining time is counted.
+        let now = clock::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let env = if env.is_empty() { String::new() } else { serde_json::to_string(env).unwrap_or_default() };
+        let head = format!(
+            "{}\n{}\n{entry}\n{code_bytes}\n{event_bytes}\n{MAX_RESULT_BYTES}\n{memory_mb}\n{}\n{now}\n{env}\n",
+            start.id,
+            start.session_id,
+            start.timeout.as_millis(),
+        );
+        vec![head.into(), code.clone(), start.event.clone()]
     }
 }
 

@@ -1,7 +1,7 @@
 // Runs one piece of user code and tells its return value or its error.
 //
-// Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: a line of JSON, then
-// the code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E"
+// Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: ten lines, then the
+// code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E"
 // and a JSON object with type, message and traceback. The standard streams belong to the user's code.
 'use strict';
 
@@ -14,6 +14,8 @@ const vm = require('node:vm');
 const RESULT = 3;
 const REQUEST = 4;
 const CODE = '<code>';
+// The lines before the code; `env` is JSON or nothing, `entry` is nothing for a script.
+const HEAD = ['executionId', 'sessionId', 'entry', 'codeBytes', 'eventBytes', 'resultBytes', 'memoryMb', 'timeoutMs', 'now', 'env'];
 const ESM_URL = pathToFileURL(path.join(process.cwd(), '[code].mjs')).href;
 
 class UserError extends Error {
@@ -40,28 +42,32 @@ function send(tag, text) {
 function readRequest() {
   const bytes = fs.readFileSync(REQUEST);
   fs.closeSync(REQUEST);
-  const end = bytes.indexOf(10);
-  const head = JSON.parse(bytes.toString('utf8', 0, end));
-  const event = end + 1 + head.code_bytes;
-  return { head, code: bytes.toString('utf8', end + 1, event), event: bytes.toString('utf8', event) };
+  const head = {};
+  let start = 0;
+  for (const name of HEAD) {
+    const end = bytes.indexOf(10, start);
+    head[name] = bytes.toString('utf8', start, end);
+    start = end + 1;
+  }
+  const event = start + Number(head.codeBytes);
+  return { head, code: bytes.toString('utf8', start, event), event: bytes.toString('utf8', event) };
 }
 
-// The environment of this execution, for a process that was started before it was known.
+// What this execution has besides what every one has, for a process that was started before.
 function takeEnvironment(env) {
-  for (const name of Object.keys(process.env)) delete process.env[name];
   for (const [name, value] of env) process.env[name] = value;
 }
 
 // What a handler is told about its execution; the names are those of AWS Lambda.
 function makeContext(head) {
-  const deadline = head.now * 1000 + head.timeout_ms - Date.now() + performance.now();
+  const deadline = Number(head.now) * 1000 + Number(head.timeoutMs) - Date.now() + performance.now();
   return {
-    executionId: head.execution_id,
-    awsRequestId: head.execution_id,
-    sessionId: head.session_id,
+    executionId: head.executionId,
+    awsRequestId: head.executionId,
+    sessionId: head.sessionId,
     functionName: head.entry,
     functionVersion: '$LATEST',
-    memoryLimitInMB: head.memory_mb,
+    memoryLimitInMB: Number(head.memoryMb),
     getRemainingTimeInMillis: () => Math.max(0, Math.trunc(deadline - performance.now())),
   };
 }
@@ -76,7 +82,7 @@ async function load(code, entry) {
   const require = Module.createRequire(filename);
   require.main = module;
   const importModuleDynamically = vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER;
-  const value = entry === null ? 'undefined' : `typeof ${entry} === 'undefined' ? undefined : ${entry}`;
+  const value = entry === '' ? 'undefined' : `typeof ${entry} === 'undefined' ? undefined : ${entry}`;
   let wrapper;
   try {
     const names = ['exports', 'require', 'module', '__filename', '__dirname'];
@@ -187,11 +193,11 @@ function die(error) {
 
 async function main() {
   const { head, code, event } = readRequest();
-  if (head.env) takeEnvironment(head.env);
+  if (head.env) takeEnvironment(JSON.parse(head.env));
   process.argv = [process.argv[0], path.join(process.cwd(), 'main.js')];
   process.on('uncaughtException', die);
   const handler = await load(code, head.entry);
-  if (head.entry === null) return;
+  if (head.entry === '') return;
   if (typeof handler !== 'function') {
     throw new UserError(
       'HandlerNotFound',
@@ -209,7 +215,7 @@ async function main() {
     report(new UserError('HandlerNotSettled', 'the promise of the handler was never settled'));
     process.exitCode = 1;
   });
-  send('R', encode(await handler(JSON.parse(event), makeContext(head)), head.result_bytes));
+  send('R', encode(await handler(JSON.parse(event), makeContext(head)), Number(head.resultBytes)));
   process.exit();
 }
 

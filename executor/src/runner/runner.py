@@ -1,13 +1,15 @@
 """Runs one piece of user code and tells its return value or its error.
 
-Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: a line of JSON, then
-the code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E" and
+Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: ten lines, then the
+code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E" and
 a JSON object with type, message and traceback. The standard streams belong to the user's code.
 
 With the argument "parent" it is warmed up once and then forked for each execution by the native
-library beside it; the parent itself never sees a request.
+library beside it; the parent itself never sees a request. What a child does costs most by the pages of
+memory that it is the first to write to (about 4 us each). So what can be done before the fork is done there.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -15,18 +17,35 @@ import time
 
 RESULT, REQUEST, START = 3, 4, 5
 CODE = "<code>"
+HANDLER = "__handler__"
+# Of these a return value cannot be awaited.
+PLAIN = {type(None), bool, int, float, str, list, dict}
+
+
+class OwnPath:
+    """While it lasts, what is imported is this interpreter's: what has such a name in the workspace is for
+    the user's code, not for the runner."""
+
+    modules = sys.path[1:]
+
+    def __enter__(self):
+        self.path = sys.path[:]
+        sys.path[:] = self.modules
+
+    def __exit__(self, *error):
+        sys.path[:] = self.path
 
 
 class Context:
     """What a handler is told about its execution; the names are those of AWS Lambda."""
 
-    def __init__(self, head, clock):
-        self.execution_id = self.aws_request_id = head["execution_id"]
-        self.session_id = head["session_id"]
-        self.function_name = head["entry"]
+    def __init__(self, head, began):
+        self.execution_id = self.aws_request_id = head.execution_id.decode()
+        self.session_id = head.session_id.decode()
+        self.function_name = head.entry.decode()
         self.function_version = "$LATEST"
-        self.memory_limit_in_mb = head["memory_mb"]
-        self._deadline = clock + head["timeout_ms"] / 1000
+        self.memory_limit_in_mb = int(head.memory_mb)
+        self._deadline = began + int(head.timeout_ms) / 1000
 
     def get_remaining_time_in_millis(self):
         return max(0, int((self._deadline - time.monotonic()) * 1000))
@@ -40,10 +59,39 @@ class UserError(Exception):
         self.kind = kind
 
 
-def read_request():
-    with open(REQUEST, "rb") as file:
-        head = json.loads(file.readline())
-        return head, file.read(head["code_bytes"]), file.read(head["event_bytes"])
+class Head:
+    """The ten lines before the code and the event; `env` is JSON or nothing, `entry` is nothing for a script."""
+
+    __slots__ = ("execution_id", "session_id", "entry", "code_bytes", "event_bytes", "result_bytes", "memory_mb", "timeout_ms", "now", "env")
+
+
+from_json = json.JSONDecoder().raw_decode
+
+
+def read_request(fd):
+    """The head, the code and the event."""
+    data = os.read(fd, 4096)
+    while data.count(b"\n") < 10:
+        data += read_some(fd, 4096)
+    head = Head()
+    (head.execution_id, head.session_id, head.entry, head.code_bytes, head.event_bytes, head.result_bytes, head.memory_mb, head.timeout_ms, head.now, head.env, rest) = data.split(b"\n", 10)
+    code_bytes = int(head.code_bytes)
+    missing = code_bytes + int(head.event_bytes) - len(rest)
+    if missing:
+        parts = [rest]
+        while missing:
+            parts.append(read_some(fd, missing))
+            missing -= len(parts[-1])
+        rest = b"".join(parts)
+    os.close(fd)
+    return head, rest[:code_bytes], rest[code_bytes:]
+
+
+def read_some(fd, most):
+    data = os.read(fd, most)
+    if not data:  # the order was withdrawn
+        os._exit(1)
+    return data
 
 
 def send(tag, text):
@@ -59,29 +107,34 @@ def to_utf8(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def load(code, name):
+def new_module(name):
     module = type(sys)(name)
     module.__file__ = os.path.join(os.getcwd(), "main.py")
     module.__builtins__ = __builtins__
-    sys.modules[name] = module
+    return module
+
+
+def load(code, name):
+    module = sys.modules[name] = MODULES[name]
     exec(compile(code, CODE, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
-def call(handler, event, context):
+def call(handler, event, head, began):
     code = getattr(handler, "__code__", None)
     if code is None:
-        import inspect
-
+        with OwnPath():
+            import inspect
         parameters = inspect.signature(handler).parameters.values()
         kinds = [p.kind for p in parameters]
         positional = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
         takes_context = positional >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
     else:
         takes_context = code.co_argcount >= 2 or bool(code.co_flags & 0x04)
-    value = handler(event, context) if takes_context else handler(event)
-    if hasattr(value, "__await__"):
-        import asyncio
+    value = handler(event, Context(head, began)) if takes_context else handler(event)
+    if type(value) not in PLAIN and hasattr(value, "__await__"):
+        with OwnPath():
+            import asyncio
 
         async def finish():
             return await value
@@ -90,12 +143,23 @@ def call(handler, event, context):
     return value
 
 
+def new_encoder():
+    """What `json.dumps` makes each time: it gives the parts of a text."""
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if json.encoder.c_make_encoder is None:
+        return lambda value, level: encoder.iterencode(value)
+    return json.encoder.c_make_encoder({}, encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+
+
+to_json = new_encoder()
+
+
 def encode(value, limit):
     try:
         try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            text = "".join(to_json(value, 0))
         except ValueError:  # NaN, an infinity, or a circle
-            text = json.dumps(finite(value, "$", []), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            text = "".join(to_json(finite(value, "$", []), 0))
     except TypeError:
         where, what = culprit(value, "$") or ("$", value)
         name = type(what).__name__
@@ -144,9 +208,9 @@ def culprit(value, where):
 
 def report(error, code):
     """Shows an uncaught exception as Python does, without the runner's own frames."""
-    import linecache
-    import traceback
-
+    with OwnPath():
+        import linecache
+        import traceback
     text = code.decode("utf-8", "replace")
     linecache.cache[CODE] = (len(text), None, text.splitlines(True), CODE)
     if isinstance(error, UserError):
@@ -158,9 +222,10 @@ def report(error, code):
             message = str(error)
         except Exception:
             message = "<the message of the error cannot be shown>"
-        trace = traceback.TracebackException(type(error), error, error.__traceback__)
-        keep_user_frames(trace, set())
-        shown = "".join(trace.format())
+        with OwnPath():
+            trace = traceback.TracebackException(type(error), error, error.__traceback__)
+            keep_user_frames(trace, set())
+            shown = "".join(trace.format())
         sys.stderr.write(to_utf8(shown).decode())
     send(b"E", json.dumps({"type": kind, "message": message[:16384], "traceback": shown[-65536:]}, ensure_ascii=False))
 
@@ -186,20 +251,21 @@ def exit_code(stop):
     return 1
 
 
-def run(head, code, event, context):
-    if head["entry"] is None:
+def run(head, code, event, began):
+    """The return value as JSON, of a handler."""
+    if not head.entry:
         load(code, "__main__")
-        return
-    module = load(code, "__handler__")
-    handler = getattr(module, head["entry"], None)
+        return None
+    module = load(code, HANDLER)
+    name = head.entry.decode()
+    handler = getattr(module, name, None)
     if not callable(handler):
-        name = head["entry"]
         raise UserError("HandlerNotFound", f"the code defines no function `{name}`: define `def {name}(event)`, or run the code in script mode")
     try:
-        event = json.loads(event)
+        event = from_json(event.decode().strip(" \t\n\r"))[0]
     except RecursionError:
         raise UserError("EventTooDeep", "the event is nested too deeply for Python's json") from None
-    send(b"R", encode(call(handler, event, context), head["result_bytes"]))
+    return encode(call(handler, event, head, began), int(head.result_bytes))
 
 
 def finish(code):
@@ -207,8 +273,6 @@ def finish(code):
     try:
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()
-        import atexit
-
         atexit._run_exitfuncs()
     except SystemExit as stop:
         code = exit_code(stop)
@@ -227,55 +291,110 @@ def become_child():
     import datetime
     import gc
     import linecache
-    import random
     import re
     import traceback
 
-    warm_up()
+    import_random()
     library = ctypes.PyDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), "libsandmesh.so"))
-    # Forked as Python and the C library do it, which sets right locks, ids of threads, and the state of
-    # random numbers.
+    # Forked as Python and the C library do it, which sets right locks and the ids of threads.
     python = ctypes.pythonapi
     hooks = (python.PyOS_BeforeFork, ctypes.PyDLL(None).fork, python.PyOS_AfterFork_Child, python.PyOS_AfterFork_Parent)
-    del datetime, linecache, random, re, traceback
+    serve = library.sandmesh_serve
+    sequences = restartable_sequences(ctypes)
+    del ctypes, datetime, linecache, re, traceback
+    # Of the jail, and of the loader's: not the user's.
+    for name in ("LD_BIND_NOW", "PWD"):
+        os.environ.pop(name, None)
+    sys.stdout.reconfigure(line_buffering=True)
+    # Some of what Python runs is rewritten the first few times.
+    for _ in range(9):
+        warm_up()
+    become_main()
     gc.collect()
     gc.freeze()
-    library.sandmesh_serve(*hooks)
-    if library.sandmesh_enter():
+    if serve(*hooks, *sequences):
         warm_up()
 
 
+def import_random():
+    """Imports it with a cheaper hook than its own, which does the same by way of many more pages."""
+    import functools
+
+    hooks = []
+    register, os.register_at_fork = os.register_at_fork, lambda **hook: hooks.append(hook)
+    try:
+        import random
+    finally:
+        os.register_at_fork = register
+    generator = random._inst
+    if hooks == [{"after_in_child": generator.seed}]:
+        import _random
+
+        reseed = functools.partial(_random.Random.seed, generator)
+        forget = functools.partial(setattr, generator, "gauss_next", None)
+        hooks = [{"after_in_child": reseed}, {"after_in_child": forget}]
+    for hook in hooks:
+        register(**hook)
+
+
+def restartable_sequences(ctypes):
+    """Where the C library keeps them: how far from the thread's pointer, and how many bytes."""
+    library = ctypes.CDLL(None)
+    try:
+        offset = ctypes.c_ssize_t.in_dll(library, "__rseq_offset")
+        return offset, ctypes.c_uint.in_dll(library, "__rseq_size")
+    except ValueError:
+        return ctypes.c_ssize_t(0), ctypes.c_uint(0)
+
+
 def warm_up():
-    """Runs something, so that what it needs is compiled and in memory."""
-    name = "__warm__"
-    module = load(b"import json\ndef handler(event):\n    return {'a': [event, 1.5, None]}\n", name)
-    encode(call(module.handler, json.loads(b'{"a": ["b", 1]}'), None), 1 << 20)
-    del sys.modules[name]
+    """Answers a request of its own, so that what that needs is compiled and in memory."""
+    code, event = b"def handler(event, context):\n    return {'a': [event['b'], 1.5, None]}\n", b'{"b": 1}'
+    reader, writer = os.pipe()
+    os.write(writer, b"\n".join((b"", b"", b"handler", b"%d" % len(code), b"8", b"4096", b"1", b"1", b"1.5", b"", code + event)))
+    os.close(writer)
+    head, code, event = read_request(reader)
+    take_environment(head)
+    to_utf8(run(head, code, event, begin(head)))
+    del sys.modules[HANDLER]
+    MODULES[HANDLER] = new_module(HANDLER)
 
 
 def take_environment(head):
-    """The environment of this execution, for an interpreter that was started before it was known."""
-    # First: from here on the time limit counts, and what the environment names may be slow.
-    os.write(START, b"S")
-    os.close(START)
-    os.environ.clear()
-    os.environ.update(head["env"])
-    if "TZ" in os.environ:
-        time.tzset()
+    """What this execution has besides what every one has, for an interpreter that was started before."""
+    if head.env:
+        os.environ.update(from_json(head.env.decode())[0])
+        if "TZ" in os.environ:
+            time.tzset()
 
 
-def main():
-    head, code, event = read_request()
-    clock = time.monotonic() - max(0.0, time.time() - head["now"])
-    if head["env"] is not None:
-        take_environment(head)
-    os.set_inheritable(RESULT, False)
-    sys.stdout.reconfigure(line_buffering=True)
+def begin(head):
+    """When the executor wrote the request, on this process's own clock."""
+    return time.monotonic() - max(0.0, time.time() - float(head.now))
+
+
+def become_main():
+    """What the user's code is to find."""
     sys.path[0] = os.getcwd()
     sys.argv[:] = ["main.py"]
+
+
+def main(is_forked):
+    head, code, event = read_request(REQUEST)
+    if is_forked:
+        # From here on the time limit counts, and what the environment names may be slow.
+        os.write(START, b"S")
+        os.close(START)
+        take_environment(head)
+    else:
+        os.set_inheritable(RESULT, False)
+        sys.stdout.reconfigure(line_buffering=True)
+        become_main()
     status = 0
     try:
-        run(head, code, event, Context(head, clock))
+        text = run(head, code, event, begin(head))
+        if text is not None:
+            send(b"R", text)
     except SystemExit as stop:
         status = exit_code(stop)
     except BaseException as error:
@@ -284,6 +403,8 @@ def main():
     finish(status)
 
 
-if sys.argv[1:] == ["parent"]:
+MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}
+IS_PARENT = sys.argv[1:] == ["parent"]
+if IS_PARENT:
     become_child()
-main()
+main(IS_PARENT)

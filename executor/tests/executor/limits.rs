@@ -216,6 +216,80 @@ async fn disk_limit_ends_with_its_cause() {
     assert_eq!(said.out(), "again\n");
 }
 
+/// Ways to use the disk that a look at the names in the workspace does not show: 4 MiB each time.
+const OUT_OF_SIGHT: [(&str, &str, &str); 6] = [
+    (
+        "deleted and open",
+        "kept = []",
+        "f = open(f'f{n}', 'wb', 0); f.write(data); os.unlink(f'f{n}'); kept.append(f)",
+    ),
+    (
+        "never named",
+        "kept = []",
+        "fd = os.open('.', os.O_TMPFILE | os.O_RDWR); os.write(fd, data); kept.append(fd)",
+    ),
+    (
+        "deleted and mapped",
+        "import mmap; kept = []",
+        "f = open(f'f{n}', 'w+b', 0); f.write(data); kept.append(mmap.mmap(f.fileno(), 0)); os.unlink(f'f{n}'); f.close()",
+    ),
+    ("in a directory that nobody reads", "os.mkdir('d', 0o300)", "open(f'd/f{n}', 'wb', 0).write(data)"),
+    (
+        "below a directory that nobody enters",
+        "os.makedirs('e/f'); d = os.open('e/f', os.O_RDONLY); os.chmod('e', 0)",
+        "fd = os.open(f'f{n}', os.O_CREAT | os.O_WRONLY, dir_fd=d); os.write(fd, data); os.close(fd)",
+    ),
+    (
+        "of many names",
+        "os.mkdir('g')",
+        "open(f'f{n}', 'wb', 0).write(data); [os.link(f'f{n}', f'g/f{n}-{m}') for m in range(50)]; os.chmod('g', 0o300)",
+    ),
+];
+
+#[tokio::test]
+async fn disk_out_of_sight_counts() {
+    let daemon = Daemon::start(Settings { disk_bytes: 24 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    for (what, before, each) in OUT_OF_SIGHT {
+        let text = format!(
+            "import os, time\ndata = b'x' * (4 << 20)\n{before}\nfor n in range(30):\n    {each}\n    time.sleep(0.05)\ntime.sleep(10)\nprint('had all of it')"
+        );
+        let said = run(&mut client, script(&text)).await;
+        assert_eq!((said.out().as_str(), said.cause()), ("", pb::Cause::DiskLimit), "{what}: {said:?}");
+        // Making room is not growth, however much there is.
+        let cleaning = "chmod -R u+rwx .; find . -mindepth 1 -delete; sleep 1; ls -A; echo clean";
+        let said = run(&mut client, shell(cleaning)).await;
+        assert_eq!(said.out(), "clean\n", "{what}: {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn directory_that_is_closed_to_its_owner_is_not_more_than_it_is() {
+    let daemon = Daemon::start(Settings { disk_bytes: 24 << 20, ..Settings::default() }).await;
+    let text =
+        "mkdir -m 0 closed; mkdir -m 300 blind; head -c 1000000 /dev/zero > blind/file; sleep 2; echo fine";
+    let said = run(&mut daemon.client().await, shell(text)).await;
+    assert_eq!((said.out().as_str(), said.code()), ("fine\n", Some(0)), "{said:?}");
+}
+
+#[tokio::test]
+async fn while_the_disk_is_scarce_nothing_may_be_hidden_on_it() {
+    let more = vec!["--disk-reserve-bytes".to_owned(), u64::MAX.to_string()];
+    let daemon = Daemon::start(Settings { more, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let said = run(&mut client, shell("sleep 2; echo fine")).await;
+    assert_eq!(said.out(), "fine\n", "{said:?}");
+    let text = "
+import array, os, socket, time
+a, b = socket.socketpair()
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR)
+a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))])
+os.close(fd)
+time.sleep(10)";
+    let said = run(&mut client, script(text)).await;
+    assert_eq!(said.cause(), pb::Cause::DiskLimit, "{said:?}");
+}
+
 #[tokio::test]
 async fn cpu_limit_slows_down() {
     let daemon = Daemon::start(Settings { cpu_millis: 200, ..Settings::default() }).await;

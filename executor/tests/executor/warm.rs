@@ -180,6 +180,51 @@ async fn python_that_cannot_be_a_warm_parent_is_started_each_time() {
 }
 
 #[tokio::test]
+async fn cancel_is_heard_while_an_interpreter_warms_up() {
+    let place = tempfile::Builder::new().prefix("sandmesh-test-").tempdir_in("/usr/local/lib").unwrap();
+    let python3 = place.path().join("python3");
+    let text = "#!/bin/sh\ncase \"$*\" in *parent) sleep 20;; esac\nexec /usr/bin/python3 \"$@\"\n";
+    std::fs::write(&python3, text).unwrap();
+    for path in [place.path(), &python3] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let more = vec!["--python".to_owned(), python3.display().to_string()];
+    let daemon = Daemon::start(Settings { more, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let began = std::time::Instant::now();
+    let start = pb::ExecutionStart { execution_id: "slow".to_owned(), ..script("print('ran')") };
+    let mut other = client.clone();
+    let cancel = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let request = pb::CancelExecutionRequest { execution_id: "slow".to_owned() };
+        other.cancel_execution(request).await.unwrap();
+    };
+    let (said, ()) = tokio::join!(run(&mut client, start), cancel);
+    let failed = said.failed.unwrap();
+    assert_eq!(failed.kind(), pb::FailureKind::Cancelled, "{failed:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn children_know_the_processor_that_they_run_on() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let text = "
+import ctypes, os
+def handler(event):
+    there = sorted(os.sched_getaffinity(0))
+    told = []
+    for number in there * 3:
+        os.sched_setaffinity(0, {number})
+        told.append(ctypes.CDLL(None).sched_getcpu())
+    return [there * 3, told]";
+    for _ in 0..3 {
+        let said = run(&mut client, python(text)).await.value();
+        assert_eq!(said[0], said[1]);
+    }
+}
+
+#[tokio::test]
 async fn spares_are_bounded_and_end_with_the_executor() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;

@@ -37,6 +37,8 @@ pub struct Config {
     pub max_queued: u32,
     /// How much of each output stream is kept.
     pub max_output: ByteSize,
+    /// While less of the disk is free, executions that hide what they use of it are ended.
+    pub disk_reserve: ByteSize,
     /// The Python interpreter; unset means the first in PATH.
     pub python: Option<PathBuf>,
     /// The Node.js interpreter; unset means the first in PATH.
@@ -70,6 +72,7 @@ impl Default for Config {
             max_concurrent_executions: 16,
             max_queued: 256,
             max_output: ByteSize(16 << 20),
+            disk_reserve: ByteSize(1 << 30),
             python: None,
             node: None,
             shell: None,

@@ -65,7 +65,7 @@ fn v2_usage_and_limit_hits_are_read() {
     let usage =
         Usage { cpu: Duration::from_millis(1500), memory_bytes: 1000, peak_memory_bytes: 5000, processes: 3 };
     assert_eq!(group.usage(), usage);
-    assert_eq!(group.limit_hits(), LimitHits { oom_kills: 1, refused_forks: 4 });
+    assert_eq!(Meters::open(&group).limit_hits(), LimitHits { oom_kills: 1, refused_forks: 4 });
     // A kernel before 5.19 has no peak: what is in use now is all that is known.
     fs::remove_file(root.path().join("memory.peak")).unwrap();
     assert_eq!(group.usage().peak_memory_bytes, 1000);
@@ -138,7 +138,7 @@ fn v1_formats() {
     assert_eq!(fs::read_to_string(file("memory/memory.memsw.limit_in_bytes")).unwrap(), "67108864");
     fs::write(file("memory/memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n").unwrap();
     fs::write(file("cpuacct/cpuacct.usage"), "12345\n").unwrap();
-    assert_eq!(group.limit_hits().oom_kills, 2);
+    assert_eq!(Meters::open(&group).limit_hits().oom_kills, 2);
     assert_eq!(group.usage().cpu, Duration::from_nanos(12345));
 }
 

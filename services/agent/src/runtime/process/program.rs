@@ -131,6 +131,7 @@ impl Program {
             ("--cpu-millis", resources.cpu_millis.into()),
             ("--max-processes", resources.max_processes.into()),
             ("--disk-bytes", resources.disk_bytes),
+            ("--disk-reserve-bytes", self.config.disk_reserve.0),
             ("--max-executions", at_once.into()),
             ("--max-queued", self.config.max_queued.into()),
             ("--max-output-bytes", self.config.max_output.0),

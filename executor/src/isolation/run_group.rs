@@ -1,0 +1,181 @@
+//! The control groups of executions.
+//!
+//! Making a group and removing it costs more than what it is for, so an empty one is used again: only
+//! what differs from before counts, and what cannot be set back makes it unfit.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsRawFd as _, RawFd},
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::cgroup::{Group, LimitHits, Limits, Meters, Usage};
+
+/// Files that were written stay in memory, as part of whoever wrote them. A group with more of that is
+/// not used again: it would be told of its next execution.
+const MOST_LEFT: u64 = 1 << 20;
+
+/// The groups of all executions of a sandbox, below one that has the limits.
+#[derive(Debug)]
+pub(crate) struct RunGroups {
+    /// The group `runs`.
+    all: Group,
+    max_processes: u32,
+    /// The doors of `runs` that every process enters besides those of its own group.
+    shared_doors: Vec<File>,
+    made: AtomicU64,
+    free: Mutex<Vec<RunGroup>>,
+}
+
+impl RunGroups {
+    /// Those below `runs`, with the sandbox's limit of processes.
+    pub(crate) fn new(all: Group, max_processes: u32) -> io::Result<Self> {
+        let shared_doors = open_doors(all.shared_doors())?;
+        Ok(Self { all, max_processes, shared_doors, made: AtomicU64::new(0), free: Mutex::default() })
+    }
+
+    /// The group above all of them.
+    pub(crate) fn all(&self) -> &Group {
+        &self.all
+    }
+
+    /// An empty group.
+    pub(crate) fn take(&self) -> io::Result<RunGroup> {
+        match self.free().pop() {
+            Some(group) => Ok(group),
+            None => {
+                RunGroup::make(self.all.run(self.made.fetch_add(1, Ordering::Relaxed)), self.max_processes)
+            }
+        }
+    }
+
+    /// Kills what is left in a group, and keeps it for another execution or removes it. False if something
+    /// does not die.
+    pub(crate) async fn give_back(&self, mut group: RunGroup, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut pause = Duration::from_micros(250);
+        loop {
+            if group.is_fit_again() {
+                self.free().push(group);
+                return true;
+            }
+            if group.group.remove() {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            group.group.kill();
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Removes the empty groups, but for so many.
+    pub(crate) fn keep(&self, most: usize) {
+        let surplus = {
+            let mut free = self.free();
+            let most = most.min(free.len());
+            free.split_off(most)
+        };
+        drop(surplus);
+    }
+
+    /// What every process of an execution in this group is to write "0" to.
+    pub(crate) fn doors(&self, group: &RunGroup) -> impl Iterator<Item = RawFd> {
+        let doors = group.doors.iter().chain(&self.shared_doors);
+        doors.map(|door| door.as_raw_fd()).collect::<Vec<_>>().into_iter()
+    }
+
+    fn free(&self) -> std::sync::MutexGuard<'_, Vec<RunGroup>> {
+        // No change in here is left half done by a panic.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The group of one execution at a time; dropped, it is killed and removed as far as that goes at once.
+#[derive(Debug)]
+pub(crate) struct RunGroup {
+    group: Group,
+    doors: Vec<File>,
+    meters: Meters,
+    /// The CPU time that it had used before the request of its execution.
+    before: Duration,
+    /// Which limits it had hit before its execution, and with it.
+    hits: (LimitHits, LimitHits),
+}
+
+impl RunGroup {
+    fn make(group: Group, max_processes: u32) -> io::Result<Self> {
+        group.create()?;
+        // The sandbox's own limit once more, so that the kernel counts the refusals here.
+        let limited = group.limit(Limits { max_processes, ..Limits::default() });
+        let made = limited.and_then(|()| {
+            let (doors, meters) = (open_doors(group.doors())?, Meters::open(&group));
+            Ok(Self { group: group.clone(), doors, meters, before: Duration::ZERO, hits: Default::default() })
+        });
+        if made.is_err() {
+            group.remove();
+        }
+        made
+    }
+
+    /// Notes what was used until now, which is none of its execution's.
+    pub(crate) fn begin_account(&mut self) {
+        self.before = self.meters.cpu();
+    }
+
+    /// What its execution used, and which limits it hit.
+    pub(crate) fn account(&mut self) -> (Usage, LimitHits) {
+        self.hits.1 = self.meters.limit_hits();
+        let (before, now) = self.hits;
+        let usage = Usage {
+            cpu: self.meters.cpu().saturating_sub(self.before),
+            peak_memory_bytes: self.meters.peak_memory_bytes(),
+            ..Usage::default()
+        };
+        let hits = LimitHits {
+            oom_kills: now.oom_kills.saturating_sub(before.oom_kills),
+            refused_forks: now.refused_forks.saturating_sub(before.refused_forks),
+        };
+        (usage, hits)
+    }
+
+    /// Kills everything in it, once.
+    pub(crate) fn kill(&self) {
+        self.group.kill();
+    }
+
+    /// Whether it is as good as new, which makes it so.
+    fn is_fit_again(&mut self) -> bool {
+        let is_fit = self.meters.is_empty()
+            && self.meters.memory_bytes() <= MOST_LEFT
+            && self.meters.forget_peak().is_ok();
+        if is_fit {
+            // A spare that was not taken was no execution, and may have hit some all the same.
+            self.hits = (self.meters.limit_hits(), LimitHits::default());
+        }
+        is_fit
+    }
+}
+
+impl Drop for RunGroup {
+    fn drop(&mut self) {
+        if !self.group.remove() {
+            self.group.kill();
+            self.group.remove();
+        }
+    }
+}
+
+fn open_doors(paths: Vec<PathBuf>) -> io::Result<Vec<File>> {
+    paths.into_iter().map(|path| OpenOptions::new().write(true).open(path)).collect()
+}

@@ -62,13 +62,18 @@ impl RunGroups {
     pub(crate) async fn give_back(&self, mut group: RunGroup, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(250);
+        // Removing may succeed in part: a group that this was tried on is not whole any more.
+        let mut is_whole = true;
         loop {
-            if group.is_fit_again() {
-                self.free().push(group);
-                return true;
-            }
-            if group.group.remove() {
-                return true;
+            if group.meters.is_empty() {
+                if is_whole && group.is_fit_again() {
+                    self.free().push(group);
+                    return true;
+                }
+                is_whole = false;
+                if group.group.remove() {
+                    return true;
+                }
             }
             if Instant::now() >= deadline {
                 return false;
@@ -154,11 +159,9 @@ impl RunGroup {
         self.group.kill();
     }
 
-    /// Whether it is as good as new, which makes it so.
+    /// Whether it, empty, is as good as new, which makes it so.
     fn is_fit_again(&mut self) -> bool {
-        let is_fit = self.meters.is_empty()
-            && self.meters.memory_bytes() <= MOST_LEFT
-            && self.meters.forget_peak().is_ok();
+        let is_fit = self.meters.memory_bytes() <= MOST_LEFT && self.meters.forget_peak().is_ok();
         if is_fit {
             // A spare that was not taken was no execution, and may have hit some all the same.
             self.hits = (self.meters.limit_hits(), LimitHits::default());
@@ -178,4 +181,36 @@ impl Drop for RunGroup {
 
 fn open_doors(paths: Vec<PathBuf>) -> io::Result<Vec<File>> {
     paths.into_iter().map(|path| OpenOptions::new().write(true).open(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    /// Groups for real, where the test may make them.
+    fn groups(name: &str) -> Option<RunGroups> {
+        let name = format!("sandmesh-test-{}-{name}", std::process::id());
+        let all = Group::root().ok()?.child(&name);
+        all.create().ok()?;
+        RunGroups::new(all, 10).ok()
+    }
+
+    #[tokio::test]
+    async fn an_empty_group_is_used_again_and_one_that_was_touched_is_not() {
+        let Some(groups) = groups("again") else { return };
+        let first = groups.take().unwrap();
+        assert!(groups.give_back(first, PATIENCE).await);
+        assert_eq!(groups.made.load(Ordering::Relaxed), 1);
+        let can_forget = groups.free().len() == 1;
+        let again = groups.take().unwrap();
+        assert_eq!(groups.made.load(Ordering::Relaxed), if can_forget { 1 } else { 2 });
+        // What was removed, or in part, is not for use any more, whatever the rest looks like.
+        again.group.remove();
+        assert!(groups.give_back(again, PATIENCE).await);
+        assert_eq!(groups.free().len(), 0);
+        groups.keep(0);
+        assert!(groups.all.remove(), "nothing is left");
+    }
 }

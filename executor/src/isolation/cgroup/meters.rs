@@ -114,9 +114,9 @@ impl Meters {
         }
     }
 
-    /// Whether no process is in it, as far as can be seen without a look at groups below it.
+    /// Whether no process is seen in it, without a look at groups below it. One that is gone is empty.
     pub(crate) fn is_empty(&self) -> bool {
-        self.members.as_ref().is_some_and(|file| file.read_at(&mut [0; 1], 0).is_ok_and(|count| count == 0))
+        self.members.as_ref().is_none_or(|file| file.read_at(&mut [0; 1], 0).unwrap_or(0) == 0)
     }
 
     /// Sets the peak of memory back; v2 has that since Linux 6.12, for whoever reads the same file.

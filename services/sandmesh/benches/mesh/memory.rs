@@ -6,7 +6,7 @@ use sandmesh_proto::executor::Language;
 use serde::Serialize;
 
 use crate::{
-    process,
+    kernel, process,
     stack::{Session, Stack},
     work::{Door, execute},
 };
@@ -24,7 +24,7 @@ pub(crate) struct Idle {
     pub(crate) mib_each: f64,
     /// The executor's part of it.
     pub(crate) executor_mib_each: f64,
-    /// How many processes a session has.
+    /// How many processes a session has, those that run in the memory of another left out.
     pub(crate) processes_each: f64,
     /// In how many sessions an interpreter is kept.
     pub(crate) with_python: usize,
@@ -53,8 +53,10 @@ pub(crate) async fn measure(stack: &Stack, sessions: u32) -> anyhow::Result<Idle
 
 fn read(stack: &Stack, sessions: &[Session]) -> Idle {
     let group = stack.server.group();
-    let processes: Vec<Vec<i32>> =
-        sessions.iter().map(|session| group.processes_of(&session.sandbox)).collect();
+    let processes: Vec<Vec<i32>> = sessions
+        .iter()
+        .map(|session| without_sharers(group.processes_of(&session.sandbox)))
+        .collect();
     let executors = sessions.iter().filter_map(|session| group.executor_of(&session.sandbox));
     let each = |bytes: u64| bytes as f64 / f64::from(1 << 20) / sessions.len() as f64;
     let pss = |pids: &mut dyn Iterator<Item = i32>| pids.map(process::memory).map(|m| m.pss).sum::<u64>();
@@ -66,4 +68,16 @@ fn read(stack: &Stack, sessions: &[Session]) -> Idle {
         with_python: processes.iter().filter(|pids| pids.iter().any(|pid| process::is_python(*pid))).count(),
         server_mib: process::memory(stack.server.pid()).pss as f64 / f64::from(1 << 20),
     }
+}
+
+/// One of each that run in the same memory, which each of them would count whole: the init of a nest runs in
+/// its parent's.
+fn without_sharers(pids: Vec<i32>) -> Vec<i32> {
+    let mut kept: Vec<i32> = Vec::new();
+    for pid in pids {
+        if !kept.iter().any(|other| kernel::share_memory(*other, pid)) {
+            kept.push(pid);
+        }
+    }
+    kept
 }

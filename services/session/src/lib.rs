@@ -17,6 +17,7 @@ mod migration;
 mod notify;
 mod objects;
 mod peers;
+mod recent;
 mod retries;
 mod running;
 mod service;

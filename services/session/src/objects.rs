@@ -3,7 +3,13 @@
 //! Everything of a session is below `sessions/<session>/`, everything of one execution below the prefix in
 //! its row, which holds a nonce so that two attempts at the same id never share an object.
 
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path as FsPath, sync::Arc};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::{fd::AsRawFd, unix::fs::DirBuilderExt},
+    path::Path as FsPath,
+    sync::Arc,
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -11,9 +17,10 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::{
     ObjectStore, ObjectStoreExt, PutPayload, buffered::BufWriter, local::LocalFileSystem, path::Path,
 };
+use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::{
     fs::File,
-    io::{AsyncWriteExt, BufReader},
+    io::{AsyncSeekExt, AsyncWriteExt, BufReader},
 };
 
 use crate::{error::Error, id, store::close_to_others};
@@ -25,13 +32,15 @@ const LARGE: usize = 1 << 20;
 const LARGE_AT_ONCE: usize = 4;
 
 /// The pieces that a long object is written in, and how many of them are on their way at once.
-const PIECE: usize = 5 << 20;
+const PIECE: usize = 1 << 20;
 const PIECES_AT_ONCE: usize = 2;
 
 /// The object store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// The same.
+    files: Arc<LocalFileSystem>,
     large: Arc<tokio::sync::Semaphore>,
 }
 
@@ -43,7 +52,12 @@ impl Objects {
         close_to_others(directory, 0o700).with_context(problem)?;
         let store =
             LocalFileSystem::new_with_prefix(directory).with_context(problem)?.with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store), large: Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE)) })
+        let files = Arc::new(store);
+        Ok(Self {
+            store: Arc::clone(&files) as _,
+            files,
+            large: Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE)),
+        })
     }
 
     /// A prefix for the objects of a new execution.
@@ -70,22 +84,27 @@ impl Objects {
         Ok(())
     }
 
-    /// Writes an object of any length: its first bytes, and the others from a file.
-    pub(crate) async fn put_long(
-        &self,
-        prefix: &str,
-        name: &str,
-        first: &[u8],
-        rest: &mut File,
-    ) -> Result<(), Error> {
+    /// Makes an object of a file of any length that has no name: gives it one, where it is on the same file
+    /// system, so that nothing is written twice; copies it otherwise.
+    pub(crate) async fn put_file(&self, prefix: &str, name: &str, file: &Arc<fs::File>) -> Result<(), Error> {
         let path = Path::from(format!("{prefix}/{name}"));
+        let (named, target) = (Arc::clone(file), self.files.path_to_filesystem(&path)?);
+        match tokio::task::spawn_blocking(move || link(&named, &target)).await {
+            Ok(Ok(())) => Ok(()),
+            // There is one already, as when its end could not be written, or this cannot be linked.
+            _ => self.copy(path, file).await,
+        }
+    }
+
+    async fn copy(&self, path: Path, file: &fs::File) -> Result<(), Error> {
+        let _room = self.room(LARGE + 1).await;
+        // Readers say where they read; nobody else uses the position in the file.
+        let mut file = File::from_std(file.try_clone()?);
+        file.rewind().await?;
+        let mut file = BufReader::with_capacity(LARGE, file);
         let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), path, PIECE)
             .with_max_concurrency(PIECES_AT_ONCE);
-        let written = async {
-            writer.write_all(first).await?;
-            tokio::io::copy_buf(&mut BufReader::with_capacity(LARGE, rest), &mut writer).await
-        };
-        if let Err(error) = written.await {
+        if let Err(error) = tokio::io::copy_buf(&mut file, &mut writer).await {
             // What was written of it is not an object yet, and must not stay.
             let _ = writer.abort().await;
             return Err(error.into());
@@ -132,6 +151,16 @@ impl Objects {
     }
 }
 
+/// Gives a file a name. It fails where there is one of that name, and where the file had one before.
+fn link(file: &fs::File, path: &FsPath) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // Without privileges, a descriptor can be linked only by this name of it.
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +189,21 @@ mod tests {
         for result in [one, two, three] {
             result.unwrap();
         }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_file_becomes_an_object_also_where_there_is_one_already() {
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(directory.path()).unwrap();
+        for text in ["first", "second"] {
+            let file = Arc::new(tempfile::tempfile_in(directory.path()).unwrap());
+            (&*file).write_all(text.as_bytes()).unwrap();
+            objects.put_file("sessions/s/e", "stdout", &file).await.unwrap();
+            assert_eq!(objects.get("sessions/s/e", "stdout").await.unwrap(), text);
+        }
+        objects.delete_session("s").await.unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 

@@ -1,5 +1,6 @@
-//! Collects one stream of an execution's output: its first bytes in memory, the others in a file that has
-//! no name, so that nothing of it is left after a crash (the executor still has it all).
+//! Collects one stream of an execution's output: its first bytes in memory for good, its last bytes in memory
+//! for those who follow closely, and all of it in a file that has no name, so that nothing of it is left
+//! after a crash (the executor still has it all).
 //!
 //! One writes, any number read, each at its own pace: who reads slowly holds up neither the writer nor
 //! another reader.
@@ -14,7 +15,13 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::error::Error;
+use crate::{error::Error, recent::Recent};
+
+/// How much is written to the file at once: each write is a way to another thread and back.
+const WRITE_BYTES: u64 = 128 << 10;
+
+/// How much stays in memory of what is in the file already, for readers that are a little behind.
+const RECENT_BYTES: usize = 256 << 10;
 
 /// What is known of one stream of output.
 #[derive(Debug)]
@@ -29,8 +36,12 @@ pub(crate) struct Spool {
 struct State {
     /// The first kept bytes.
     inline: Vec<u8>,
-    /// The kept bytes after those.
-    rest: Option<Arc<File>>,
+    /// The last kept bytes, at least those that are neither in `inline` nor in the file.
+    recent: Recent,
+    /// The kept bytes, each at its offset.
+    file: Option<Arc<File>>,
+    /// How many bytes are in the file.
+    filed: u64,
     /// How many bytes are kept; all of them can be read.
     kept: u64,
     /// How many bytes were taken.
@@ -66,72 +77,97 @@ impl Spool {
 
     /// Takes a chunk that begins at `offset`. What was taken before is skipped. Only one may take.
     pub(crate) async fn take(&self, offset: u64, data: &Bytes) -> Result<Result<(), Gap>, Error> {
-        let rest = {
-            let mut state = self.state();
-            let Some(known) = state.next.checked_sub(offset) else { return Ok(Err(Gap)) };
-            let fresh = data.slice(usize::try_from(known).unwrap_or(usize::MAX).min(data.len())..);
-            let room = usize::try_from(self.limit - state.kept).unwrap_or(usize::MAX);
-            let mut wanted = fresh.slice(..fresh.len().min(room));
-            let inline = wanted.split_to(wanted.len().min(self.inline_limit - state.inline.len()));
-            state.inline.extend_from_slice(&inline);
-            state.kept += inline.len() as u64;
-            if wanted.is_empty() {
-                state.next += fresh.len() as u64;
-                return Ok(Ok(()));
-            }
-            (wanted, fresh.len() as u64)
+        let is_due = {
+            let state = self.state();
+            state.kept - state.filed >= WRITE_BYTES + state.inline.len() as u64
         };
-        self.write(rest.0).await?;
-        self.state().next += rest.1;
+        if is_due {
+            // Before it is taken: what cannot be written must not pile up.
+            self.write().await?;
+        }
+        let mut state = self.state();
+        let Some(known) = state.next.checked_sub(offset) else { return Ok(Err(Gap)) };
+        let fresh = data.slice(usize::try_from(known).unwrap_or(usize::MAX).min(data.len())..);
+        let room = usize::try_from(self.limit - state.kept).unwrap_or(usize::MAX);
+        let mut wanted = fresh.slice(..fresh.len().min(room));
+        state.next += fresh.len() as u64;
+        state.kept += wanted.len() as u64;
+        let inline = wanted.split_to(wanted.len().min(self.inline_limit - state.inline.len()));
+        state.inline.extend_from_slice(&inline);
+        if !wanted.is_empty() {
+            if state.recent.end() == 0 {
+                state.recent = Recent::at(state.inline.len() as u64);
+            }
+            state.recent.push(wanted);
+        }
         Ok(Ok(()))
     }
 
-    /// Appends to the file, off the runtime's workers: a disk may take its time.
-    async fn write(&self, data: Bytes) -> io::Result<()> {
-        let (file, position) = {
+    /// Brings the file up to what is kept, off the runtime's workers: a disk may take its time.
+    async fn write(&self) -> io::Result<Arc<File>> {
+        let (file, mut position, pieces, kept) = {
             let state = self.state();
-            (state.rest.clone(), state.kept - state.inline.len() as u64)
+            let inline = usize::try_from(state.filed).ok().and_then(|filed| state.inline.get(filed..));
+            let inline = inline.filter(|inline| !inline.is_empty()).map(Bytes::copy_from_slice);
+            let recent = state.recent.pieces_from(state.filed.max(state.inline.len() as u64));
+            let pieces: Vec<_> = inline.into_iter().chain(recent.into_iter().flatten()).collect();
+            (state.file.clone(), state.filed, pieces, state.kept)
         };
-        let (directory, added) = (self.directory.clone(), data.len() as u64);
+        let directory = self.directory.clone();
         let write = tokio::task::spawn_blocking(move || {
             let file = file.map_or_else(|| tempfile::tempfile_in(directory).map(Arc::new), Ok)?;
-            file.write_all_at(&data, position)?;
+            for piece in pieces {
+                file.write_all_at(&piece, position)?;
+                position += piece.len() as u64;
+            }
             io::Result::Ok(file)
         });
         let file = write.await.map_err(io::Error::other)??;
         let mut state = self.state();
-        state.rest = Some(file);
-        state.kept += added;
-        Ok(())
+        state.file = Some(Arc::clone(&file));
+        state.filed = kept;
+        state.recent.forget(RECENT_BYTES, kept);
+        Ok(file)
     }
 
     /// Up to `most` kept bytes from `offset`, in one piece; empty when there are none, or none yet.
     pub(crate) async fn read(&self, offset: u64, most: usize) -> Result<Bytes, Error> {
-        let (file, position, length) = {
+        let (file, length) = {
             let state = self.state();
             let length = usize::try_from(state.kept.saturating_sub(offset)).unwrap_or(usize::MAX).min(most);
             let inline = usize::try_from(offset).ok().and_then(|offset| state.inline.get(offset..));
-            match (inline, &state.rest) {
-                (Some(inline), _) if !inline.is_empty() => {
-                    return Ok(Bytes::copy_from_slice(&inline[..inline.len().min(length)]));
-                }
-                (_, Some(file)) if length > 0 => {
-                    (Arc::clone(file), offset - state.inline.len() as u64, length)
-                }
-                _ => return Ok(Bytes::new()),
+            if let Some(inline) = inline.filter(|inline| !inline.is_empty()) {
+                return Ok(Bytes::copy_from_slice(&inline[..inline.len().min(length)]));
             }
+            if length == 0 {
+                return Ok(Bytes::new());
+            }
+            if let Some(recent) = state.recent.read(offset, length) {
+                return Ok(recent);
+            }
+            let filed = usize::try_from(state.filed.saturating_sub(offset)).unwrap_or(usize::MAX);
+            (state.file.clone(), length.min(filed))
         };
+        let Some(file) = file else { return Ok(Bytes::new()) };
         let mut buffer = vec![0; length];
         let read = tokio::task::spawn_blocking(move || {
-            file.read_exact_at(&mut buffer, position).map(|()| Bytes::from(buffer))
+            file.read_exact_at(&mut buffer, offset).map(|()| Bytes::from(buffer))
         });
         Ok(read.await.map_err(io::Error::other)??)
     }
 
-    /// The first bytes, and the file with the others.
-    pub(crate) fn kept_bytes(&self) -> (Vec<u8>, Option<Arc<File>>) {
-        let state = self.state();
-        (state.inline.clone(), state.rest.clone())
+    /// The first bytes.
+    pub(crate) fn inline(&self) -> Vec<u8> {
+        self.state().inline.clone()
+    }
+
+    /// The file with all kept bytes; `None` where the first bytes are all.
+    pub(crate) async fn whole(&self) -> io::Result<Option<Arc<File>>> {
+        let is_inline = {
+            let state = self.state();
+            state.kept == state.inline.len() as u64
+        };
+        if is_inline { Ok(None) } else { self.write().await.map(Some) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -244,7 +244,7 @@ impl Service {
 
 /// What of a stream goes into a row as it is. The rest is an object, which its driver may be writing.
 fn first_bytes(spool: &Spool, started: bool) -> Recorded {
-    let (inline, _) = spool.kept_bytes();
+    let inline = spool.inline();
     Recorded { kept: i64::try_from(inline.len()).unwrap_or(i64::MAX), inline, truncated: started }
 }
 

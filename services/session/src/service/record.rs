@@ -1,7 +1,6 @@
 //! What of an execution is too large for its row: put into the object store, and taken out again.
 
 use bytes::Bytes;
-use tokio::{fs::File, io::AsyncSeekExt};
 
 use super::Service;
 use crate::{
@@ -62,14 +61,10 @@ impl Service {
         spool: &Spool,
         more: bool,
     ) -> Result<Recorded, Error> {
-        let (inline, rest) = spool.kept_bytes();
-        if let Some(rest) = rest {
-            let _room = self.objects.room(usize::try_from(spool.kept()).unwrap_or(usize::MAX)).await;
-            // Readers say where they read; nobody else uses the position in the file.
-            let mut rest = File::from_std(rest.try_clone()?);
-            rest.rewind().await?;
-            self.objects.put_long(&row.object_prefix, name, &inline, &mut rest).await?;
+        if let Some(file) = spool.whole().await? {
+            self.objects.put_file(&row.object_prefix, name, &file).await?;
         }
+        let inline = spool.inline();
         let kept = i64::try_from(spool.kept()).unwrap_or(i64::MAX);
         Ok(Recorded { inline, kept, truncated: more || spool.truncated() })
     }

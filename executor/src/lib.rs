@@ -21,6 +21,7 @@ mod native;
 mod outcome;
 mod parent;
 mod process_id;
+mod recent;
 mod replay;
 mod request;
 mod run;

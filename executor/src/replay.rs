@@ -1,7 +1,8 @@
 //! The replay log of one output stream: what a process wrote, for readers that come, go and resume.
 //!
 //! The first bytes are kept in memory, the next in an unnamed file outside the jail, up to a limit;
-//! beyond it bytes are only counted. One writer appends; any number of readers read from any offset
+//! beyond it bytes are only counted. The last bytes of the file are in memory too, for a reader that
+//! follows closely. One writer appends; any number of readers read from any offset
 //! that is kept. Whoever waits for more waits on the execution's [`Bell`].
 
 use std::{
@@ -17,6 +18,11 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::watch;
+
+use crate::recent::Recent;
+
+/// How much of the file is in memory too.
+const RECENT_BYTES: usize = 256 << 10;
 
 /// Rings at every change of an execution. A receiver that subscribed before it looked misses nothing.
 pub(crate) type Bell = watch::Sender<()>;
@@ -45,6 +51,8 @@ struct State {
     head: Vec<u8>,
     /// The kept bytes after those of `head`.
     tail: Option<Arc<File>>,
+    /// The last bytes of `tail`.
+    recent: Recent,
     /// How many bytes are kept; all of them can be read.
     kept: u64,
     /// How many bytes were written.
@@ -97,6 +105,9 @@ impl ReplayLog {
     pub(crate) async fn read(&self, offset: u64, most: usize) -> io::Result<Read> {
         let (file, position, length) = {
             let state = self.state();
+            if let Some(data) = state.recent.read(offset, most) {
+                return Ok(Read::Data(data));
+            }
             if offset >= state.kept {
                 return Ok(if offset == state.kept { Read::AtEnd } else { Read::Beyond });
             }
@@ -135,7 +146,7 @@ impl ReplayLog {
             (state.tail.clone(), state.kept - state.head.len() as u64)
         };
         let (spool, data) = (self.spool.clone(), Bytes::copy_from_slice(data));
-        let added = data.len() as u64;
+        let added = data.clone();
         let write = tokio::task::spawn_blocking(move || {
             let file = file.map_or_else(|| unnamed_file(&spool).map(Arc::new), Ok)?;
             file.write_all_at(&data, position)?;
@@ -144,7 +155,13 @@ impl ReplayLog {
         let file = write.await.map_err(io::Error::other)??;
         let mut state = self.state();
         state.tail = Some(file);
-        state.kept += added;
+        if state.recent.end() == 0 {
+            state.recent = Recent::at(state.kept);
+        }
+        state.kept += added.len() as u64;
+        state.recent.push(added);
+        let kept = state.kept;
+        state.recent.forget(RECENT_BYTES, kept);
         Ok(())
     }
 

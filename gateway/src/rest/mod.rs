@@ -3,6 +3,7 @@
 //! A handler reads a request, calls a role, and writes the answer. `json` has the shapes, and
 //! `error.rs` every status that is not a success.
 
+mod escape;
 pub(crate) mod executions;
 pub(crate) mod health;
 pub(crate) mod json;

@@ -23,9 +23,12 @@ use serde::{Deserialize, Serialize};
 use tonic::{Status, Streaming};
 use utoipa::IntoParams;
 
-use super::json::{
-    execution::{Execution, millis},
-    time,
+use super::{
+    escape::push_string,
+    json::{
+        execution::{Execution, millis},
+        time,
+    },
 };
 use crate::{
     app::App,
@@ -154,15 +157,6 @@ struct Started<'a> {
     start_ms: f64,
 }
 
-#[derive(Serialize)]
-struct Output<'a> {
-    data: &'a str,
-    offset: u64,
-    /// The exact bytes, only where `data` is not them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
-}
-
 impl Writer {
     fn new(execution_id: String, cursor: Cursor) -> Self {
         Self { execution_id, stdout: Splitter::at(cursor.stdout), stderr: Splitter::at(cursor.stderr) }
@@ -196,11 +190,7 @@ impl Writer {
     }
 
     fn output(&self, name: &'static str, pieces: Vec<Piece>) -> Vec<Written> {
-        let write = |piece: Piece| {
-            let base64 = piece.exact.map(|bytes| BASE64_STANDARD.encode(bytes));
-            self.event(name, &Output { data: &piece.text, offset: piece.offset, base64 })
-        };
-        pieces.into_iter().map(write).collect()
+        pieces.into_iter().map(|piece| self.written(name, piece.into_json())).collect()
     }
 
     /// What was held back, then the end.
@@ -222,9 +212,14 @@ impl Writer {
     }
 
     fn event(&self, name: &'static str, data: &impl Serialize) -> Written {
+        // None of these types can fail.
+        self.written(name, serde_json::to_string(data).unwrap_or_default())
+    }
+
+    /// Data is one line: JSON text has no raw line breaks.
+    fn written(&self, name: &'static str, data: String) -> Written {
         let cursor = Cursor { stdout: self.stdout.next, stderr: self.stderr.next };
-        // Data is one line: JSON text has no raw line breaks, and none of these types can fail.
-        Written { name, id: cursor.to_string(), data: serde_json::to_string(data).unwrap_or_default() }
+        Written { name, id: cursor.to_string(), data }
     }
 }
 
@@ -237,6 +232,24 @@ struct Piece {
     text: String,
     /// The bytes, where the text is not them.
     exact: Option<Vec<u8>>,
+}
+
+impl Piece {
+    /// `{"data": ..., "offset": ..., "base64": ...}`, the last with the exact bytes and only where `data` is
+    /// not them.
+    fn into_json(self) -> String {
+        let mut json = String::from("{\"data\":");
+        push_string(&mut json, &self.text);
+        json.push_str(",\"offset\":");
+        json.push_str(&self.offset.to_string());
+        if let Some(exact) = self.exact {
+            json.push_str(",\"base64\":\"");
+            BASE64_STANDARD.encode_string(exact, &mut json);
+            json.push('"');
+        }
+        json.push('}');
+        json
+    }
 }
 
 /// Cuts a stream of bytes between characters.

@@ -32,6 +32,9 @@ pub const TOKEN_HEADER: &str = "x-sandmesh-token";
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The largest frame that a server may send: a chunk of output with what is around it.
+const FRAME_BYTES: u32 = 65 << 10;
+
 type Request = http::Request<Body>;
 type Response = http::Response<Body>;
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -139,6 +142,8 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
         .http2_keep_alive_interval(Duration::from_secs(20))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
+        // A chunk of output in one frame, and not in five.
+        .max_frame_size(FRAME_BYTES)
 }
 
 fn unix_channel(path: String) -> Channel {

@@ -130,6 +130,8 @@ impl Execution {
     /// The outcome is known; the first one counts.
     pub(crate) fn set_outcome(&self, outcome: Frame) {
         *self.control() = None;
+        self.stdout.settle();
+        self.stderr.settle();
         let _ = self.outcome.set(outcome);
         self.bell.send_replace(());
     }

@@ -84,8 +84,10 @@ impl Inbox {
                 }
                 message = input.message(), if more && self.cost < MAX_WAITING => match message {
                     Ok(Some(request)) => self.take(request.frame, execution).await?,
-                    // An error means that the caller is gone; the run is none of its business.
-                    Ok(None) | Err(_) => more = false,
+                    Ok(None) => more = false,
+                    // The caller is gone. What waits is not told as taken: whoever goes on for it sends it
+                    // again, and must not have to share the input with what is left of this one.
+                    Err(_) => return Ok(()),
                 },
             }
         }

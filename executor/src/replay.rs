@@ -128,6 +128,11 @@ impl ReplayLog {
         read.await.map_err(io::Error::other)?
     }
 
+    /// Nothing more comes, and who reads it from now on is in no hurry: memory is for those that run.
+    pub(crate) fn settle(&self) {
+        self.state().recent = Recent::default();
+    }
+
     /// How many bytes were written in all.
     pub(crate) fn total(&self) -> u64 {
         self.state().total

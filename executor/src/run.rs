@@ -13,8 +13,8 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::unix::{OwnedWriteHalf, pipe},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -104,12 +104,14 @@ async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Re
     };
     let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
     let asked = process.request.take();
-    let pumps = async {
-        let output = (pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
-        tokio::join!(output.0, output.1, ask(asked, request));
+    let over = watch::Sender::new(None);
+    let output = async {
+        let pump = |pipe, log| pump(pipe, log, over.subscribe());
+        tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
     };
+    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result)).1 };
     let life = supervise(&mut process, announce, start.timeout);
-    let (life, raw_result) = all(life, pumps, collect(result)).await;
+    let (life, raw_result) = all(life, output, asked_and_returned, &over).await;
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
     if !process.dismantle(DISMANTLE).await {
         tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
@@ -216,37 +218,60 @@ async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
 /// each for itself, so that an output that somebody holds open costs no result.
 async fn all<L>(
     life: impl Future<Output = L>,
-    pumps: impl Future<Output = ()>,
+    output: impl Future<Output = ()>,
     result: impl Future<Output = Vec<u8>>,
+    over: &watch::Sender<Option<Instant>>,
 ) -> (L, Vec<u8>) {
-    tokio::pin!(life, pumps, result);
-    let (mut pumped, mut collected) = (false, None);
-    let ended = loop {
+    let life = async {
+        let life = life.await;
+        over.send_replace(Some(Instant::now() + DRAIN));
+        life
+    };
+    let result = async {
+        let mut over = over.subscribe();
         select! {
-            ended = &mut life => break ended,
-            () = &mut pumps, if !pumped => pumped = true,
-            bytes = &mut result, if collected.is_none() => collected = Some(bytes),
+            biased;
+            result = result => result,
+            () = passed(&mut over) => Vec::new(),
         }
     };
-    let rest = async {
-        if !pumped {
-            drop(timeout(DRAIN, pumps).await);
-        }
-    };
-    let last = async {
-        match collected {
-            Some(bytes) => bytes,
-            None => timeout(DRAIN, result).await.unwrap_or_default(),
-        }
-    };
-    (ended, tokio::join!(rest, last).1)
+    let (life, (), result) = tokio::join!(life, output, result);
+    (life, result)
 }
 
-async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog) {
+/// Waits until the time for the rest is over.
+async fn passed(over: &mut watch::Receiver<Option<Instant>>) {
+    let until = over.wait_for(Option::is_some).await.ok().and_then(|until| *until);
+    sleep_until(until.unwrap_or_else(Instant::now)).await;
+}
+
+/// Appends all that comes, and when the time is over what is there already. What was read is kept however
+/// long the disk takes.
+async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Receiver<Option<Instant>>) {
+    /// The most that a pipe can hold.
+    const PIPE_BYTES: usize = 1 << 20;
     let Some(mut pipe) = pipe else { return };
     let mut buffer = vec![0; READ_BYTES];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+    loop {
+        let count = select! {
+            biased;
+            read = pipe.read(&mut buffer) => read,
+            () = passed(&mut over) => break,
+        };
+        match count {
+            Ok(count @ 1..) => log.append(&buffer[..count]).await,
+            _ => return,
+        }
+        if over.borrow().is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    let mut left = PIPE_BYTES;
+    while left > 0
+        && let Ok(count @ 1..) = pipe.try_read(&mut buffer)
+    {
         log.append(&buffer[..count]).await;
+        left = left.saturating_sub(count);
     }
 }
 

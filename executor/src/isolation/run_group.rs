@@ -52,7 +52,7 @@ impl RunGroups {
         match self.free().pop() {
             Some(group) => Ok(group),
             None => {
-                RunGroup::make(self.all.run(self.made.fetch_add(1, Ordering::Relaxed)), self.max_processes)
+                RunGroup::make(&self.all.run(self.made.fetch_add(1, Ordering::Relaxed)), self.max_processes)
             }
         }
     }
@@ -119,12 +119,12 @@ pub(crate) struct RunGroup {
 }
 
 impl RunGroup {
-    fn make(group: Group, max_processes: u32) -> io::Result<Self> {
+    fn make(group: &Group, max_processes: u32) -> io::Result<Self> {
         group.create()?;
         // The sandbox's own limit once more, so that the kernel counts the refusals here.
         let limited = group.limit(Limits { max_processes, ..Limits::default() });
         let made = limited.and_then(|()| {
-            let (doors, meters) = (open_doors(group.doors())?, Meters::open(&group));
+            let (doors, meters) = (open_doors(group.doors())?, Meters::open(group));
             Ok(Self { group: group.clone(), doors, meters, before: Duration::ZERO, hits: Default::default() })
         });
         if made.is_err() {

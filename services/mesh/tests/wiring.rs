@@ -140,10 +140,10 @@ async fn calls_behave_alike_in_process_and_over_a_unix_socket() {
 async fn over_tcp_only_the_credential_opens_the_door() {
     let dir = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let running = start(dir.path(), &format!("127.0.0.1:{port}"), Some("s3cret")).await;
+    let running = start(dir.path(), &format!("127.0.0.1:{port}"), Some("s3cret-of-the-mesh")).await;
     let address = format!("http://127.0.0.1:{port}");
-    calls_behave(Link::dial_with(&address, Some(Secret::new("s3cret"))).unwrap()).await;
-    for link in [Link::dial(&address), Link::dial_with(&address, Some(Secret::new("s3creT")))] {
+    calls_behave(Link::dial_with(&address, Some(Secret::new("s3cret-of-the-mesh"))).unwrap()).await;
+    for link in [Link::dial(&address), Link::dial_with(&address, Some(Secret::new("s3creT-of-the-mesh")))] {
         let mut client = StateSyncServiceClient::new(link.unwrap());
         let refused = client.reconcile(ReconcileRequest {}).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);

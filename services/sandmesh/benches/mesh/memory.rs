@@ -53,10 +53,8 @@ pub(crate) async fn measure(stack: &Stack, sessions: u32) -> anyhow::Result<Idle
 
 fn read(stack: &Stack, sessions: &[Session]) -> Idle {
     let group = stack.server.group();
-    let processes: Vec<Vec<i32>> = sessions
-        .iter()
-        .map(|session| without_sharers(group.processes_of(&session.sandbox)))
-        .collect();
+    let processes: Vec<Vec<i32>> =
+        sessions.iter().map(|session| without_sharers(group.processes_of(&session.sandbox))).collect();
     let executors = sessions.iter().filter_map(|session| group.executor_of(&session.sandbox));
     let each = |bytes: u64| bytes as f64 / f64::from(1 << 20) / sessions.len() as f64;
     let pss = |pids: &mut dyn Iterator<Item = i32>| pids.map(process::memory).map(|m| m.pss).sum::<u64>();

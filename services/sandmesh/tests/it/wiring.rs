@@ -113,7 +113,7 @@ fn dumped_configuration_is_complete_and_hides_secrets() {
     let args = ["--dump-config", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:4321"];
     let env = [
         ("SANDMESH_AGENT__MAX_QUEUED", "9"),
-        ("SANDMESH_MESH__TOKEN", "hunter2"),
+        ("SANDMESH_MESH__TOKEN", "0123456789-hunter2"),
         ("SANDMESH_GATEWAY__API_KEYS", "[\"0123456789-hunter2\"]"),
     ];
     let (code, stdout, stderr) = serve(&args, &env);

@@ -72,7 +72,7 @@ def read_request(fd):
     """The head, the code and the event."""
     data = os.read(fd, 4096)
     while data.count(b"\n") < 10:
-        data += read_some(fd, 4096)
+        data += read_some(fd, 1 << 20)
     head = Head()
     (head.execution_id, head.session_id, head.entry, head.code_bytes, head.event_bytes, head.result_bytes, head.memory_mb, head.timeout_ms, head.now, head.env, rest) = data.split(b"\n", 10)
     code_bytes = int(head.code_bytes)

@@ -50,7 +50,9 @@ pub(crate) async fn watch(service: Arc<Service>) {
             service.stop_all(Stop::DiskLimit);
             pause = INTERVAL;
         }
-        (before, settled) = (look.used, !running);
+        // What is too deep to be measured is no measure: it may grow unseen, and so must go.
+        before = if look.used == u64::MAX { 0 } else { look.used };
+        settled = !running;
     }
 }
 

@@ -1,7 +1,7 @@
 //! A small assembler for filters of system calls: a binary tree over the calls' numbers.
 //!
 //! The kernel runs a filter on every call, and runs it once for every number that there is when it is
-//! installed, which happens in each execution. A list of comparisons makes that most of a
+//! installed, which for a part of it happens in each execution. A list of comparisons makes that most of a
 //! millisecond; a tree of the ranges that are treated alike makes it a few hundred steps.
 
 /// What to do with a call: a value that a filter returns.

@@ -1,9 +1,9 @@
 //! Control groups, v1 and v2 behind one interface: limits of a sandbox, accounting and killing of an
 //! execution.
 //!
-//! Layout below the mount point: `<parent>/<sandbox>/{executor,runs/<execution>}`. The limits are on
+//! Layout below the mount point: `<parent>/<sandbox>/{executor,parents,runs/<number>}`. The limits are on
 //! `runs`, so that the executor itself is never a victim of the user's memory; `runs` belongs to the
-//! sandbox's uid, so that the executor, unprivileged by then, can make one group per execution.
+//! sandbox's uid, so that the executor, unprivileged by then, can make one group per execution that runs.
 //! A v1 host has one directory per controller and a v2 host has one for all: a [`Group`] hides that.
 
 mod meters;

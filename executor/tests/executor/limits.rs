@@ -264,6 +264,20 @@ async fn disk_out_of_sight_counts() {
 }
 
 #[tokio::test]
+async fn what_is_too_deep_to_be_measured_has_to_go() {
+    let daemon = Daemon::start(Settings { disk_bytes: 24 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let dig = "import os, time\nfor n in range(40): os.mkdir('d' * 200); os.chdir('d' * 200)\ntime.sleep(20)";
+    for text in [dig, "import time; time.sleep(20)"] {
+        let said = run(&mut client, script(text)).await;
+        assert_eq!(said.cause(), pb::Cause::DiskLimit, "{said:?}");
+    }
+    run(&mut client, shell("rm -rf ./d*")).await;
+    let said = run(&mut client, shell("ls -A; sleep 2; echo fine")).await;
+    assert_eq!(said.out(), "fine\n", "{said:?}");
+}
+
+#[tokio::test]
 async fn directory_that_is_closed_to_its_owner_is_not_more_than_it_is() {
     let daemon = Daemon::start(Settings { disk_bytes: 24 << 20, ..Settings::default() }).await;
     let text =

@@ -21,8 +21,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// After a look that took its time there is a pause of so many times that.
 const SHARE: u32 = 4;
 
-/// Ends all executions whenever more is used than the limit and than before. What is too large already can
-/// be cleaned up. Never returns.
+/// Ends the executions that have begun whenever more is used than the limit and than before. What is too
+/// large already can be cleaned up. Never returns.
 pub(crate) async fn watch(service: Arc<Service>) {
     let limit = service.sandbox().disk_bytes();
     let (mut pause, mut before, mut settled, mut stopped) = (INTERVAL, 0, true, false);
@@ -47,7 +47,7 @@ pub(crate) async fn watch(service: Arc<Service>) {
                 hidden = look.endangers,
                 "more disk is used than the limit"
             );
-            service.stop_all(Stop::DiskLimit);
+            service.stop_started(Stop::DiskLimit);
             pause = INTERVAL;
         }
         // What is too deep to be measured is no measure: it may grow unseen, and so must go.

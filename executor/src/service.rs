@@ -198,6 +198,13 @@ impl Service {
         }
     }
 
+    /// Stops every execution whose process is there; what has not begun has done nothing yet.
+    pub(crate) fn stop_started(&self, reason: Stop) {
+        for execution in self.list().iter().filter(|execution| execution.was_started()) {
+            execution.stop(reason);
+        }
+    }
+
     /// Takes no more executions, ends those that are there, and waits for their outcomes.
     pub(crate) async fn drain(&self) {
         self.registry().draining = true;

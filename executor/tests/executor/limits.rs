@@ -216,6 +216,18 @@ async fn disk_limit_ends_with_its_cause() {
     assert_eq!(said.out(), "again\n");
 }
 
+#[tokio::test]
+async fn the_disk_limit_does_not_end_what_has_not_begun() {
+    let settings = Settings { disk_bytes: 16 << 20, max_executions: 1, ..Settings::default() };
+    let daemon = Daemon::start(settings).await;
+    let (mut client, mut waiting) = (daemon.client().await, daemon.client().await);
+    let text = "for n in $(seq 1 30); do head -c 1000000 /dev/zero > file-$n; done; echo full; sleep 10";
+    let (filled, waited) =
+        tokio::join!(run(&mut client, shell(text)), async { run(&mut waiting, shell("echo mine")).await });
+    assert_eq!(filled.cause(), pb::Cause::DiskLimit, "{filled:?}");
+    assert_eq!((waited.out().as_str(), waited.cause()), ("mine\n", pb::Cause::Unspecified), "{waited:?}");
+}
+
 /// Ways to use the disk that a look at the names in the workspace does not show: 4 MiB each time.
 const OUT_OF_SIGHT: [(&str, &str, &str); 6] = [
     (

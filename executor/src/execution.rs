@@ -53,8 +53,11 @@ pub(crate) struct Execution {
     started: OnceLock<pb::ExecutionStarted>,
     outcome: OnceLock<Frame>,
     /// Where bytes to the jail's init go while it runs.
-    control: Mutex<Option<Arc<tokio::sync::Mutex<OwnedWriteHalf>>>>,
+    control: Mutex<Option<Control>>,
 }
+
+/// Where bytes to a jail's init go. When it is gone, the init kills all and ends.
+pub(crate) type Control = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
 
 impl Execution {
     /// A new one that waits to be run, and the right to open its input.
@@ -127,13 +130,14 @@ impl Execution {
         self.bell.send_replace(());
     }
 
-    /// The outcome is known; the first one counts.
-    pub(crate) fn set_outcome(&self, outcome: Frame) {
-        *self.control() = None;
+    /// The outcome is known; the first one counts. Gives back what is left to end the jail with.
+    pub(crate) fn set_outcome(&self, outcome: Frame) -> Option<Control> {
+        let control = self.control().take();
         self.stdout.settle();
         self.stderr.settle();
         let _ = self.outcome.set(outcome);
         self.bell.send_replace(());
+        control
     }
 
     /// Whether the user's process was started.

@@ -1,6 +1,7 @@
 //! The run of one execution: wait for a slot, prepare, start, pump, stop in time, take apart, tell.
 
 use std::{
+    future::pending,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -13,28 +14,31 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::unix::{OwnedWriteHalf, pipe},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep_until},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     clock,
-    execution::{Execution, Stop},
+    execution::{Control, Execution, Stop},
     isolation::{Sandbox, process::Process},
     native::wire::Stage,
     outcome::{Ended, Measured},
     replay::ReplayLog,
     request::{Program, Start},
-    runner::{MAX_RESULT_BYTES, Runner},
+    runner::{MAX_RESULT_BYTES, Runner, farewell},
     status::Failure,
     stdin::Opening,
-    supervise::supervise,
+    supervise::{Exit, Life, supervise},
     warm::Warm,
 };
 
 /// How long output may still come after the jail is gone; it only can if the user's code handed its
 /// streams to another execution.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// How long a process that said that it was done may take to end.
+const LEAVING: Duration = Duration::from_millis(10);
 
 /// How long a control group may take to become empty.
 const DISMANTLE: Duration = Duration::from_secs(10);
@@ -57,21 +61,27 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Runs it. Whatever happens, the execution has an outcome afterwards, and its slot is free
-    /// before anybody can know.
+    /// Runs it. Whatever happens, the execution has an outcome afterwards, and its place in the queue is free
+    /// before anybody can know; its slot is when nothing of it is left.
     pub(crate) async fn run(self) {
         let (execution, warm) = (Arc::clone(&self.execution), Arc::clone(&self.warm));
-        let outcome = AssertUnwindSafe(self.attempt()).catch_unwind().await;
-        execution.set_outcome(outcome.unwrap_or_else(|_| panicked(&execution)));
+        let ran = AssertUnwindSafe(self.attempt()).catch_unwind().await;
+        let (outcome, remains) = ran.unwrap_or_else(|_| (panicked(&execution), None));
+        let control = execution.set_outcome(outcome);
+        if let Some(remains) = remains {
+            remains.clear(control, &execution).await;
+        }
         warm.replenish_soon();
     }
 
-    async fn attempt(self) -> Frame {
+    async fn attempt(self) -> (Frame, Option<Remains>) {
         let Self { execution, start, stdin, sandbox, warm, slots, place } = self;
         let arrived = Instant::now();
         let slot = select! {
             slot = slots.acquire_owned() => slot,
-            stop = execution.stop_requested() => return Frame::Failed(withdrawn(stop, "wait_for_slot").into()),
+            stop = execution.stop_requested() => {
+                return (Frame::Failed(withdrawn(stop, "wait_for_slot").into()), None);
+            }
         };
         let queued = arrived.elapsed();
         let announce = Announce {
@@ -81,21 +91,59 @@ impl Run {
             queued,
             began: Instant::now(),
         };
-        let mut ended = live(&announce, &sandbox, &warm).await;
-        if ended.as_ref().is_ok_and(|ended| ended.life.never_was()) {
-            // Its parent was lost right then. Nothing of the user's ran, so it may be tried again.
-            ended = live(&announce, &sandbox, &warm).await;
-        }
-        drop((slot, place));
-        match ended {
-            Ok(ended) => ended.into_frame(),
-            Err(failure) => Frame::Failed(failure.into()),
+        let lived = match live(&announce, &sandbox, &warm).await {
+            Ok((ended, process)) if ended.life.never_was() => {
+                // Its parent was lost right then. Nothing of the user's ran, so it may be tried again.
+                dismantle(process, &execution).await;
+                live(&announce, &sandbox, &warm).await
+            }
+            lived => lived,
+        };
+        drop(place);
+        match lived {
+            Ok((ended, process)) => {
+                let is_over = ended.life.is_over;
+                (ended.into_frame(), Some(Remains { process, is_over, _slot: slot.ok() }))
+            }
+            Err(failure) => (Frame::Failed(failure.into()), None),
         }
     }
 }
 
-/// The life of one process, from taking it to taking it apart.
-async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Result<Ended<'a>, Failure> {
+/// What is left of a run whose outcome is known.
+struct Remains {
+    process: Process,
+    /// Its processes are gone.
+    is_over: bool,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Remains {
+    /// Waits until nothing is left, killing what does not end by itself.
+    async fn clear(mut self, control: Option<Control>, execution: &Execution) {
+        clock::let_others_go_first().await;
+        if !self.is_over {
+            // It said that it was done, and is on its way out.
+            drop(timeout(LEAVING, self.process.all_gone()).await);
+        }
+        // Without it, the init kills all that is left.
+        drop(control);
+        dismantle(self.process, execution).await;
+    }
+}
+
+async fn dismantle(process: Process, execution: &Execution) {
+    if !process.dismantle(DISMANTLE).await {
+        tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
+    }
+}
+
+/// The life of one process, from taking it to its end.
+async fn live<'a>(
+    announce: &Announce<'a>,
+    sandbox: &Sandbox,
+    warm: &Warm,
+) -> Result<(Ended<'a>, Process), Failure> {
     let (execution, start) = (announce.execution, announce.start);
     let (mut process, runner, request) = select! {
         launched = launch(start, sandbox, warm) => launched?,
@@ -109,14 +157,20 @@ async fn live<'a>(announce: &Announce<'a>, sandbox: &Sandbox, warm: &Warm) -> Re
         let pump = |pipe, log| pump(pipe, log, over.subscribe());
         tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
     };
-    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result)).1 };
-    let life = supervise(&mut process, announce, start.timeout);
+    let (done, farewell) = oneshot::channel();
+    let done = runner.says_farewell().then_some(done);
+    let farewell = async {
+        match farewell.await {
+            Ok(exit) => exit,
+            // It ends without one.
+            Err(_) => pending().await,
+        }
+    };
+    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result, done)).1 };
+    let life = supervise(&mut process, announce, start.timeout, farewell);
     let (life, raw_result) = all(life, output, asked_and_returned, &over).await;
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
-    if !process.dismantle(DISMANTLE).await {
-        tracing::error!(execution.id = execution.id, "processes of an ended execution do not die");
-    }
-    Ok(Ended { life, measured, returned: runner.read_result(raw_result), execution })
+    Ok((Ended { life, measured, returned: runner.read_result(raw_result), execution }, process))
 }
 
 /// Tells the execution that its process exists.
@@ -215,16 +269,18 @@ async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
 }
 
 /// Waits for the life of the process, and then a little for the rest of its output and for its result:
-/// each for itself, so that an output that somebody holds open costs no result.
-async fn all<L>(
-    life: impl Future<Output = L>,
+/// each for itself, so that an output that somebody holds open costs no result. What said that it was done
+/// has written all of its output.
+async fn all(
+    life: impl Future<Output = Life>,
     output: impl Future<Output = ()>,
     result: impl Future<Output = Vec<u8>>,
     over: &watch::Sender<Option<Instant>>,
-) -> (L, Vec<u8>) {
+) -> (Life, Vec<u8>) {
     let life = async {
         let life = life.await;
-        over.send_replace(Some(Instant::now() + DRAIN));
+        let drain = if life.is_over { DRAIN } else { Duration::ZERO };
+        over.send_replace(Some(Instant::now() + drain));
         life
     };
     let result = async {
@@ -242,7 +298,10 @@ async fn all<L>(
 /// Waits until the time for the rest is over.
 async fn passed(over: &mut watch::Receiver<Option<Instant>>) {
     let until = over.wait_for(Option::is_some).await.ok().and_then(|until| *until);
-    sleep_until(until.unwrap_or_else(Instant::now)).await;
+    // A timer takes a millisecond at least.
+    if let Some(until) = until.filter(|until| *until > Instant::now()) {
+        sleep_until(until).await;
+    }
 }
 
 /// Appends all that comes, and when the time is over what is there already. What was read is kept however
@@ -275,14 +334,23 @@ async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Re
     }
 }
 
-/// Reads all of the result, and keeps one byte more than it may have, so that too much shows.
-async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
-    let mut result = Vec::new();
-    if let Some(mut pipe) = pipe {
-        let _ = (&mut pipe).take(MAX_RESULT_BYTES + 2).read_to_end(&mut result).await;
-        // Whoever writes more must not block on it.
-        let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+/// Reads all of the result, and keeps one byte more than it may have, so that too much shows. Where
+/// somebody wants to know that the process is done, a farewell ends it.
+async fn collect(pipe: Option<pipe::Receiver>, mut done: Option<oneshot::Sender<Exit>>) -> Vec<u8> {
+    let mut result = Vec::with_capacity(1 << 10);
+    let Some(pipe) = pipe else { return result };
+    let mut kept = pipe.take(MAX_RESULT_BYTES + 2);
+    while let Ok(1..) = kept.read_buf(&mut result).await {
+        if done.is_some()
+            && let Some((length, exit)) = farewell::at_end(&result)
+        {
+            result.truncate(length);
+            let _ = done.take().map(|done| done.send(exit));
+            return result;
+        }
     }
+    // Whoever writes more must not block on it.
+    let _ = tokio::io::copy(&mut kept.into_inner(), &mut tokio::io::sink()).await;
     result
 }
 

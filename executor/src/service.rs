@@ -212,6 +212,9 @@ impl Service {
         for execution in self.list() {
             execution.ended().await;
         }
+        // Until nothing is left of them, which is bounded.
+        let most = u32::try_from(self.capacity.max_executions).unwrap_or(u32::MAX);
+        let _ = self.slots.acquire_many(most).await;
         self.warm.end().await;
     }
 

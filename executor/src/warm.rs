@@ -45,9 +45,6 @@ const TEND: Duration = Duration::from_secs(5);
 /// How long after it could not be warm a Python is not tried again.
 const COLD: Duration = Duration::from_secs(60);
 
-/// Through so many hands an outcome goes in this process.
-const YIELDS: usize = 4;
-
 /// How many empty control groups are kept while nothing runs.
 const FREE_GROUPS: usize = 2;
 
@@ -163,10 +160,7 @@ impl Warm {
         if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {
             let warm = Arc::clone(self);
             clock::spawn(async move {
-                // What is on its way to a client goes first.
-                for _ in 0..YIELDS {
-                    tokio::task::yield_now().await;
-                }
+                clock::let_others_go_first().await;
                 warm.replenish().await;
             });
         }

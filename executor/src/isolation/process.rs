@@ -15,9 +15,12 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     unistd::pipe2,
 };
-use tokio::net::{
-    UnixStream,
-    unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+    },
 };
 
 use super::{
@@ -27,6 +30,7 @@ use super::{
     parent::{Host, Parent, SpawnError, stage},
     run_group::{RunGroup, RunGroups},
 };
+use crate::native::wire::REPORT_BYTES;
 
 /// A child with the executor's ends of its descriptors: it waits for its request, or runs it.
 ///
@@ -132,6 +136,16 @@ impl Process {
         if let Some((group, _)) = &mut self.group {
             group.begin_account();
         }
+    }
+
+    /// Whether the user's process has no others; false where control groups do not tell.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.group.as_ref().is_some_and(|(group, _)| group.is_of_one())
+    }
+
+    /// Waits for the word of its init that everything else has ended, or for the init's end.
+    pub(crate) async fn all_gone(&mut self) {
+        let _ = self.reports.read(&mut [0; REPORT_BYTES]).await;
     }
 
     /// Kills everything of the user's in it, from outside.

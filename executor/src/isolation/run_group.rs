@@ -154,6 +154,11 @@ impl RunGroup {
         (usage, hits)
     }
 
+    /// Whether there is one process in it and no more.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.meters.is_of_one()
+    }
+
     /// Kills everything in it, once.
     pub(crate) fn kill(&self) {
         self.group.kill();
@@ -165,6 +170,7 @@ impl RunGroup {
         if is_fit {
             // A spare that was not taken was no execution, and may have hit some all the same.
             self.hits = (self.meters.limit_hits(), LimitHits::default());
+            self.begin_account();
         }
         is_fit
     }
@@ -185,6 +191,8 @@ fn open_doors(paths: Vec<PathBuf>) -> io::Result<Vec<File>> {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write as _, os::unix::process::ExitStatusExt as _};
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(1);
@@ -210,6 +218,24 @@ mod tests {
         again.group.remove();
         assert!(groups.give_back(again, PATIENCE).await);
         assert_eq!(groups.free().len(), 0);
+        groups.keep(0);
+        assert!(groups.all.remove(), "nothing is left");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_in_a_group_is_seen_and_killed() {
+        let Some(groups) = groups("left") else { return };
+        let group = groups.take().unwrap();
+        assert!(group.meters.is_empty() && !group.is_of_one());
+        let mut left = std::process::Command::new("sleep").arg("20").spawn().unwrap();
+        for door in group.doors.iter().chain(&groups.shared_doors) {
+            (&*door).write_all(left.id().to_string().as_bytes()).unwrap();
+        }
+        // Right after it was empty.
+        assert!(!group.meters.is_empty() && group.is_of_one());
+        let reaped = std::thread::spawn(move || left.wait().unwrap());
+        assert!(groups.give_back(group, PATIENCE).await);
+        assert_eq!(reaped.join().unwrap().signal(), Some(libc::SIGKILL));
         groups.keep(0);
         assert!(groups.all.remove(), "nothing is left");
     }

@@ -2,7 +2,8 @@
 //
 // Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: ten lines, then the
 // code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E"
-// and a JSON object with type, message and traceback. The standard streams belong to the user's code.
+// and a JSON object with type, message and traceback; then the farewell, after which only the process ends.
+// The standard streams belong to the user's code.
 'use strict';
 
 const fs = require('node:fs');
@@ -27,9 +28,13 @@ class UserError extends Error {
 
 let answered = false;
 
-function send(tag, text) {
+function answer(tag, text) {
   answered = true;
-  let data = Buffer.from(tag + text);
+  send(tag + text);
+}
+
+function send(text) {
+  let data = Buffer.from(text);
   while (data.length > 0) {
     try {
       data = data.subarray(fs.writeSync(RESULT, data));
@@ -182,17 +187,50 @@ function report(error) {
     process.stderr.write(`Uncaught ${message}\n`);
   }
   if (!answered) {
-    send('E', JSON.stringify({ type, message: message.slice(0, 16384), traceback: traceback.slice(0, 65536) }));
+    answer('E', JSON.stringify({ type, message: message.slice(0, 16384), traceback: traceback.slice(0, 65536) }));
   }
 }
 
-function die(error) {
+// The standard streams that were used: what is written to a pipe may have to wait for room in it, and to look
+// at one makes it.
+const streams = ['stdout', 'stderr'].map((name) => {
+  const property = Object.getOwnPropertyDescriptor(process, name);
+  const used = {};
+  Object.defineProperty(process, name, { ...property, get: () => (used.stream ??= property.get.call(process)) });
+  return used;
+});
+
+async function flush() {
+  for (const { stream } of streams) {
+    if (stream?.writableLength > 0) await new Promise((resolve) => stream.write('', resolve));
+  }
+}
+
+async function die(error) {
   report(error);
+  await flush();
   process.exit(1);
+}
+
+// Says how the process ends as the last that it does, and what it used. Where a script simply ends, it is not
+// called, and nothing is said.
+function sayFarewell() {
+  const reallyExit = process.reallyExit;
+  process.reallyExit = (status) => {
+    const { userCPUTime, systemCPUTime, maxRSS, fsRead, fsWrite } = process.resourceUsage();
+    const code = Number(status ?? process.exitCode ?? 0) & 0xff;
+    try {
+      send(`\x04${code} ${userCPUTime + systemCPUTime} ${maxRSS} ${fsRead} ${fsWrite}\n`);
+    } catch {
+      // The code closed it: its reaper tells how it ends.
+    }
+    reallyExit.call(process, status);
+  };
 }
 
 async function main() {
   const { head, code, event } = readRequest();
+  sayFarewell();
   if (head.env) takeEnvironment(JSON.parse(head.env));
   process.argv = [process.argv[0], path.join(process.cwd(), 'main.js')];
   process.on('uncaughtException', die);
@@ -215,7 +253,8 @@ async function main() {
     report(new UserError('HandlerNotSettled', 'the promise of the handler was never settled'));
     process.exitCode = 1;
   });
-  send('R', encode(await handler(JSON.parse(event), makeContext(head)), Number(head.resultBytes)));
+  answer('R', encode(await handler(JSON.parse(event), makeContext(head)), Number(head.resultBytes)));
+  await flush();
   process.exit();
 }
 

@@ -130,11 +130,12 @@ def handler(event):
 }
 
 #[tokio::test]
-async fn slot_is_free_when_the_outcome_is_known() {
+async fn place_is_free_when_the_outcome_is_known() {
     let daemon = Daemon::start(Settings { max_executions: 1, max_queued: 0, ..Settings::default() }).await;
     let mut client = daemon.client().await;
     for _ in 0..20 {
         assert_eq!(run(&mut client, shell("true")).await.code(), Some(0));
+        assert_eq!(run(&mut client, script("pass")).await.code(), Some(0));
     }
 }
 

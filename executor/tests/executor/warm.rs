@@ -1,6 +1,10 @@
 //! Warm parents: what their children share and do not share, and what happens when one is lost.
 
-use std::{collections::HashSet, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    collections::HashSet,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -99,7 +103,11 @@ async fn fresh_interpreters_pass_the_main_job_in_every_language_and_leave_no_par
     for said in answers {
         assert_eq!((said.out().as_str(), said.value()), ("out\n", serde_json::json!(1)));
     }
-    assert_eq!(parents(&daemon), [0; 0], "each jail ended with its execution");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !parents(&daemon).is_empty() {
+        assert!(Instant::now() < deadline, "each jail ends with its execution: {:?}", parents(&daemon));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -46,7 +47,9 @@ pub(crate) struct Meters {
     processes: Meter,
     oom_kills: Meter,
     refused_forks: Meter,
-    members: Option<File>,
+    /// The list of its processes. It is opened anew each time: on v1 an open one tells for a second what it
+    /// told before.
+    members: PathBuf,
 }
 
 impl Meters {
@@ -76,7 +79,7 @@ impl Meters {
             oom_kills: of_memory(oom, Some("oom_kill")),
             refused_forks: Meter::open(group, Controller::Pids, "pids.events", Some("max")),
             // Of the hierarchy that a process enters first.
-            members: File::open(group.file(Controller::Memory, "cgroup.procs")).ok(),
+            members: group.file(Controller::Memory, "cgroup.procs"),
         }
     }
 
@@ -116,7 +119,20 @@ impl Meters {
 
     /// Whether no process is seen in it, without a look at groups below it. One that is gone is empty.
     pub(crate) fn is_empty(&self) -> bool {
-        self.members.as_ref().is_none_or(|file| file.read_at(&mut [0; 1], 0).unwrap_or(0) == 0)
+        if self.processes.file.is_some() { self.processes.read() == 0 } else { self.count_members() == 0 }
+    }
+
+    /// Whether there is one process in it and no more.
+    pub(crate) fn is_of_one(&self) -> bool {
+        // What is counted are threads, too.
+        self.processes.read() == 1 || self.count_members() == 1
+    }
+
+    /// How many processes there are, of the first few.
+    fn count_members(&self) -> usize {
+        let mut pids = [0; 64];
+        let read = File::open(&self.members).and_then(|file| file.read_at(&mut pids, 0));
+        pids[..read.unwrap_or(0)].iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// Sets the peak of memory back; v2 has that since Linux 6.12, for whoever reads the same file.

@@ -1,0 +1,131 @@
+//! Executions whose process says that it is done: their callers do not wait until it has ended.
+
+use std::time::{Duration, Instant};
+
+use sandmesh_proto::executor as pb;
+use serde_json::json;
+
+use crate::support::{Daemon, Settings, javascript, python, run, script, shell};
+
+/// Ends the execution from within user code, with this exit code, as if the runner had said so.
+const FORGED: &str = "import os\nos.write(3, b'R7\\x04%d 1 2 3 4\\n')\n";
+
+#[tokio::test]
+async fn forged_farewell_is_the_end_of_its_execution() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let alone = "import time\nwhile True:\n    open('late', 'a').write('x')\n    time.sleep(0.001)";
+    let said = run(&mut client, script(&format!("{}{alone}", FORGED.replace("%d", "5")))).await;
+    assert_eq!((said.code(), said.value(), said.cause()), (Some(5), json!(7), pb::Cause::Unspecified));
+    // It has some milliseconds to end by itself; the next one is beside it at most that long.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let grown = run(&mut client, shell("wc -c < late; sleep 0.2; wc -c < late")).await;
+    let (before, after) =
+        grown.out().trim().split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert_eq!(before, after);
+    let gone = Instant::now() + Duration::from_secs(5);
+    while !daemon.running().is_empty() {
+        assert!(Instant::now() < gone, "{:?}", daemon.running());
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_an_execution_runs_when_its_outcome_is_known() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let busy = "import time\ndef go():\n    while True: open('busy', 'a').write('x')\n";
+    let thread = format!("{busy}import threading\nthreading.Thread(target=go, daemon=True).start()");
+    let raw_thread = format!("{busy}import _thread\n_thread.start_new_thread(go, ())");
+    let process = format!("{busy}import os\nif os.fork() == 0: go()");
+    let grandchild = "import subprocess\nsubprocess.Popen(['sh', '-c', 'while :; do echo x >> busy; done'])";
+    for text in [&thread, &raw_thread, &process, grandchild] {
+        let said =
+            run(&mut client, script(&format!("{text}\ntime = __import__('time'); time.sleep(0.1)"))).await;
+        assert_eq!(said.code(), Some(0), "{said:?}");
+        let measured = daemon.dir.join("workspace/busy");
+        let size = || std::fs::metadata(&measured).unwrap().len();
+        let at_the_end = size();
+        assert!(at_the_end > 0, "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(size(), at_the_end, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_code_forked_does_not_speak_for_it() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let text = "import os, time
+def handler(event):
+    child = os.fork()
+    if child == 0:
+        return 'of the child'
+    os.waitpid(child, 0)
+    time.sleep(0.1)
+    print('last')
+    return 'of the parent'";
+    let said = run(&mut client, python(text)).await;
+    assert_eq!((said.value(), said.out().as_str(), said.code()), (json!("of the parent"), "last\n", Some(0)));
+}
+
+#[tokio::test]
+async fn result_that_cannot_be_told_is_an_error() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let said =
+        run(&mut client, python("import os\ndef handler(event):\n    os.close(3)\n    return 1")).await;
+    assert_eq!(said.code(), Some(1), "{said:?}");
+    assert!(said.err().contains("the result cannot be told"), "{}", said.err());
+    // What ends by itself has nothing to tell.
+    let said = run(&mut client, javascript("require('fs').closeSync(3); process.exit(4)")).await;
+    assert_eq!(said.code(), Some(4), "{said:?}");
+}
+
+#[tokio::test]
+async fn what_is_done_on_the_way_out_counts() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let text = "import atexit, sys
+def handler(event):
+    atexit.register(print, 'bye')
+    sys.stdout.write('no newline')
+    return 1";
+    let said = run(&mut client, python(text)).await;
+    assert_eq!((said.out().as_str(), said.value(), said.code()), ("no newlinebye\n", json!(1), Some(0)));
+    let text = "import atexit, os\natexit.register(os._exit, 6)\ndef handler(event): return 2";
+    let said = run(&mut client, python(text)).await;
+    assert_eq!((said.value(), said.code()), (json!(2), Some(6)));
+    let text = "process.on('exit', () => { console.log('bye'); process.exitCode = 3 });
+exports.handler = () => { process.stdout.write('x'.repeat(300000)); return 1 }";
+    let said = run(&mut client, javascript(text)).await;
+    assert_eq!((said.out().len(), said.code(), said.value()), (300_004, Some(3), json!(1)));
+    let text = "exports.handler = () => { console.log('x'.repeat(300000)); throw new Error('late') }";
+    let said = run(&mut client, javascript(text)).await;
+    assert_eq!((said.out().len(), said.code()), (300_001, Some(1)));
+    assert_eq!(said.error().message, "late");
+}
+
+#[tokio::test]
+async fn figures_are_those_of_each_execution() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let busy = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass";
+    let cpu = |said: &crate::support::Said| {
+        Duration::try_from(said.exited().metrics.unwrap().cpu_time.unwrap()).unwrap().as_secs_f64()
+    };
+    for _ in 0..3 {
+        let said = run(&mut client, script(busy)).await;
+        assert!((0.25..0.6).contains(&cpu(&said)), "{}", cpu(&said));
+    }
+    // With spares and without: several at once.
+    for _ in 0..4 {
+        let mut clients = [daemon.client().await, daemon.client().await, daemon.client().await];
+        let runs = clients.iter_mut().map(|client| run(client, python("def handler(event): return 1")));
+        for said in futures::future::join_all(runs).await {
+            assert!(cpu(&said) < 0.2, "{}", cpu(&said));
+        }
+    }
+    let write = "import os\nwith open('f', 'wb') as f:\n    f.write(bytes(1 << 20)); os.fsync(f.fileno())";
+    let written = run(&mut client, script(write)).await.exited().metrics.unwrap().io_write_bytes;
+    assert!(written >= 1 << 20, "{written}");
+}

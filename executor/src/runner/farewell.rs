@@ -44,7 +44,7 @@ mod tests {
     fn what_is_not_whole_is_none() {
         let whole = "R1\u{4}0 1 2 3 4\n";
         for length in 0..whole.len() {
-            assert!(at_end(whole[..length].as_bytes()).is_none(), "{length}");
+            assert!(at_end(&whole.as_bytes()[..length]).is_none(), "{length}");
         }
         for wrong in
             ["", "\n", "R1\n", "\u{4}\n", "\u{4}256 1 2 3 4\n", "\u{4}0 1 2 3 4 5\n", "\u{4}-1 1 2 3 4\n"]

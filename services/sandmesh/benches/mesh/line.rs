@@ -143,7 +143,7 @@ fn sessions() -> Vec<Line> {
         Line::new(name, what, "U", figure).at_most(2.0, 1.5)
     };
     let p50 = |name, what, of| Line::new(name, what, "A", Figure::P50 { of, over: s::PYTHON });
-    let record = Figure::Difference { of: s::SESSION_ROLE, without: s::EXECUTOR, over: s::PYTHON };
+    let added = Figure::Difference { of: s::SESSION_ROLE, without: s::EXECUTOR, over: s::PYTHON };
     let stream = |name, what, door| Line::new(name, what, "MB/s", Figure::Streamed(door));
     vec![
         Line::new("create-pool", "session create from a warm pool, REST, p50", "A", NO_POOL)
@@ -162,8 +162,8 @@ fn sessions() -> Vec<Line> {
         stream("stream-sse", "stdout through the gateway, server-sent events, memory flat", Door::Rest),
         hop("hop-grpc", "gateway hop on a unary call, gRPC", s::GET_GATEWAY),
         hop("hop-rest", "gateway hop on a unary call, REST", s::GET_REST),
-        Line::new("record", "durable record, at most: all that the session role adds", "A", record)
-            .at_most(0.03, 0.01),
+        p50("record", "durable record: its insert and its update, p50", s::RECORD).at_most(0.03, 0.01),
+        Line::new("session-role", "all that the session role adds, with the record", "A", added),
         p50("accept", "an execution accepted, durable, p50", s::ACCEPT),
         Line::new(
             "placement",

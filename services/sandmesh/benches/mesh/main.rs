@@ -52,6 +52,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_sandmesh");
 /// Starts an interpreter for each execution instead of keeping one warm.
 const FRESH: (&str, &str) = ("SANDMESH_AGENT__ISOLATION__INTERPRETERS", "fresh");
 
+/// Logs how long each writer of an execution waits for the database.
+const LOGGED: (&str, &str) = ("SANDMESH_MESH__LOG_FILTER", "warn,sandmesh_session::store::pen=trace");
+
 /// Measures executions and sessions against starting a process.
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -102,12 +105,13 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(!lines.is_empty(), "no line has `{}` in its name: see `--list`", settings.only);
     let machine = Machine::read(&settings);
     let (rounds, milliseconds) = Report::amount(settings.amount);
-    let mut bench = start(settings).await?;
+    let is_logged = lines.iter().any(|line| line.subjects().contains(&subject::RECORD));
+    let mut bench = start(settings, is_logged).await?;
     let measured = measure(&bench, &lines).await;
     let machine = machine.done(bench.cpu());
     bench.warm.server.stop()?;
-    if let Some(fresh) = &mut bench.fresh {
-        fresh.server.stop()?;
+    for other in bench.fresh.iter_mut().chain(&mut bench.logged) {
+        other.server.stop()?;
     }
     let (measured, idle) = measured?;
     let results = Results { rounds: &measured, idle: idle.as_ref() };
@@ -126,18 +130,19 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(settings: Settings) -> anyhow::Result<Bench> {
+async fn start(settings: Settings, is_logged: bool) -> anyhow::Result<Bench> {
     // As much output is kept as is streamed.
     let output = format!("{}MiB", settings.amount.stream_mib);
     let keep = [("SANDMESH_AGENT__MAX_OUTPUT", &*output), ("SANDMESH_SESSION__MAX_OUTPUT", &*output)];
     let warm = Stack::connect(Server::start(&settings.program, &keep).await?).await?;
-    let fresh = if settings.with_fresh {
-        let server = Server::start(&settings.program, &[FRESH]).await?;
-        Some(Stack::connect(server).await?)
-    } else {
-        None
-    };
-    Ok(Bench { settings, warm, fresh })
+    let mut others = [(settings.with_fresh, FRESH, None), (is_logged, LOGGED, None)];
+    for (is_wanted, setting, stack) in &mut others {
+        if *is_wanted {
+            *stack = Some(Stack::connect(Server::start(&settings.program, &[*setting]).await?).await?);
+        }
+    }
+    let [(_, _, fresh), (_, _, logged)] = others;
+    Ok(Bench { settings, warm, fresh, logged })
 }
 
 /// Measures what these lines are made of.

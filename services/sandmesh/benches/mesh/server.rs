@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
     net::TcpListener,
     ops::Range,
     path::{Path, PathBuf},
@@ -135,9 +136,30 @@ impl Server {
         bail!("the server is not healthy after {PATIENCE:?}:\n{}", self.log())
     }
 
+    /// How much is in its log.
+    pub(crate) fn log_length(&self) -> u64 {
+        fs::metadata(self.log_path()).map_or(0, |meta| meta.len())
+    }
+
+    /// What its log has from there on.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn log_since(&self, offset: u64) -> anyhow::Result<String> {
+        let mut log = File::open(self.log_path())?;
+        log.seek(SeekFrom::Start(offset))?;
+        let mut text = String::new();
+        log.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
     /// The end of its log.
     pub(crate) fn log(&self) -> String {
-        let text = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

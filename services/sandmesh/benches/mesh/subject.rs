@@ -71,6 +71,7 @@ pub(crate) const NOTHING: &str = "unary call, unix socket";
 pub(crate) const GET_DIRECT: &str = "GetSession, unix socket";
 pub(crate) const GET_GATEWAY: &str = "GetSession, gateway, gRPC";
 pub(crate) const GET_REST: &str = "GET /sessions/{id}, gateway, REST";
+pub(crate) const RECORD: &str = "insert and update of an execution";
 pub(crate) const ACCEPT: &str = "StartExecution, unix socket";
 
 impl Subject {
@@ -162,5 +163,6 @@ fn calls() -> Vec<Subject> {
         call(GET_GATEWAY, Work::GetSession(Door::Gateway)),
         call(GET_REST, Work::GetSession(Door::Rest)),
         call(ACCEPT, Work::Accept),
+        call(RECORD, Work::Record),
     ]
 }

@@ -48,6 +48,8 @@ pub(crate) enum On {
     Default,
     /// The one that starts an interpreter for each execution.
     Fresh,
+    /// The one that logs how long its writers wait.
+    Logged,
 }
 
 /// What is done.
@@ -59,6 +61,9 @@ pub(crate) enum Work {
     Execute(On, Language, Door),
     /// Have an execution accepted, which makes it durable; its end is waited for without being timed.
     Accept,
+    /// Run code through the gateway; what is timed is the writing of its record alone: the insert and the
+    /// update, as those who write them wait for them.
+    Record,
     /// Create a session and wait until it runs.
     CreateSession,
     /// Create a session, run code in it and wait for the result.
@@ -75,6 +80,7 @@ pub(crate) struct Bench {
     pub(crate) settings: Settings,
     pub(crate) warm: Stack,
     pub(crate) fresh: Option<Stack>,
+    pub(crate) logged: Option<Stack>,
 }
 
 /// What one piece of work took.
@@ -95,12 +101,13 @@ impl Bench {
         match on {
             On::Default => Ok(&self.warm),
             On::Fresh => self.fresh.as_ref().context("no server without warm interpreters was started"),
+            On::Logged => self.logged.as_ref().context("no server that logs what it writes was started"),
         }
     }
 
     /// The CPU time of all servers until now.
     pub(crate) fn cpu(&self) -> Duration {
-        let stacks = [Some(&self.warm), self.fresh.as_ref()];
+        let stacks = [Some(&self.warm), self.fresh.as_ref(), self.logged.as_ref()];
         stacks.into_iter().flatten().map(|stack| stack.server.group().cpu()).sum()
     }
 }
@@ -111,6 +118,7 @@ impl Work {
         match self {
             Self::Spawn(..) => None,
             Self::Execute(on, ..) => Some(on),
+            Self::Record => Some(On::Logged),
             _ => Some(On::Default),
         }
     }
@@ -128,6 +136,7 @@ impl Work {
                 execute(stack, &stack.sessions[session], language, door).await?
             }
             Self::Accept => accept(&bench.warm).await?,
+            Self::Record => record(bench.stack(On::Logged)?).await?,
             Self::CreateSession => create(&bench.warm, false).await?,
             Self::FirstResult => create(&bench.warm, true).await?,
             Self::Nothing => {
@@ -215,6 +224,20 @@ async fn execute_rest(stack: &Stack, session_id: &str, language: Language) -> an
     let right = execution["status"] == "completed" && execution["return_value"] == 42;
     ensure!(right, "the execution has another result: {execution}");
     Ok(())
+}
+
+/// How long an execution waited for its insert and its update, by the server's log.
+async fn record(stack: &Stack) -> anyhow::Result<Duration> {
+    let before = stack.server.log_length();
+    execute(stack, &stack.sessions[0], Language::Python, Door::Gateway).await?;
+    let log = stack.server.log_since(before)?;
+    let waits: Vec<u64> = log
+        .split("waited_us=")
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
+        .collect();
+    ensure!(waits.len() >= 2, "an insert and an update were expected in the log: {log}");
+    Ok(Duration::from_micros(waits.iter().sum()))
 }
 
 async fn accept(stack: &Stack) -> anyhow::Result<Duration> {

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use sandmesh_mesh::Tasks;
@@ -61,13 +62,16 @@ impl Pen {
         connection: &DatabaseConnection,
         statement: &impl StatementBuilder,
     ) -> Outcome {
+        let began = Instant::now();
         let statement = connection.get_database_backend().build(statement);
         let (done, outcome) = oneshot::channel();
         if let Some(hand) = self.desk.put((statement, done)) {
             let connection = connection.clone();
             self.tasks.spawn_detached("write executions", hand.write_all(connection));
         }
-        outcome.await.unwrap_or_else(|_| Err(lost()))
+        let outcome = outcome.await.unwrap_or_else(|_| Err(lost()));
+        tracing::trace!(waited_us = began.elapsed().as_micros(), "written");
+        outcome
     }
 }
 

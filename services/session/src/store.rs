@@ -7,6 +7,7 @@ mod column;
 pub(crate) mod execution;
 mod pen;
 pub(crate) mod session;
+mod writer;
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,7 @@ use sea_orm::{
 use sea_orm_migration::MigratorTrait;
 
 pub(crate) use self::column::Instant;
-use self::pen::Pen;
+use self::{pen::Pen, writer::Writer};
 use crate::{error::Error, migration::Migrator};
 
 /// Connections for reading.
@@ -40,7 +41,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The database of the session role. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    writer: DatabaseConnection,
+    writer: Writer,
     /// For the writes of executions.
     pen: Arc<Pen>,
     readers: DatabaseConnection,
@@ -71,7 +72,9 @@ impl Store {
         let writer = connect(url, 1).await.with_context(open)?;
         Migrator::up(&writer, None).await.with_context(|| format!("cannot migrate `{url}`"))?;
         let readers = connect(url, READERS).await.with_context(open)?;
-        Ok(Self { writer, pen: Arc::new(Pen::new(tasks)), readers, uses: Arc::default() })
+        let writer = Writer::new(writer);
+        let pen = Arc::new(Pen::new(tasks, writer.clone()));
+        Ok(Self { writer, pen, readers, uses: Arc::default() })
     }
 
     /// Moves what was written from the log of writes into the database, without holding up who reads or
@@ -81,18 +84,10 @@ impl Store {
         Ok(())
     }
 
-    /// How a transaction of the writer went. After one that failed the writer has a new connection.
-    async fn settled<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
-        if done.is_err() {
-            renew(&self.writer).await;
-        }
-        done
-    }
-
     /// Asks the database whether it answers, for reading and for writing.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
         self.readers.execute_unprepared("SELECT 1").await?;
-        self.writer.execute_unprepared("SELECT 1").await?;
+        self.writer.lock().await.execute_unprepared("SELECT 1").await?;
         Ok(())
     }
 }
@@ -104,6 +99,14 @@ async fn only<E: EntityTrait>(
     connection: &impl ConnectionTrait,
 ) -> Result<Option<E::Model>, Error> {
     Ok(select.all(connection).await?.pop())
+}
+
+/// How a transaction of the writer went. After one that failed the writer has a new connection.
+async fn settled<T>(writer: &DatabaseConnection, done: Result<T, Error>) -> Result<T, Error> {
+    if done.is_err() {
+        renew(writer).await;
+    }
+    done
 }
 
 /// Closes the connection, so that the next is a new one. The driver counts transactions by itself, and where

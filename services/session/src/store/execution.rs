@@ -195,7 +195,7 @@ impl Store {
         limit: u32,
     ) -> Result<Inserted, Error> {
         let insert = insert(execution, session, limit);
-        let refused = match self.pen.write(&self.writer, &insert).await {
+        let refused = match self.pen.write(&insert).await {
             Ok(1) => {
                 self.used(&session.id, execution.created_at.utc());
                 return Ok(Inserted::New);
@@ -264,7 +264,7 @@ impl Store {
     pub(crate) async fn execution_started(&self, id: &str, started_at: DateTime<Utc>) -> Result<bool, Error> {
         let change = ActiveModel { started_at: Set(Some(started_at.into())), ..Default::default() };
         let Some(update) = moved(id, ExecutionEvent::Started, change) else { return Ok(false) };
-        Ok(self.pen.write(&self.writer, &update.into_query()).await? == 1)
+        Ok(self.pen.write(&update.into_query()).await? == 1)
     }
 
     /// Ends an execution and notes that its session was used. False when it had ended before: the first
@@ -281,7 +281,7 @@ impl Store {
         let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
-        Ok(self.pen.write(&self.writer, &update.into_query()).await? == 1)
+        Ok(self.pen.write(&update.into_query()).await? == 1)
     }
 
     /// How many executions of a session have not ended.

@@ -12,11 +12,13 @@ use std::{
 
 use sandmesh_mesh::Tasks;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, Statement, StatementBuilder, TransactionTrait,
+    DbBackend, DbErr, RuntimeErr, Statement, StatementBuilder, Values,
+    sqlx::{self, AssertSqlSafe, Connection as _, SqliteConnection},
 };
+use sea_query_sqlx::SqlxValues;
 use tokio::sync::oneshot;
 
-use super::{renew, session::is_taken};
+use super::{session::is_taken, writer::Writer};
 
 /// The most statements in one transaction: a long one makes those wait that come after it.
 const TOGETHER: usize = 64;
@@ -27,6 +29,7 @@ type Outcome = Result<u64, DbErr>;
 /// The pen.
 pub(super) struct Pen {
     tasks: Tasks,
+    writer: Writer,
     desk: Arc<Desk>,
 }
 
@@ -51,23 +54,18 @@ impl fmt::Debug for Pen {
 }
 
 impl Pen {
-    pub(super) fn new(tasks: Tasks) -> Self {
-        Self { tasks, desk: Arc::default() }
+    pub(super) fn new(tasks: Tasks, writer: Writer) -> Self {
+        Self { tasks, writer, desk: Arc::default() }
     }
 
     /// Writes a statement; it is durable when this returns. Returns how many rows it changed. It is written
     /// also when the caller goes away.
-    pub(super) async fn write(
-        &self,
-        connection: &DatabaseConnection,
-        statement: &impl StatementBuilder,
-    ) -> Outcome {
+    pub(super) async fn write(&self, statement: &impl StatementBuilder) -> Outcome {
         let began = Instant::now();
-        let statement = connection.get_database_backend().build(statement);
+        let statement = DbBackend::Sqlite.build(statement);
         let (done, outcome) = oneshot::channel();
         if let Some(hand) = self.desk.put((statement, done)) {
-            let connection = connection.clone();
-            self.tasks.spawn_detached("write executions", hand.write_all(connection));
+            self.tasks.spawn_detached("write executions", hand.write_all(self.writer.clone()));
         }
         let outcome = outcome.await.unwrap_or_else(|_| Err(lost()));
         tracing::trace!(waited_us = began.elapsed().as_micros(), "written");
@@ -96,13 +94,13 @@ struct Hand {
 }
 
 impl Hand {
-    async fn write_all(mut self, connection: DatabaseConnection) {
+    async fn write_all(mut self, writer: Writer) {
         loop {
             let jobs = self.take();
             if jobs.is_empty() {
                 return;
             }
-            write(&connection, jobs).await;
+            write(&writer, jobs).await;
         }
     }
 
@@ -132,13 +130,9 @@ fn lost() -> DbErr {
 }
 
 /// Writes jobs, and tells each how it went once that is durable.
-async fn write(connection: &DatabaseConnection, jobs: Vec<Job>) {
+async fn write(writer: &Writer, jobs: Vec<Job>) {
     let (statements, told): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
-    let outcomes = match statements.len() {
-        1 => alone(connection, statements).await,
-        _ => together(connection, statements).await,
-    };
-    let outcomes = outcomes.unwrap_or_else(|error| {
+    let outcomes = written(writer, statements).await.unwrap_or_else(|error| {
         // Of the same kind for all: one that is a reason to try again is for each.
         told.iter().map(|_| Err(error.clone())).collect()
     });
@@ -148,46 +142,49 @@ async fn write(connection: &DatabaseConnection, jobs: Vec<Job>) {
     }
 }
 
-/// Executes each statement by itself.
-async fn alone(connection: &DatabaseConnection, statements: Vec<Statement>) -> Result<Vec<Outcome>, DbErr> {
-    let mut outcomes = Vec::with_capacity(statements.len());
-    for statement in statements {
-        let outcome = connection.execute_raw(statement).await;
-        outcomes.push(outcome.map(|done| done.rows_affected()));
+async fn written(writer: &Writer, mut statements: Vec<Statement>) -> Result<Vec<Outcome>, DbErr> {
+    let (turn, mut connection) = writer.take().await?;
+    let outcomes = match (statements.pop(), statements.is_empty()) {
+        (Some(statement), true) => Ok(vec![execute(&mut connection, statement).await]),
+        (last, _) => together(&mut connection, statements.into_iter().chain(last)).await,
+    };
+    match outcomes {
+        Ok(_) => turn.put_back(connection),
+        // The driver counts transactions by itself: see `renew`. Where closing fails, it is not used again either.
+        Err(_) => drop(connection.close().await),
     }
-    Ok(outcomes)
+    outcomes
 }
 
 /// Executes statements in one transaction, or none of them. One whose key is taken leaves the others as
 /// they are.
 async fn together(
-    connection: &DatabaseConnection,
-    statements: Vec<Statement>,
+    connection: &mut SqliteConnection,
+    statements: impl Iterator<Item = Statement>,
 ) -> Result<Vec<Outcome>, DbErr> {
-    let transaction = connection.begin().await?;
-    let written = async {
-        let mut outcomes = Vec::with_capacity(statements.len());
-        for statement in statements {
-            match transaction.execute_raw(statement).await {
-                // SQLite may have ended the transaction: what came after this would be written for good,
-                // whatever its writer is told.
-                Err(error) if !is_taken(&error) => return Err(error),
-                outcome => outcomes.push(outcome.map(|done| done.rows_affected())),
-            }
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    let mut outcomes = Vec::new();
+    for statement in statements {
+        match execute(&mut transaction, statement).await {
+            // SQLite may have ended the transaction: what came after this would be written for good,
+            // whatever its writer is told.
+            Err(error) if !is_taken(&error) => return Err(error),
+            outcome => outcomes.push(outcome),
         }
-        Ok(outcomes)
-    };
-    let written = match written.await {
-        Ok(outcomes) => transaction.commit().await.map(|()| outcomes),
-        Err(error) => {
-            drop(transaction);
-            Err(error)
-        }
-    };
-    if written.is_err() {
-        renew(connection).await;
     }
-    written
+    transaction.commit().await.map_err(failed)?;
+    Ok(outcomes)
+}
+
+async fn execute(connection: &mut SqliteConnection, statement: Statement) -> Outcome {
+    let values = SqlxValues(statement.values.unwrap_or_else(|| Values(Vec::new())));
+    // Its text has no value in it: they are bound.
+    let query = sqlx::query_with(AssertSqlSafe(statement.sql), values);
+    query.execute(connection).await.map(|done| done.rows_affected()).map_err(failed)
+}
+
+fn failed(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
 }
 
 #[cfg(test)]

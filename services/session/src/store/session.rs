@@ -10,7 +10,7 @@ use sea_orm::{
     sea_query::{Condition, ExprTrait, Query},
 };
 
-use super::{Instant, Page, Position, Store, execution, only};
+use super::{Instant, Page, Position, Store, execution, only, settled};
 use crate::{
     error::Error,
     lifecycle::{ExecutionState, SessionEvent, SessionState, session_sources},
@@ -136,7 +136,8 @@ impl Store {
     /// Adds a session, unless its request or its id was there before or `quota` sessions are live.
     pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
         // What others read and write must not wait for what is only needed when it is refused.
-        let transaction = self.writer.begin().await?;
+        let writer = self.writer.lock().await;
+        let transaction = writer.begin().await?;
         let inserted = async {
             let inserted = insert(&transaction, session.clone(), quota).await?;
             match inserted {
@@ -145,7 +146,9 @@ impl Store {
             }
             Ok(inserted)
         };
-        match self.settled(inserted.await).await? {
+        let inserted = settled(&writer, inserted.await).await?;
+        drop(writer);
+        match inserted {
             Inserted::New => Ok(Inserted::New),
             refused => Ok(self.session_before(&session).await?.unwrap_or(refused)),
         }
@@ -201,7 +204,7 @@ impl Store {
         if !made.language_runtime.is_empty() {
             change.language_runtime = Set(made.language_runtime);
         }
-        move_session(&self.writer, session, SessionEvent::SandboxReady, change, now).await
+        move_session(&*self.writer.lock().await, session, SessionEvent::SandboxReady, change, now).await
     }
 
     /// Ends a session. False when the session had moved on.
@@ -212,7 +215,7 @@ impl Store {
         reason: &str,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
-        move_session(&self.writer, session, event, end(reason, now), now).await
+        move_session(&*self.writer.lock().await, session, event, end(reason, now), now).await
     }
 
     /// Forgets a session that never had a sandbox, as if it had not been asked for. False when it moved on,
@@ -223,7 +226,7 @@ impl Store {
             .filter(Column::Id.eq(id))
             .filter(Column::State.eq(SessionState::Creating))
             .filter(Column::Id.not_in_subquery(waiting));
-        Ok(delete.exec(&self.writer).await?.rows_affected == 1)
+        Ok(delete.exec(&*self.writer.lock().await).await?.rows_affected == 1)
     }
 
     /// Hides a session from now on, and ends it if it has not ended, both at once: nothing hidden is left
@@ -242,7 +245,8 @@ impl Store {
         };
         let update =
             Entity::update_many().set(change).filter(this(session)).filter(Column::DeletedAt.is_null());
-        let transaction = self.writer.begin().await?;
+        let writer = self.writer.lock().await;
+        let transaction = writer.begin().await?;
         let deleted = async {
             let deleted = update.exec(&transaction).await?.rows_affected == 1;
             if deleted {
@@ -251,13 +255,13 @@ impl Store {
             transaction.commit().await?;
             Ok(deleted)
         };
-        self.settled(deleted.await).await
+        settled(&writer, deleted.await).await
     }
 
     /// Notes that nothing of an ended session is left on any node.
     pub(crate) async fn sandbox_removed(&self, session: &Model) -> Result<(), Error> {
         let change = ActiveModel { sandbox_removed: Set(true), ..Default::default() };
-        Entity::update_many().set(change).filter(this(session)).exec(&self.writer).await?;
+        Entity::update_many().set(change).filter(this(session)).exec(&*self.writer.lock().await).await?;
         Ok(())
     }
 
@@ -265,7 +269,7 @@ impl Store {
     /// delete before. One that was made since with the same id stays.
     pub(crate) async fn purge_session(&self, session: &Model) -> Result<(), Error> {
         let gone = Condition::all().add(this(session)).add(Column::SandboxRemoved.eq(true));
-        Entity::delete_many().filter(gone).exec(&self.writer).await?;
+        Entity::delete_many().filter(gone).exec(&*self.writer.lock().await).await?;
         Ok(())
     }
 
@@ -342,7 +346,8 @@ impl Store {
         if uses.is_empty() {
             return Ok(());
         }
-        let transaction = self.writer.begin().await?;
+        let writer = self.writer.lock().await;
+        let transaction = writer.begin().await?;
         let written = async {
             for (id, at) in &uses {
                 let used = ActiveModel {
@@ -355,7 +360,8 @@ impl Store {
             }
             Ok(transaction.commit().await?)
         };
-        self.settled(written.await).await?;
+        settled(&writer, written.await).await?;
+        drop(writer);
         let mut noted = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         noted.retain(|id, at| uses.get(id) != Some(at));
         Ok(())

@@ -94,7 +94,7 @@ fn execution(id: &str, session_id: &str) -> execution::Model {
 
 async fn pragma(store: &Store, name: &str) -> String {
     let statement = Statement::from_string(store.readers.get_database_backend(), format!("PRAGMA {name}"));
-    let row = store.writer.query_one_raw(statement).await.unwrap().unwrap();
+    let row = store.writer.lock().await.query_one_raw(statement).await.unwrap().unwrap();
     row.try_get_by_index::<String>(0)
         .or_else(|_| row.try_get_by_index::<i32>(0).map(|n| n.to_string()))
         .unwrap()
@@ -298,7 +298,8 @@ async fn a_writer_that_goes_away_takes_no_other_write_with_it() {
     store.insert_session(session("s"), 9).await.unwrap();
     let row = execution("e", "s");
     store.insert_execution(&row, &session("s"), 9).await.unwrap();
-    let held = store.writer.begin().await.unwrap();
+    let writer = store.writer.lock().await;
+    let held = writer.begin().await.unwrap();
     let (innocent, owner, ending) = (execution("f", "s"), session("s"), Ending::default());
     let mut first = Box::pin(store.execution_started("e", now()));
     let mut second = Box::pin(store.end_execution(&row, ExecutionEvent::Cancelled, &ending, now()));
@@ -308,7 +309,7 @@ async fn a_writer_that_goes_away_takes_no_other_write_with_it() {
     drop(first);
     // Where it wrote for others, it has theirs by now.
     assert!(futures::poll!(&mut second).is_pending());
-    drop((second, held));
+    drop((second, held, writer));
     assert!(matches!(third.await.unwrap(), execution::Inserted::New));
     assert_eq!(store.execution("e").await.unwrap().unwrap().state, ExecutionState::Cancelled);
 }
@@ -319,7 +320,7 @@ async fn fail_inserts_of(store: &Store, id: &str) {
         "CREATE TRIGGER full BEFORE INSERT ON executions WHEN NEW.id = '{id}'
          BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END"
     );
-    store.writer.execute_unprepared(&trigger).await.unwrap();
+    store.writer.lock().await.execute_unprepared(&trigger).await.unwrap();
 }
 
 #[tokio::test]
@@ -360,7 +361,7 @@ async fn what_is_written_after_a_session_that_could_not_be_is_durable() {
     store.insert_session(session("s"), 1).await.unwrap();
     let full = "CREATE TRIGGER full BEFORE INSERT ON sessions WHEN NEW.id = 'full'
          BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END";
-    store.writer.execute_unprepared(full).await.unwrap();
+    store.writer.lock().await.execute_unprepared(full).await.unwrap();
     store.insert_session(session("full"), 9).await.unwrap_err();
     store.insert_session(session("refused"), 1).await.unwrap();
     store.insert_execution(&execution("last", "s"), &session("s"), 50).await.unwrap();
@@ -383,7 +384,7 @@ async fn told_to_try_again(store: &Store) -> usize {
 async fn while_another_process_has_the_database_every_writer_is_told_to_try_again() {
     let (store, directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.writer.execute_unprepared("PRAGMA busy_timeout = 0").await.unwrap();
+    store.writer.lock().await.execute_unprepared("PRAGMA busy_timeout = 0").await.unwrap();
     let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
     let other = sea_orm::Database::connect(url).await.unwrap();
     let held = other.begin().await.unwrap();
@@ -395,6 +396,6 @@ async fn while_another_process_has_the_database_every_writer_is_told_to_try_agai
 async fn without_a_connection_every_writer_is_told_to_try_again() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.writer.clone().close().await.unwrap();
+    store.writer.lock().await.clone().close().await.unwrap();
     assert_eq!(told_to_try_again(&store).await, 4);
 }

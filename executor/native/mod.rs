@@ -13,6 +13,7 @@
 #![allow(unsafe_code, reason = "system calls without a C library")]
 
 pub(crate) mod birth;
+pub(crate) mod keeper;
 pub(crate) mod nest;
 pub(crate) mod parent;
 pub(crate) mod sys;

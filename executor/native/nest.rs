@@ -6,6 +6,7 @@
 use core::ffi::CStr;
 
 use super::{
+    keeper,
     parent::tell,
     sys::{self, Disposition, Errno, Fd, OnExec, Patience},
     wire::{
@@ -69,9 +70,15 @@ impl Nest {
         };
         let mut init = Init { main, owns_namespace, listening: true };
         let status = init.watch(children);
+        if settings.has_keeper() && init.has_only_the_keeper() {
+            // It runs nothing of the user's, and its end is what takes long.
+            report(status);
+            init.end_the_rest();
+            sys::exit(0)
+        }
         init.end_the_rest();
         self.send_result_file();
-        let _ = sys::write(CONTROL, &Report::Exited { status, usage: sys::usage_of_children() }.encode());
+        report(status);
         sys::exit(0)
     }
 
@@ -119,10 +126,15 @@ impl Nest {
         apply_limits(settings).map_err(at(Stage::Limits))?;
         drop_privileges().map_err(at(Stage::Privileges))?;
         self.arrange(settings.keeps_result).map_err(at(Stage::Descriptors))?;
-        if settings.user_filter().is_empty() {
-            return Ok(());
+        if !settings.user_filter().is_empty() {
+            sys::filter(settings.user_filter()).map_err(at(Stage::Filter))?;
         }
-        sys::filter(settings.user_filter()).map_err(at(Stage::Filter))
+        // After all that limits what the user's code may do: it could make the keeper do it.
+        if settings.has_keeper() {
+            // Where there may be no other process, the end takes as long as it takes.
+            let _ = keeper::employ();
+        }
+        sys::block_signals(false).map_err(at(Stage::Descriptors))
     }
 
     /// The standard streams, the result, the request and the start, and nothing else. The init made
@@ -142,9 +154,13 @@ impl Nest {
             sys::dup_to(self.fd(which), number, on_exec)?;
         }
         self.fds[Fds::Start as usize] = START_FD;
-        sys::close_from(START_FD + 1)?;
-        sys::block_signals(false)
+        sys::close_from(START_FD + 1)
     }
+}
+
+/// Tells how the user's process ended, and what it and all others that were reaped used.
+fn report(status: i32) {
+    let _ = sys::write(CONTROL, &Report::Exited { status, usage: sys::usage_of_children() }.encode());
 }
 
 /// The init's own numbers.
@@ -228,6 +244,9 @@ fn drop_privileges() -> Result<(), Errno> {
     sys::prctl(PR_SET_DUMPABLE, 1, 0).map(drop)
 }
 
+/// The children of an init, each number with a space behind it.
+const CHILDREN: &CStr = c"/proc/thread-self/children";
+
 /// What the init is about.
 struct Init {
     main: i32,
@@ -299,6 +318,21 @@ impl Init {
         }
     }
 
+    /// Whether nothing is left but the keeper of the main process's memory.
+    fn has_only_the_keeper(&self) -> bool {
+        let mut text = [0; 16];
+        match sys::wait(Patience::Look) {
+            Ok((0, _)) => {}
+            answer => return answer.is_err(),
+        }
+        let count = sys::open_to_read(CHILDREN).and_then(|file| {
+            let count = sys::read(file, &mut text);
+            sys::close(file);
+            count
+        });
+        count.is_ok_and(|count| text[..count] == keeper::IN_A_LIST)
+    }
+
     /// Kills and reaps what the main process left behind.
     fn end_the_rest(&self) {
         loop {
@@ -318,7 +352,6 @@ impl Init {
             return sys::kill(-1, SIGKILL);
         }
         // Orphans become our children, so killing generation after generation reaches all of them.
-        const CHILDREN: &CStr = c"/proc/thread-self/children";
         let mut text = [0; 4096];
         let Ok(file) = sys::open_to_read(CHILDREN) else { return };
         let count = sys::read(file, &mut text).unwrap_or(0);

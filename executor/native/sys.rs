@@ -17,7 +17,7 @@ pub(crate) type Errno = i32;
 
 /// Numbers that differ between the processors.
 #[cfg(target_arch = "x86_64")]
-mod number {
+pub(super) mod number {
     pub(super) const READ: usize = 0;
     pub(super) const WRITE: usize = 1;
     pub(super) const CLOSE: usize = 3;
@@ -25,16 +25,18 @@ mod number {
     pub(super) const SIGACTION: usize = 13;
     pub(super) const SIGPROCMASK: usize = 14;
     pub(super) const RECVMSG: usize = 47;
-    pub(super) const EXIT_GROUP: usize = 231;
+    pub(in super::super) const EXIT_GROUP: usize = 231;
     pub(super) const WAIT4: usize = 61;
     pub(super) const KILL: usize = 62;
     pub(super) const FCNTL: usize = 72;
     pub(super) const UMASK: usize = 95;
     pub(super) const GETRUSAGE: usize = 98;
+    pub(in super::super) const CLONE: usize = 56;
+    pub(super) const SET_TID_ADDRESS: usize = 218;
     pub(super) const SETSID: usize = 112;
     pub(super) const CAPSET: usize = 126;
     pub(super) const PRCTL: usize = 157;
-    pub(super) const FUTEX: usize = 202;
+    pub(in super::super) const FUTEX: usize = 202;
     pub(super) const MOUNT: usize = 165;
     pub(super) const OPENAT: usize = 257;
     pub(super) const PPOLL: usize = 271;
@@ -46,7 +48,7 @@ mod number {
 }
 
 #[cfg(target_arch = "aarch64")]
-mod number {
+pub(super) mod number {
     pub(super) const DUP3: usize = 24;
     pub(super) const FCNTL: usize = 25;
     pub(super) const MOUNT: usize = 40;
@@ -57,11 +59,13 @@ mod number {
     pub(super) const PPOLL: usize = 73;
     pub(super) const SIGNALFD4: usize = 74;
     pub(super) const CAPSET: usize = 91;
-    pub(super) const FUTEX: usize = 98;
-    pub(super) const EXIT_GROUP: usize = 94;
+    pub(in super::super) const FUTEX: usize = 98;
+    pub(in super::super) const EXIT_GROUP: usize = 94;
     pub(super) const KILL: usize = 129;
     pub(super) const SIGACTION: usize = 134;
     pub(super) const SIGPROCMASK: usize = 135;
+    pub(in super::super) const CLONE: usize = 220;
+    pub(super) const SET_TID_ADDRESS: usize = 96;
     pub(super) const SETSID: usize = 157;
     pub(super) const GETRUSAGE: usize = 165;
     pub(super) const UMASK: usize = 166;
@@ -74,7 +78,7 @@ mod number {
     pub(super) const RSEQ: usize = 293;
 }
 
-const CLOSE_RANGE: usize = 436;
+pub(super) const CLOSE_RANGE: usize = 436;
 
 /// Six arguments are enough for every call.
 ///
@@ -297,6 +301,13 @@ pub(crate) fn set_and_wake(word: &AtomicI32, value: i32) {
     word.store(value, Ordering::Release);
     // SAFETY: the word is alive.
     let _ = unsafe { call(number::FUTEX, [word.as_ptr() as usize, FUTEX_WAKE, 1, 0, 0, 0]) };
+}
+
+/// Has the kernel clear this word, and wake who waits for that, when this process leaves its memory and
+/// another shares it.
+pub(crate) fn clear_when_left(word: &'static AtomicI32) {
+    // It cannot fail.
+    let _ = plain(number::SET_TID_ADDRESS, [word.as_ptr() as usize, 0, 0, 0, 0, 0]);
 }
 
 pub(crate) fn exit(code: i32) -> ! {

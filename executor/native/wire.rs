@@ -90,6 +90,12 @@ impl Settings {
         self.user_filter.1 == count
     }
 
+    /// Whether the user's process has a [keeper](super::keeper): one that goes on in the memory of its parent,
+    /// as a copy, in a nest where its numbers are known.
+    pub(crate) fn has_keeper(&self) -> bool {
+        self.keeps_result && self.namespaces != 0
+    }
+
     pub(crate) fn tmpfs(&self) -> &[u8] {
         self.bytes.get(self.tmpfs.0..self.tmpfs.1).unwrap_or_default()
     }

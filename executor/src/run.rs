@@ -1,7 +1,6 @@
 //! The run of one execution: wait for a slot, prepare, start, pump, stop in time, take apart, tell.
 
 use std::{
-    future::pending,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -14,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::unix::{OwnedWriteHalf, pipe},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -26,10 +25,10 @@ use crate::{
     outcome::{Ended, Measured},
     replay::ReplayLog,
     request::{Program, Start},
-    runner::{MAX_RESULT_BYTES, Runner, farewell},
+    runner::{MAX_RESULT_BYTES, Runner},
     status::Failure,
     stdin::Opening,
-    supervise::{Exit, Life, supervise},
+    supervise::supervise,
     warm::Warm,
 };
 
@@ -37,8 +36,8 @@ use crate::{
 /// streams to another execution.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// How long a process that said that it was done may take to end.
-const LEAVING: Duration = Duration::from_millis(10);
+/// How long an init may take to end by itself after its report.
+const LEAVING: Duration = Duration::from_millis(100);
 
 /// How long a control group may take to become empty.
 const DISMANTLE: Duration = Duration::from_secs(10);
@@ -67,10 +66,12 @@ impl Run {
         let (execution, warm) = (Arc::clone(&self.execution), Arc::clone(&self.warm));
         let ran = AssertUnwindSafe(self.attempt()).catch_unwind().await;
         let (outcome, remains) = ran.unwrap_or_else(|_| (panicked(&execution), None));
+        let leaving = remains.is_some().then(|| warm.leave());
         let control = execution.set_outcome(outcome);
         if let Some(remains) = remains {
             remains.clear(control, &execution).await;
         }
+        drop(leaving);
         warm.replenish_soon();
     }
 
@@ -101,10 +102,7 @@ impl Run {
         };
         drop(place);
         match lived {
-            Ok((ended, process)) => {
-                let is_over = ended.life.is_over;
-                (ended.into_frame(), Some(Remains { process, is_over, _slot: slot.ok() }))
-            }
+            Ok((ended, process)) => (ended.into_frame(), Some(Remains { process, _slot: slot.ok() })),
             Err(failure) => (Frame::Failed(failure.into()), None),
         }
     }
@@ -113,8 +111,6 @@ impl Run {
 /// What is left of a run whose outcome is known.
 struct Remains {
     process: Process,
-    /// Its processes are gone.
-    is_over: bool,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -122,10 +118,7 @@ impl Remains {
     /// Waits until nothing is left, killing what does not end by itself.
     async fn clear(mut self, control: Option<Control>, execution: &Execution) {
         clock::let_others_go_first().await;
-        if !self.is_over {
-            // It said that it was done, and is on its way out.
-            drop(timeout(LEAVING, self.process.all_gone()).await);
-        }
+        drop(timeout(LEAVING, self.process.all_gone()).await);
         // Without it, the init kills all that is left.
         drop(control);
         dismantle(self.process, execution).await;
@@ -157,17 +150,8 @@ async fn live<'a>(
         let pump = |pipe, log| pump(pipe, log, over.subscribe());
         tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
     };
-    let (done, farewell) = oneshot::channel();
-    let done = runner.says_farewell().then_some(done);
-    let farewell = async {
-        match farewell.await {
-            Ok(exit) => exit,
-            // It ends without one.
-            Err(_) => pending().await,
-        }
-    };
-    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result, done)).1 };
-    let life = supervise(&mut process, announce, start.timeout, farewell);
+    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result)).1 };
+    let life = supervise(&mut process, announce, start.timeout);
     let (life, raw_result) = all(life, output, asked_and_returned, &over).await;
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
     Ok((Ended { life, measured, returned: runner.read_result(raw_result), execution }, process))
@@ -269,18 +253,16 @@ async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
 }
 
 /// Waits for the life of the process, and then a little for the rest of its output and for its result:
-/// each for itself, so that an output that somebody holds open costs no result. What said that it was done
-/// has written all of its output.
-async fn all(
-    life: impl Future<Output = Life>,
+/// each for itself, so that an output that somebody holds open costs no result.
+async fn all<L>(
+    life: impl Future<Output = L>,
     output: impl Future<Output = ()>,
     result: impl Future<Output = Vec<u8>>,
     over: &watch::Sender<Option<Instant>>,
-) -> (Life, Vec<u8>) {
+) -> (L, Vec<u8>) {
     let life = async {
         let life = life.await;
-        let drain = if life.is_over { DRAIN } else { Duration::ZERO };
-        over.send_replace(Some(Instant::now() + drain));
+        over.send_replace(Some(Instant::now() + DRAIN));
         life
     };
     let result = async {
@@ -334,23 +316,14 @@ async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Re
     }
 }
 
-/// Reads all of the result, and keeps one byte more than it may have, so that too much shows. Where
-/// somebody wants to know that the process is done, a farewell ends it.
-async fn collect(pipe: Option<pipe::Receiver>, mut done: Option<oneshot::Sender<Exit>>) -> Vec<u8> {
-    let mut result = Vec::with_capacity(1 << 10);
-    let Some(pipe) = pipe else { return result };
-    let mut kept = pipe.take(MAX_RESULT_BYTES + 2);
-    while let Ok(1..) = kept.read_buf(&mut result).await {
-        if done.is_some()
-            && let Some((length, exit)) = farewell::at_end(&result)
-        {
-            result.truncate(length);
-            let _ = done.take().map(|done| done.send(exit));
-            return result;
-        }
+/// Reads all of the result, and keeps one byte more than it may have, so that too much shows.
+async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
+    let mut result = Vec::new();
+    if let Some(mut pipe) = pipe {
+        let _ = (&mut pipe).take(MAX_RESULT_BYTES + 2).read_to_end(&mut result).await;
+        // Whoever writes more must not block on it.
+        let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
     }
-    // Whoever writes more must not block on it.
-    let _ = tokio::io::copy(&mut kept.into_inner(), &mut tokio::io::sink()).await;
     result
 }
 

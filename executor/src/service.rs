@@ -188,7 +188,7 @@ impl Service {
 
     /// How many executions run.
     pub(crate) fn running(&self) -> usize {
-        self.capacity.max_executions - self.slots.available_permits()
+        self.warm.running()
     }
 
     /// Stops every execution that has not ended.

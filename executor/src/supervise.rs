@@ -1,8 +1,6 @@
 //! Watching over one execution's processes from their start to their end: reports, deadline, killing.
 
-use std::{
-    future::Future, os::unix::process::ExitStatusExt as _, pin::pin, process::ExitStatus, time::Duration,
-};
+use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -33,10 +31,8 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Life {
     /// Set once the user's process ran.
     pub(crate) started: Option<StartedAt>,
-    /// How the user's process ended: by its reaper's word, or by its own that it was done.
+    /// How the user's process ended: by its reaper's word.
     pub(crate) exited: Option<Exit>,
-    /// Whether its processes are known to be gone. Those of one that said that it was done are not yet.
-    pub(crate) is_over: bool,
     /// Why it was not started.
     pub(crate) failed: Option<Failure>,
     /// Why it was stopped from outside, if it was.
@@ -90,34 +86,18 @@ enum Phase {
     Killed,
 }
 
-/// Watches until everything is gone (or does not die of being killed), or the user's process says that it
-/// is done and how it will end: what that takes is not the caller's to wait for.
-pub(crate) async fn supervise(
-    process: &mut Process,
-    announce: &Announce<'_>,
-    limit: Duration,
-    farewell: impl Future<Output = Exit>,
-) -> Life {
-    let mut farewell = pin!(farewell);
+/// Watches until everything is gone (or does not die of being killed).
+pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, limit: Duration) -> Life {
     let mut life = Life::new();
     let mut start = Words::new();
     let mut reports = Words::new();
     let (mut phase, mut until) = (Phase::Starting, Instant::now() + START_PATIENCE);
-    let mut is_leaving = false;
     loop {
         select! {
             biased;
             () = start.all(process.start.as_mut()), if !start.ended => {
                 if life.note_start(&start, process, announce) && phase == Phase::Starting {
                     (phase, until) = (Phase::Running, start.began + limit);
-                }
-            }
-            exit = &mut farewell, if !is_leaving => {
-                is_leaving = true;
-                // The others end with it; nothing of the user's runs when its caller knows.
-                if process.is_alone() {
-                    (life.exited, life.is_over) = (Some(exit), false);
-                    break;
                 }
             }
             () = reports.next(&mut process.reports) => if life.note_report(&mut reports, announce) { break },
@@ -180,7 +160,6 @@ impl Life {
         Self {
             started: None,
             exited: None,
-            is_over: true,
             failed: None,
             stopped: None,
             ended: Instant::now(),

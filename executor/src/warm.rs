@@ -11,7 +11,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -57,6 +57,8 @@ pub(crate) struct Warm {
     sandbox: Arc<Sandbox>,
     slots: Arc<Semaphore>,
     max_executions: usize,
+    /// How many slots are held by what is left of executions that have ended.
+    leaving: AtomicUsize,
     python: tokio::sync::Mutex<Option<Arc<Parent>>>,
     program: tokio::sync::Mutex<Option<Arc<Parent>>>,
     /// By [`Kind`].
@@ -74,6 +76,16 @@ struct Stock {
     demand: Demand,
 }
 
+/// An execution that has ended, and of which something is left.
+#[derive(Debug)]
+pub(crate) struct Leaving<'a>(&'a Warm);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.leaving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 const KINDS: [Kind; 3] = [Kind::Python, Kind::Node, Kind::Program];
 
 fn host(kind: Kind) -> Host {
@@ -83,15 +95,16 @@ fn host(kind: Kind) -> Host {
     }
 }
 
-/// How many spares there are at most. One costs about 1 MiB, but a Node.js tens of them and a dozen threads:
-/// a small sandbox has better use for these.
+/// How many spares there are at most. One costs about 1 MiB and two processes, but a Node.js tens of them and
+/// a dozen threads: a small sandbox has better use for these.
 fn most(kind: Kind, limits: Limits) -> usize {
     const MANY_THREADS: u32 = 64;
     const MUCH_MEMORY: u64 = 256 << 20;
     let is_large = (limits.max_processes == 0 || limits.max_processes >= MANY_THREADS)
         && (limits.memory_bytes == 0 || limits.memory_bytes >= MUCH_MEMORY);
     match kind {
-        Kind::Python => 4,
+        Kind::Python if is_large => 4,
+        Kind::Python => 2,
         Kind::Program => 2,
         Kind::Node => usize::from(is_large),
     }
@@ -107,6 +120,7 @@ impl Warm {
     pub(crate) fn new(sandbox: Arc<Sandbox>, slots: Arc<Semaphore>) -> Self {
         Self {
             max_executions: slots.available_permits(),
+            leaving: AtomicUsize::new(0),
             sandbox,
             slots,
             python: tokio::sync::Mutex::default(),
@@ -184,7 +198,7 @@ impl Warm {
     }
 
     fn take_spare(&self, kind: Kind) -> Option<Process> {
-        let running = self.max_executions - self.slots.available_permits();
+        let running = self.running();
         let mut stock = self.stock(kind);
         stock.demand.note(running, Instant::now());
         while let Some(mut spare) = stock.spares.pop_front() {
@@ -328,6 +342,18 @@ impl Warm {
         // What it runs goes on; its spares are not taken any more. Its jail ends with the last of both.
         old.condemn();
         Ok(())
+    }
+
+    /// How many executions run.
+    pub(crate) fn running(&self) -> usize {
+        let held = self.max_executions - self.slots.available_permits();
+        held.saturating_sub(self.leaving.load(Ordering::Relaxed))
+    }
+
+    /// An execution has ended and still holds its slot, until the answer is dropped.
+    pub(crate) fn leave(&self) -> Leaving<'_> {
+        self.leaving.fetch_add(1, Ordering::Relaxed);
+        Leaving(self)
     }
 
     fn is_idle(&self) -> bool {

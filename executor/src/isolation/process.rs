@@ -138,14 +138,9 @@ impl Process {
         }
     }
 
-    /// Whether the user's process has no others; false where control groups do not tell.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.group.as_ref().is_some_and(|(group, _)| group.is_of_one())
-    }
-
-    /// Waits for the word of its init that everything else has ended, or for the init's end.
+    /// Waits for the end of its init, which is the last of its nest.
     pub(crate) async fn all_gone(&mut self) {
-        let _ = self.reports.read(&mut [0; REPORT_BYTES]).await;
+        while self.reports.read(&mut [0; REPORT_BYTES]).await.is_ok_and(|count| count > 0) {}
     }
 
     /// Kills everything of the user's in it, from outside.

@@ -154,11 +154,6 @@ impl RunGroup {
         (usage, hits)
     }
 
-    /// Whether there is one process in it and no more.
-    pub(crate) fn is_of_one(&self) -> bool {
-        self.meters.is_of_one()
-    }
-
     /// Kills everything in it, once.
     pub(crate) fn kill(&self) {
         self.group.kill();
@@ -226,13 +221,13 @@ mod tests {
     async fn what_is_left_in_a_group_is_seen_and_killed() {
         let Some(groups) = groups("left") else { return };
         let group = groups.take().unwrap();
-        assert!(group.meters.is_empty() && !group.is_of_one());
+        assert!(group.meters.is_empty());
         let mut left = std::process::Command::new("sleep").arg("20").spawn().unwrap();
         for door in group.doors.iter().chain(&groups.shared_doors) {
             (&*door).write_all(left.id().to_string().as_bytes()).unwrap();
         }
         // Right after it was empty.
-        assert!(!group.meters.is_empty() && group.is_of_one());
+        assert!(!group.meters.is_empty());
         let reaped = std::thread::spawn(move || left.wait().unwrap());
         assert!(groups.give_back(group, PATIENCE).await);
         assert_eq!(reaped.join().unwrap().signal(), Some(libc::SIGKILL));

@@ -3,7 +3,6 @@
 //! A [`Runner`] is a small thing: it tells the [`Kind`] of process it wants, and
 //! [`prepare`](Runner::prepare) writes the request that makes such a process run an execution.
 
-pub(crate) mod farewell;
 mod javascript;
 mod python;
 mod shell;
@@ -129,11 +128,6 @@ impl Runner {
             }
             (Self::Command, _, Program::Code { .. }) => Vec::new(),
         }
-    }
-
-    /// Whether its process says that it is done before it ends.
-    pub(crate) fn says_farewell(&self) -> bool {
-        matches!(self, Self::Python(_) | Self::JavaScript(_))
     }
 
     /// Reads what came over the result descriptor. User code may have written anything to it.

@@ -2,8 +2,7 @@
 //
 // Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: ten lines, then the
 // code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E"
-// and a JSON object with type, message and traceback; then the farewell, after which only the process ends.
-// The standard streams belong to the user's code.
+// and a JSON object with type, message and traceback. The standard streams belong to the user's code.
 'use strict';
 
 const fs = require('node:fs');
@@ -28,13 +27,9 @@ class UserError extends Error {
 
 let answered = false;
 
-function answer(tag, text) {
+function send(tag, text) {
   answered = true;
-  send(tag + text);
-}
-
-function send(text) {
-  let data = Buffer.from(text);
+  let data = Buffer.from(tag + text);
   while (data.length > 0) {
     try {
       data = data.subarray(fs.writeSync(RESULT, data));
@@ -187,50 +182,33 @@ function report(error) {
     process.stderr.write(`Uncaught ${message}\n`);
   }
   if (!answered) {
-    answer('E', JSON.stringify({ type, message: message.slice(0, 16384), traceback: traceback.slice(0, 65536) }));
+    send('E', JSON.stringify({ type, message: message.slice(0, 16384), traceback: traceback.slice(0, 65536) }));
   }
 }
 
-// The standard streams that were used: what is written to a pipe may have to wait for room in it, and to look
-// at one makes it.
-const streams = ['stdout', 'stderr'].map((name) => {
-  const property = Object.getOwnPropertyDescriptor(process, name);
-  const used = {};
-  Object.defineProperty(process, name, { ...property, get: () => (used.stream ??= property.get.call(process)) });
-  return used;
-});
-
-async function flush() {
-  for (const { stream } of streams) {
-    if (stream?.writableLength > 0) await new Promise((resolve) => stream.write('', resolve));
-  }
-}
-
-async function die(error) {
+function die(error) {
   report(error);
-  await flush();
   process.exit(1);
 }
 
-// Says how the process ends as the last that it does, and what it used. Where a script simply ends, it is not
-// called, and nothing is said.
-function sayFarewell() {
-  const reallyExit = process.reallyExit;
-  process.reallyExit = (status) => {
-    const { userCPUTime, systemCPUTime, maxRSS, fsRead, fsWrite } = process.resourceUsage();
-    const code = Number(status ?? process.exitCode ?? 0) & 0xff;
-    try {
-      send(`\x04${code} ${userCPUTime + systemCPUTime} ${maxRSS} ${fsRead} ${fsWrite}\n`);
-    } catch {
-      // The code closed it: its reaper tells how it ends.
+// What is written to the standard streams is written when that returns, as it is to files: an exit does not
+// wait for what is on its way.
+function writeAtOnce(name) {
+  const property = Object.getOwnPropertyDescriptor(process, name);
+  let stream;
+  const get = () => {
+    if (!stream) {
+      stream = property.get.call(process);
+      stream._handle?.setBlocking?.(true);
     }
-    reallyExit.call(process, status);
+    return stream;
   };
+  Object.defineProperty(process, name, { ...property, get });
 }
 
 async function main() {
   const { head, code, event } = readRequest();
-  sayFarewell();
+  ['stdout', 'stderr'].forEach(writeAtOnce);
   if (head.env) takeEnvironment(JSON.parse(head.env));
   process.argv = [process.argv[0], path.join(process.cwd(), 'main.js')];
   process.on('uncaughtException', die);
@@ -253,8 +231,7 @@ async function main() {
     report(new UserError('HandlerNotSettled', 'the promise of the handler was never settled'));
     process.exitCode = 1;
   });
-  answer('R', encode(await handler(JSON.parse(event), makeContext(head)), Number(head.resultBytes)));
-  await flush();
+  send('R', encode(await handler(JSON.parse(event), makeContext(head)), Number(head.resultBytes)));
   process.exit();
 }
 

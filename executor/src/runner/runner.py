@@ -2,19 +2,16 @@
 
 Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: ten lines, then the
 code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E" and
-a JSON object with type, message and traceback; then the farewell, after which only the process ends.
-The standard streams belong to the user's code.
+a JSON object with type, message and traceback. The standard streams belong to the user's code.
 
 With the argument "parent" it is warmed up once and then forked for each execution by the native
 library beside it; the parent itself never sees a request. What a child does costs most by the pages of
 memory that it is the first to write to (about 4 us each). So what can be done before the fork is done there.
 """
 
-import _thread
 import atexit
 import json
 import os
-import resource
 import sys
 import time
 
@@ -270,17 +267,12 @@ def run(head, code, event, began):
     return encode(call(handler, event, head, began), int(head.result_bytes))
 
 
-def finish(code, answer, is_main):
+def finish(code):
     """Ends as an interpreter does, but for taking itself apart piece by piece."""
     try:
-        threading = sys.modules.get("threading")
-        if threading or atexit._ncallbacks():
-            # Whatever these do, there was an answer.
-            send(answer)
-            answer = b""
-            if threading:
-                threading._shutdown()
-            atexit._run_exitfuncs()
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
     except SystemExit as stop:
         code = exit_code(stop)
     for stream in (sys.stdout, sys.stderr):
@@ -288,32 +280,7 @@ def finish(code, answer, is_main):
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
-    if is_main:
-        try:
-            # Threads that are left run on until the process ends, and that is not yet.
-            send(answer if _thread._count() else answer + farewell(code))
-        except OSError as error:  # the code closed it
-            code = code or 1
-            complain(f"the result cannot be told: {error}\n")
     os._exit(code)
-
-
-def complain(text):
-    try:
-        os.write(2, text.encode())
-    except OSError:
-        pass
-
-
-def farewell(code):
-    """How it ends, and what it and its children used."""
-    cpu = peak = read = written = 0
-    for used in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)):
-        cpu += used.ru_utime + used.ru_stime
-        peak = max(peak, used.ru_maxrss)
-        read += used.ru_inblock
-        written += used.ru_oublock
-    return b"\4%d %d %d %d %d\n" % (code, int(cpu * 1e6), peak, read, written)
 
 
 def become_child():
@@ -388,7 +355,6 @@ def warm_up():
     head, code, event = read_request(reader)
     take_environment(head)
     to_utf8(run(head, code, event, begin(head)))
-    farewell(0)
     del sys.modules[HANDLER]
     MODULES[HANDLER] = new_module(HANDLER)
 
@@ -434,8 +400,13 @@ def main(is_forked):
         answer = report(error, code)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     # What the code forked and comes by here, too, does not speak for all.
-    is_main = os.getpid() == pid
-    finish(status, answer if is_main else b"", is_main)
+    if os.getpid() == pid:
+        try:
+            send(answer)
+        except OSError as error:  # the code closed it
+            status = status or 1
+            sys.stderr.write(f"the result cannot be told: {error}\n")
+    finish(status)
 
 
 MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}

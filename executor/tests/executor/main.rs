@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test may")]
 
-mod farewell;
+mod ending;
 mod fuzz;
 mod input;
 mod isolation;

@@ -152,7 +152,7 @@ impl Daemon {
             {
                 let procs = || std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
                 let found: Vec<u32> = procs().lines().filter_map(|line| line.parse().ok()).collect();
-                if !matches!(found[..], [only] if is_spare(only)) {
+                if !matches!(found[..], [spare] | [spare, _] if is_spare(spare)) {
                     pids.extend(found);
                 }
             }

@@ -119,20 +119,10 @@ impl Meters {
 
     /// Whether no process is seen in it, without a look at groups below it. One that is gone is empty.
     pub(crate) fn is_empty(&self) -> bool {
-        if self.processes.file.is_some() { self.processes.read() == 0 } else { self.count_members() == 0 }
-    }
-
-    /// Whether there is one process in it and no more.
-    pub(crate) fn is_of_one(&self) -> bool {
-        // What is counted are threads, too.
-        self.processes.read() == 1 || self.count_members() == 1
-    }
-
-    /// How many processes there are, of the first few.
-    fn count_members(&self) -> usize {
-        let mut pids = [0; 64];
-        let read = File::open(&self.members).and_then(|file| file.read_at(&mut pids, 0));
-        pids[..read.unwrap_or(0)].iter().filter(|byte| **byte == b'\n').count()
+        if self.processes.file.is_some() {
+            return self.processes.read() == 0;
+        }
+        File::open(&self.members).map_or(true, |file| file.read_at(&mut [0; 1], 0).unwrap_or(0) == 0)
     }
 
     /// Sets the peak of memory back; v2 has that since Linux 6.12, for whoever reads the same file.

@@ -1,33 +1,11 @@
-//! Executions whose process says that it is done: their callers do not wait until it has ended.
+//! The end of an execution: what counts until then, and that nothing of it goes on.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sandmesh_proto::executor as pb;
 use serde_json::json;
 
-use crate::support::{Daemon, Settings, javascript, python, run, script, shell};
-
-/// Ends the execution from within user code, with this exit code, as if the runner had said so.
-const FORGED: &str = "import os\nos.write(3, b'R7\\x04%d 1 2 3 4\\n')\n";
-
-#[tokio::test]
-async fn forged_farewell_is_the_end_of_its_execution() {
-    let daemon = Daemon::start(Settings::default()).await;
-    let mut client = daemon.client().await;
-    let alone = "import time\nwhile True:\n    open('late', 'a').write('x')\n    time.sleep(0.001)";
-    let said = run(&mut client, script(&format!("{}{alone}", FORGED.replace("%d", "5")))).await;
-    assert_eq!((said.code(), said.value(), said.cause()), (Some(5), json!(7), pb::Cause::Unspecified));
-    // It has some milliseconds to end by itself; the next one is beside it at most that long.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let grown = run(&mut client, shell("wc -c < late; sleep 0.2; wc -c < late")).await;
-    let (before, after) =
-        grown.out().trim().split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-    assert_eq!(before, after);
-    let gone = Instant::now() + Duration::from_secs(5);
-    while !daemon.running().is_empty() {
-        assert!(Instant::now() < gone, "{:?}", daemon.running());
-    }
-}
+use crate::support::{Daemon, Settings, javascript, python, run, script};
 
 #[tokio::test]
 async fn nothing_of_an_execution_runs_when_its_outcome_is_known() {
@@ -76,9 +54,6 @@ async fn result_that_cannot_be_told_is_an_error() {
         run(&mut client, python("import os\ndef handler(event):\n    os.close(3)\n    return 1")).await;
     assert_eq!(said.code(), Some(1), "{said:?}");
     assert!(said.err().contains("the result cannot be told"), "{}", said.err());
-    // What ends by itself has nothing to tell.
-    let said = run(&mut client, javascript("require('fs').closeSync(3); process.exit(4)")).await;
-    assert_eq!(said.code(), Some(4), "{said:?}");
 }
 
 #[tokio::test]
@@ -99,6 +74,12 @@ def handler(event):
 exports.handler = () => { process.stdout.write('x'.repeat(300000)); return 1 }";
     let said = run(&mut client, javascript(text)).await;
     assert_eq!((said.out().len(), said.code(), said.value()), (300_004, Some(3), json!(1)));
+    let said = run(&mut client, javascript("console.log('x'.repeat(300000)); process.exit(5)")).await;
+    assert_eq!((said.out().len(), said.code()), (300_001, Some(5)));
+    let text = "process.on('exit', () => { throw new Error('late') })";
+    let start = pb::ExecutionStart { mode: pb::Mode::Script.into(), ..javascript(text) };
+    let said = run(&mut client, start).await;
+    assert_eq!((said.code(), said.error().message.as_str()), (Some(1), "late"));
     let text = "exports.handler = () => { console.log('x'.repeat(300000)); throw new Error('late') }";
     let said = run(&mut client, javascript(text)).await;
     assert_eq!((said.out().len(), said.code()), (300_001, Some(1)));
@@ -128,4 +109,37 @@ async fn figures_are_those_of_each_execution() {
     let write = "import os\nwith open('f', 'wb') as f:\n    f.write(bytes(1 << 20)); os.fsync(f.fileno())";
     let written = run(&mut client, script(write)).await.exited().metrics.unwrap().io_write_bytes;
     assert!(written >= 1 << 20, "{written}");
+}
+
+/// Its parent's memory has a keeper, which must not outlive what it is for.
+#[tokio::test]
+async fn memory_of_code_that_executes_a_program_is_free() {
+    let daemon = Daemon::start(Settings { memory_bytes: 256 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let hog = "hog = bytearray(150 << 20)\nfor i in range(0, len(hog), 4096): hog[i] = 1\n";
+    let text = format!(
+        "import os\n{hog}program = {hog:?} + 'print(len(hog))'\nos.execv('/usr/bin/python3', ['python3', '-c', program])"
+    );
+    let said = run(&mut client, script(&text)).await;
+    assert_eq!((said.out().trim(), said.code()), ("157286400", Some(0)), "{said:?}");
+}
+
+#[tokio::test]
+async fn keeper_in_the_hands_of_the_code_changes_nothing() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    // Killed before the end; and stopped, so that it does not leave by itself.
+    for signal in ["SIGKILL", "SIGSTOP", "SIGTERM"] {
+        let text =
+            format!("import os, signal\nos.kill(3, signal.{signal})\ndef handler(event): return os.getpid()");
+        let said = run(&mut client, python(&text)).await;
+        assert_eq!((said.value(), said.code(), said.cause()), (json!(2), Some(0), pb::Cause::Unspecified));
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !daemon.running().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", daemon.running());
+    }
+    let memory = "import os, signal\nos.kill(3, signal.SIGSTOP)\nx = bytearray(1 << 30)";
+    let said = run(&mut client, script(memory)).await;
+    assert_eq!(said.cause(), pb::Cause::Oom, "{said:?}");
 }

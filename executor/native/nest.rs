@@ -11,6 +11,7 @@ use super::{
     sys::{self, Disposition, Errno, Fd, OnExec, Patience},
     wire::{
         Fds, KILL_ALL, MAX_PATH, REQUEST_FD, RESULT_FD, RESULT_FILE_MARK, Report, START_FD, Settings, Stage,
+        WITH_KEEPER,
     },
 };
 
@@ -30,12 +31,16 @@ pub(crate) struct Nest {
     count: usize,
     /// The file that is sent as a result when the user's process has ended; a string with a NUL.
     result_file: [u8; MAX_PATH],
+    /// Whether the user's process has a keeper.
+    has_keeper: bool,
 }
 
 impl Nest {
     /// One of these descriptors and this path of a result file.
     pub(super) fn new(fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
-        let mut nest = Self { fds, count, result_file: [0; MAX_PATH] };
+        let has_keeper = order.first() == Some(&WITH_KEEPER);
+        let mut nest = Self { fds, count, result_file: [0; MAX_PATH], has_keeper };
+        let order = if has_keeper { &[] } else { order };
         let length = order.len().min(MAX_PATH - 1);
         nest.result_file[..length].copy_from_slice(&order[..length]);
         nest
@@ -70,7 +75,7 @@ impl Nest {
         };
         let mut init = Init { main, owns_namespace, listening: true };
         let status = init.watch(children);
-        if settings.has_keeper() && init.has_only_the_keeper() {
+        if self.has_keeper && init.has_only_the_keeper() {
             // It runs nothing of the user's, and its end is what takes long.
             report(status);
             init.end_the_rest();
@@ -130,7 +135,7 @@ impl Nest {
             sys::filter(settings.user_filter()).map_err(at(Stage::Filter))?;
         }
         // After all that limits what the user's code may do: it could make the keeper do it.
-        if settings.has_keeper() {
+        if self.has_keeper {
             // Where there may be no other process, the end takes as long as it takes.
             let _ = keeper::employ();
         }

@@ -28,6 +28,10 @@ pub(crate) const START_FD: Fd = 5;
 /// What is said over [`START_FD`] right before user code starts; a report after it tells that it did not.
 pub(crate) const STARTING: u8 = b'S';
 
+/// The order of a nest whose user's process is to have a [keeper](super::keeper). Others are the path of a
+/// result file, or nothing.
+pub(crate) const WITH_KEEPER: u8 = 1;
+
 /// Separates what came over the result descriptor from what was in the result file. No JSON text
 /// has it.
 pub(crate) const RESULT_FILE_MARK: u8 = 0;
@@ -88,12 +92,6 @@ impl Settings {
         self.parent_filter = after(self.tmpfs.1, parent);
         self.user_filter = after(self.parent_filter.1, user);
         self.user_filter.1 == count
-    }
-
-    /// Whether the user's process has a [keeper](super::keeper): one that goes on in the memory of its parent,
-    /// as a copy, in a nest where its numbers are known.
-    pub(crate) fn has_keeper(&self) -> bool {
-        self.keeps_result && self.namespaces != 0
     }
 
     pub(crate) fn tmpfs(&self) -> &[u8] {

@@ -68,11 +68,11 @@ impl Run {
         let (outcome, remains) = ran.unwrap_or_else(|_| (panicked(&execution), None));
         let leaving = remains.is_some().then(|| warm.leave());
         let control = execution.set_outcome(outcome);
+        warm.replenish_soon();
         if let Some(remains) = remains {
             remains.clear(control, &execution).await;
         }
         drop(leaving);
-        warm.replenish_soon();
     }
 
     async fn attempt(self) -> (Frame, Option<Remains>) {

@@ -166,7 +166,7 @@ impl Warm {
         if let Some(process) = self.take_spare(kind) {
             return Ok((process, kind));
         }
-        Ok((self.make(kind).await?, kind))
+        Ok((self.make(kind, Kinship::Siblings).await?, kind))
     }
 
     /// Makes spares in the background, now that there may be time.
@@ -253,13 +253,13 @@ impl Warm {
     }
 
     /// A new child. A parent that cannot be given the order is replaced, once.
-    async fn make(&self, kind: Kind) -> Result<Process, SpawnError> {
+    async fn make(&self, kind: Kind, kinship: Kinship) -> Result<Process, SpawnError> {
         let host = host(kind);
         let parent = self.parent(host).await?;
-        let ordered = match self.sandbox.order(Arc::clone(&parent), host, Kinship::Siblings).await {
+        let ordered = match self.sandbox.order(Arc::clone(&parent), host, kinship).await {
             Err(SpawnError { stage: "order_child", source }) if is_gone(&source) => {
                 parent.condemn();
-                self.sandbox.order(self.parent(host).await?, host, Kinship::Siblings).await
+                self.sandbox.order(self.parent(host).await?, host, kinship).await
             }
             ordered => ordered,
         };
@@ -281,7 +281,7 @@ impl Warm {
                 if kind == Kind::Python && !self.python_is_warm().await {
                     break;
                 }
-                match self.make(kind).await {
+                match self.make(kind, Kinship::Spare).await {
                     Ok(spare) if !self.ended.load(Ordering::Relaxed) => {
                         self.stock(kind).spares.push_back(spare)
                     }
@@ -357,7 +357,7 @@ impl Warm {
     }
 
     fn is_idle(&self) -> bool {
-        self.slots.available_permits() == self.max_executions
+        self.running() == 0
     }
 
     fn stock(&self, kind: Kind) -> MutexGuard<'_, Stock> {

@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice},
     os::{
         fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
-        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+        unix::fs::OpenOptionsExt as _,
     },
     path::Path,
     process::Stdio,
@@ -120,11 +120,11 @@ impl Parent {
         said.await.map(drop).map_err(stage("warm_up"))
     }
 
-    /// Orders a child with these descriptors. `result_file` is where its result may be, too.
-    pub(crate) async fn order(&self, fds: &[RawFd], result_file: &Path) -> io::Result<()> {
+    /// Orders a child with these descriptors. `what` is the path of its result file, or [`WITH_KEEPER`], or
+    /// nothing.
+    pub(crate) async fn order(&self, fds: &[RawFd], what: &[u8]) -> io::Result<()> {
         // Never empty: that would be the end of all orders.
-        let mut order = result_file.as_os_str().as_bytes().to_vec();
-        order.push(0);
+        let order = [what, &[0]].concat();
         if order.len() > MAX_PATH {
             return Err(Errno::ENAMETOOLONG.into());
         }

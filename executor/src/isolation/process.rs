@@ -4,7 +4,7 @@ use std::{
     io,
     os::{
         fd::{AsRawFd as _, OwnedFd, RawFd},
-        unix::net::UnixStream as Socket,
+        unix::{ffi::OsStringExt as _, net::UnixStream as Socket},
     },
     path::PathBuf,
     sync::Arc,
@@ -30,7 +30,7 @@ use super::{
     parent::{Host, Parent, SpawnError, stage},
     run_group::{RunGroup, RunGroups},
 };
-use crate::native::wire::REPORT_BYTES;
+use crate::native::wire::{REPORT_BYTES, WITH_KEEPER};
 
 /// A child with the executor's ends of its descriptors: it waits for its request, or runs it.
 ///
@@ -73,6 +73,8 @@ impl Drop for Scratch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kinship {
     Siblings,
+    /// It has, and there is time until the child's request comes.
+    Spare,
     OnlyChild,
 }
 
@@ -93,14 +95,19 @@ impl Sandbox {
         let (pipes, control) = (Pipes::new(), Socket::pair());
         let (pipes, control) =
             (pipes.map_err(stage("create_pipes"))?, control.map_err(stage("create_pipes"))?);
-        let result_file = if host == Host::Program { scene.result_file() } else { PathBuf::new() };
+        let what = match (host, kinship) {
+            (Host::Program, _) => scene.result_file().into_os_string().into_vec(),
+            // Only where there are namespaces is it known by its number.
+            (Host::Python, Kinship::Spare) if self.jail.is_some() => vec![WITH_KEEPER],
+            (Host::Python, _) => Vec::new(),
+        };
         let fds: Vec<RawFd> = [control.1.as_raw_fd()]
             .into_iter()
             .chain([&pipes.stdin.0, &pipes.stdout.1, &pipes.stderr.1].map(|fd| fd.as_raw_fd()))
             .chain([&pipes.result.1, &pipes.request.0, &pipes.start.1].map(|fd| fd.as_raw_fd()))
             .chain(group.iter().flat_map(|(group, groups)| groups.doors(group)))
             .collect();
-        parent.order(&fds, &result_file).await.map_err(stage("order_child"))?;
+        parent.order(&fds, &what).await.map_err(stage("order_child"))?;
         control.0.set_nonblocking(true).map_err(stage("create_pipes"))?;
         let ends = || -> io::Result<_> {
             let (reports, orders) = UnixStream::from_std(control.0)?.into_split();

@@ -6,6 +6,8 @@
 //! and does the work. It goes, too, when the user's process executes another program, whose memory it does
 //! not share.
 //!
+//! What used much memory ends as it would without one: the next execution may need that memory.
+//!
 //! It has no more rights than the user's code, which can do with it what it likes: kill it, or make it run
 //! something. Then it is a process of the user like others.
 

@@ -75,7 +75,7 @@ impl Nest {
         };
         let mut init = Init { main, owns_namespace, listening: true };
         let status = init.watch(children);
-        if self.has_keeper && init.has_only_the_keeper() {
+        if self.has_keeper && is_small(sys::usage_of_children()) && init.has_only_the_keeper() {
             // It runs nothing of the user's, and its end is what takes long.
             report(status);
             init.end_the_rest();
@@ -161,6 +161,12 @@ impl Nest {
         self.fds[Fds::Start as usize] = START_FD;
         sys::close_from(START_FD + 1)
     }
+}
+
+/// Whether what is left for the keeper to give back is no loss to what runs next.
+fn is_small([_, peak_kib, _, _]: [u64; 4]) -> bool {
+    const SMALL_KIB: u64 = 32 << 10;
+    peak_kib <= SMALL_KIB
 }
 
 /// Tells how the user's process ended, and what it and all others that were reaped used.

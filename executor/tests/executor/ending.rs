@@ -125,6 +125,22 @@ async fn memory_of_code_that_executes_a_program_is_free() {
 }
 
 #[tokio::test]
+async fn memory_of_an_execution_is_free_for_the_next() {
+    let daemon = Daemon::start(Settings { memory_bytes: 256 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let hog = "hog = bytearray(220 << 20)\nfor i in range(0, len(hog), 4096): hog[i] = 1";
+    for _ in 0..5 {
+        run(&mut client, python("def handler(event): pass")).await;
+        // Until there is a spare.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for _ in 0..2 {
+            let said = run(&mut client, script(hog)).await;
+            assert_eq!((said.code(), said.cause()), (Some(0), pb::Cause::Unspecified), "{said:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn keeper_in_the_hands_of_the_code_changes_nothing() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;

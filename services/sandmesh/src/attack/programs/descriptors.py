@@ -16,11 +16,24 @@ for fd, target in own.items():
 for fd in range(4, 1024):
     if fd not in own and os.path.exists(f"/proc/self/fd/{fd}"):
         tell(f"descriptor {fd}", os.readlink(f"/proc/self/fd/{fd}"))
+token = os.urandom(16)
+
+
+def has_this_memory(pid):
+    """Whether a process runs in the memory of this one, and so is no other; it must have no descriptor."""
+    try:
+        with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            memory.seek(id(token) + bytes.__basicsize__ - 1)
+            return memory.read(16) == token
+    except OSError:
+        return False
+
+
 pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
 for pid in pids:
     if pid == os.getpid():
         continue
-    for what in ("fd", "cwd", "root", "exe", "mem", "map_files", "task/{0}/fd"):
+    for what in () if has_this_memory(pid) else ("fd", "cwd", "root", "exe", "mem", "map_files", "task/{0}/fd"):
         path = f"/proc/{pid}/{what.format(pid)}"
 
         def look():

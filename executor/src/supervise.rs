@@ -31,7 +31,7 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Life {
     /// Set once the user's process ran.
     pub(crate) started: Option<StartedAt>,
-    /// How the user's process ended: by its reaper's word.
+    /// How the user's process ended, by its reaper's word.
     pub(crate) exited: Option<Exit>,
     /// Why it was not started.
     pub(crate) failed: Option<Failure>,
@@ -58,19 +58,6 @@ pub(crate) struct ChildUsage {
     pub(crate) peak_rss_bytes: u64,
     pub(crate) read_bytes: u64,
     pub(crate) write_bytes: u64,
-}
-
-impl ChildUsage {
-    /// Of what the kernel counts: microseconds, KiB, and blocks read and written.
-    pub(crate) fn of([cpu_us, peak_kib, read, written]: [u64; 4]) -> Self {
-        const BLOCK: u64 = 512;
-        Self {
-            cpu_us,
-            peak_rss_bytes: peak_kib.saturating_mul(1024),
-            read_bytes: read.saturating_mul(BLOCK),
-            write_bytes: written.saturating_mul(BLOCK),
-        }
-    }
 }
 
 /// What the supervisor waits for besides the end.
@@ -191,9 +178,15 @@ impl Life {
     /// Notes a report of the init; true if it is the last.
     fn note_report(&mut self, said: &mut Words, announce: &Announce<'_>) -> bool {
         let report = Report::decode(said.heard());
-        if let Some(Report::Exited { status, usage }) = report {
+        if let Some(Report::Exited { status, usage: [cpu_us, peak_kib, read, written] }) = report {
+            const BLOCK: u64 = 512;
             let status = ExitStatus::from_raw(status);
-            let usage = ChildUsage::of(usage);
+            let usage = ChildUsage {
+                cpu_us,
+                peak_rss_bytes: peak_kib.saturating_mul(1024),
+                read_bytes: read.saturating_mul(BLOCK),
+                write_bytes: written.saturating_mul(BLOCK),
+            };
             self.exited = Some(Exit { code: status.code(), signal: status.signal(), usage });
             return true;
         }

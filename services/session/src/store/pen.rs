@@ -148,10 +148,12 @@ async fn written(writer: &Writer, mut statements: Vec<Statement>) -> Result<Vec<
         (Some(statement), true) => Ok(vec![execute(&mut connection, statement).await]),
         (last, _) => together(&mut connection, statements.into_iter().chain(last)).await,
     };
-    match outcomes {
-        Ok(_) => turn.put_back(connection),
-        // The driver counts transactions by itself: see `renew`. Where closing fails, it is not used again either.
-        Err(_) => drop(connection.close().await),
+    // Nobody else looks whether it still works; and the driver counts transactions by itself: see `renew`.
+    if outcomes.as_ref().is_ok_and(|outcomes| !outcomes.iter().any(is_of_connection)) {
+        turn.put_back(connection);
+    } else {
+        // Where closing fails, it is not used again either.
+        drop(connection.close().await);
     }
     outcomes
 }
@@ -174,6 +176,15 @@ async fn together(
     }
     transaction.commit().await.map_err(failed)?;
     Ok(outcomes)
+}
+
+/// An error that the database did not answer with.
+fn is_of_connection(outcome: &Outcome) -> bool {
+    match outcome {
+        Err(DbErr::Exec(RuntimeErr::SqlxError(error))) => !matches!(**error, sqlx::Error::Database(_)),
+        Err(_) => true,
+        Ok(_) => false,
+    }
 }
 
 async fn execute(connection: &mut SqliteConnection, statement: Statement) -> Outcome {

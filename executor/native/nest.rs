@@ -36,7 +36,7 @@ pub(crate) struct Nest {
 }
 
 impl Nest {
-    /// One of these descriptors and this path of a result file.
+    /// One of these descriptors, with a keeper or the path of a result file, as the order says.
     pub(super) fn new(fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
         let has_keeper = order.first() == Some(&WITH_KEEPER);
         let mut nest = Self { fds, count, result_file: [0; MAX_PATH], has_keeper };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sandmesh_proto::executor as pb;
 use serde_json::json;
 
-use crate::support::{Daemon, Settings, javascript, python, run, script};
+use crate::support::{Client, Daemon, Settings, javascript, python, run, script};
 
 #[tokio::test]
 async fn nothing_of_an_execution_runs_when_its_outcome_is_known() {
@@ -111,17 +111,23 @@ async fn figures_are_those_of_each_execution() {
     assert!(written >= 1 << 20, "{written}");
 }
 
-/// Its parent's memory has a keeper, which must not outlive what it is for.
+/// Waits until there is a spare, which has a keeper: one is made when nothing runs.
+async fn make_spare(client: &mut Client) {
+    run(client, python("def handler(event): pass")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}
+
 #[tokio::test]
-async fn memory_of_code_that_executes_a_program_is_free() {
-    let daemon = Daemon::start(Settings { memory_bytes: 256 << 20, ..Settings::default() }).await;
+async fn keeper_leaves_when_the_code_executes_a_program() {
+    let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;
-    let hog = "hog = bytearray(150 << 20)\nfor i in range(0, len(hog), 4096): hog[i] = 1\n";
-    let text = format!(
-        "import os\n{hog}program = {hog:?} + 'print(len(hog))'\nos.execv('/usr/bin/python3', ['python3', '-c', program])"
-    );
-    let said = run(&mut client, script(&text)).await;
-    assert_eq!((said.out().trim(), said.code()), ("157286400", Some(0)), "{said:?}");
+    make_spare(&mut client).await;
+    let text = "import os
+print(os.path.exists('/proc/3'), flush=True)
+program = 'import os, time; time.sleep(0.3); print(os.path.exists(\"/proc/3\"))'
+os.execv('/usr/bin/python3', ['python3', '-c', program])";
+    let said = run(&mut client, script(text)).await;
+    assert_eq!((said.out().as_str(), said.code()), ("True\nFalse\n", Some(0)), "{said:?}");
 }
 
 #[tokio::test]
@@ -130,9 +136,7 @@ async fn memory_of_an_execution_is_free_for_the_next() {
     let mut client = daemon.client().await;
     let hog = "hog = bytearray(220 << 20)\nfor i in range(0, len(hog), 4096): hog[i] = 1";
     for _ in 0..5 {
-        run(&mut client, python("def handler(event): pass")).await;
-        // Until there is a spare.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        make_spare(&mut client).await;
         for _ in 0..2 {
             let said = run(&mut client, script(hog)).await;
             assert_eq!((said.code(), said.cause()), (Some(0), pb::Cause::Unspecified), "{said:?}");
@@ -146,9 +150,7 @@ async fn keeper_in_the_hands_of_the_code_changes_nothing() {
     let mut client = daemon.client().await;
     // Killed before the end; and stopped, so that it does not leave by itself.
     for signal in ["SIGKILL", "SIGSTOP", "SIGTERM"] {
-        // Spares have one, and are made when nothing runs.
-        run(&mut client, python("def handler(event): pass")).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        make_spare(&mut client).await;
         let text =
             format!("import os, signal\nos.kill(3, signal.{signal})\ndef handler(event): return os.getpid()");
         let said = run(&mut client, python(&text)).await;
@@ -158,7 +160,7 @@ async fn keeper_in_the_hands_of_the_code_changes_nothing() {
     while !daemon.running().is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "{:?}", daemon.running());
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    make_spare(&mut client).await;
     let memory = "import os, signal\nos.kill(3, signal.SIGSTOP)\nx = bytearray(1 << 30)";
     let said = run(&mut client, script(memory)).await;
     assert_eq!(said.cause(), pb::Cause::Oom, "{said:?}");

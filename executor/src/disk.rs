@@ -8,7 +8,14 @@
 mod held;
 mod size;
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -84,6 +91,13 @@ impl Look {
     }
 }
 
+/// What a tree takes, or a little more than what is enough.
+pub(crate) fn tree_size(top: PathBuf, enough: u64) -> u64 {
+    let mut size = Size::new(enough);
+    size.add_tree(top);
+    size.total()
+}
+
 /// What root may still write below a path.
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
@@ -105,8 +119,6 @@ fn measure_with_rights(sandbox: &Sandbox, enough: u64) -> Option<u64> {
 
 /// `sandmesh-executor measure`: prints the size of a tree.
 pub(crate) fn print_size(options: &MeasureOptions) -> ExitCode {
-    let mut size = Size::new(options.enough);
-    size.add_tree(options.dir.clone());
-    println!("{}", size.total());
+    println!("{}", tree_size(options.dir.clone(), options.enough));
     ExitCode::SUCCESS
 }

@@ -2,7 +2,7 @@
 //!
 //! It is dialled and never dials. `cli` reads the command line; `isolation` builds the sandbox;
 //! `grpc` is the wire and `feed` takes input from it; `service` decides who gets in; `run` runs one execution with a `runner` and
-//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it. In the
+//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it; `workspace` serves its files. In the
 //! jail, `native` and `parent` turn a child of a warm parent into a process of the user.
 
 mod check;
@@ -32,5 +32,6 @@ mod status;
 mod stdin;
 mod supervise;
 mod warm;
+mod workspace;
 
 pub use cli::main;

@@ -12,6 +12,7 @@ use crate::{
     runner::Returned,
     status::Failure,
     supervise::{Exit, Life},
+    workspace::Changes,
 };
 
 /// How a shell exits whose last command wrote beyond its limit.
@@ -39,7 +40,7 @@ pub(crate) struct Ended<'a> {
 
 impl Ended<'_> {
     /// The terminal frame.
-    pub(crate) fn into_frame(self) -> Frame {
+    pub(crate) fn into_frame(self, changes: Changes) -> Frame {
         if self.life.started.is_none() {
             return Frame::Failed(self.failure().into());
         }
@@ -67,6 +68,9 @@ impl Ended<'_> {
             stdout_truncated: stdout.is_truncated(),
             stderr_truncated: stderr.is_truncated(),
             ended_at: Some(clock::now().into()),
+            changed_files: changes.files,
+            changed_files_incomplete: changes.incomplete,
+            workspace_changed: changes.any,
         })
     }
 

@@ -30,6 +30,7 @@ use crate::{
     stdin::Opening,
     supervise::supervise,
     warm::Warm,
+    workspace::Workspace,
 };
 
 /// How long output may still come after the jail is gone; it only can if the user's code handed its
@@ -53,6 +54,7 @@ pub(crate) struct Run {
     pub(crate) stdin: Opening,
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) warm: Arc<Warm>,
+    pub(crate) workspace: Workspace,
     /// One permit per execution that may run at a time.
     pub(crate) slots: Arc<Semaphore>,
     /// The place in the queue; given back when the run is over.
@@ -76,7 +78,7 @@ impl Run {
     }
 
     async fn attempt(self) -> (Frame, Option<Remains>) {
-        let Self { execution, start, stdin, sandbox, warm, slots, place } = self;
+        let Self { execution, start, stdin, sandbox, warm, workspace, slots, place } = self;
         let arrived = Instant::now();
         let slot = select! {
             slot = slots.acquire_owned() => slot,
@@ -85,6 +87,7 @@ impl Run {
             }
         };
         let queued = arrived.elapsed();
+        let began = workspace.now();
         let announce = Announce {
             execution: &execution,
             start: &start,
@@ -102,7 +105,10 @@ impl Run {
         };
         drop(place);
         match lived {
-            Ok((ended, process)) => (ended.into_frame(), Some(Remains { process, _slot: slot.ok() })),
+            Ok((ended, process)) => {
+                let changes = workspace.changes(began).await;
+                (ended.into_frame(changes), Some(Remains { process, _slot: slot.ok() }))
+            }
             Err(failure) => (Frame::Failed(failure.into()), None),
         }
     }

@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use sandmesh_proto::executor::executor_service_server::ExecutorServiceServer;
+use sandmesh_proto::executor::{
+    executor_service_server::ExecutorServiceServer, workspace_service_server::WorkspaceServiceServer,
+};
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -28,6 +30,7 @@ use crate::{
     replay::Keep,
     request::check_id,
     service::{Capacity, Service},
+    workspace::{self, Workspace},
 };
 
 /// The largest message, as everywhere in the mesh.
@@ -65,8 +68,9 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
         max_queued: options.max_queued as usize,
         keep: Keep { memory_bytes: MEMORY_BYTES, total_bytes: options.max_output_bytes },
     };
-    let service =
-        Arc::new(Service::new(options.sandbox_id.clone(), sandbox, capacity, options.known_versions.clone()));
+    let workspace = Workspace::open(&sandbox).context("cannot open the workspace")?;
+    let versions = options.known_versions.clone();
+    let service = Arc::new(Service::new(options.sandbox_id.clone(), sandbox, workspace, capacity, versions));
     // One thread: what there is to do is short, and handing it to another takes longer than doing it. It
     // also starts the jails, which live no longer than it does.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,10 +88,13 @@ async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option
     let grpc = ExecutorServiceServer::new(Grpc(Arc::clone(&service)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let workspace = WorkspaceServiceServer::new(workspace::Grpc(service.workspace().clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (begin_farewell, farewell) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .add_service(grpc)
+        .add_service(workspace)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(farewell.await) });
     tokio::pin!(server);
     clock::spawn(disk::watch(Arc::clone(&service)));

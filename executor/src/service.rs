@@ -22,6 +22,7 @@ use crate::{
     run::Run,
     status::Error,
     warm::Warm,
+    workspace::Workspace,
 };
 
 /// Executions that are kept until they are acknowledged.
@@ -41,6 +42,7 @@ pub(crate) struct Service {
     sandbox_id: String,
     sandbox: Arc<Sandbox>,
     warm: Arc<Warm>,
+    workspace: Workspace,
     capacity: Capacity,
     known_versions: Vec<(Language, String)>,
     started: Instant,
@@ -65,6 +67,7 @@ impl Service {
     pub(crate) fn new(
         sandbox_id: String,
         sandbox: Sandbox,
+        workspace: Workspace,
         capacity: Capacity,
         known_versions: Vec<(Language, String)>,
     ) -> Self {
@@ -73,6 +76,7 @@ impl Service {
             sandbox_id,
             warm: Arc::new(Warm::new(Arc::clone(&sandbox), Arc::clone(&slots))),
             sandbox,
+            workspace,
             capacity,
             known_versions,
             started: Instant::now(),
@@ -92,6 +96,11 @@ impl Service {
     /// The warm parents and spares.
     pub(crate) fn warm(&self) -> &Arc<Warm> {
         &self.warm
+    }
+
+    /// The files.
+    pub(crate) fn workspace(&self) -> &Workspace {
+        &self.workspace
     }
 
     /// Starts an execution; one that is known already is not started again.
@@ -116,6 +125,7 @@ impl Service {
             stdin,
             sandbox: Arc::clone(&self.sandbox),
             warm: Arc::clone(&self.warm),
+            workspace: self.workspace.clone(),
             slots: Arc::clone(&self.slots),
             place,
         };

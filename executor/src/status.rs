@@ -60,13 +60,22 @@ impl Error {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (code, reason) = error.code();
-        let mut details = ErrorDetails::new();
-        details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
-        if let Error::Invalid { field, problem } = &error {
-            details.add_bad_request_violation(field, problem);
-        }
-        Self::with_error_details(code, error.message(), details)
+        let violation = match &error {
+            Error::Invalid { field, problem } => Some((field.as_str(), problem.as_str())),
+            _ => None,
+        };
+        status(code, reason, error.message(), violation)
     }
+}
+
+/// A status with its reason, and the field that is wrong and how.
+pub(crate) fn status(code: Code, reason: &str, message: String, violation: Option<(&str, &str)>) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
+    if let Some((field, problem)) = violation {
+        details.add_bad_request_violation(field, problem);
+    }
+    Status::with_error_details(code, message, details)
 }
 
 /// Why an execution could not be started.

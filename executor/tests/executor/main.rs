@@ -15,3 +15,4 @@ mod shell;
 mod streams;
 mod support;
 mod warm;
+mod workspace;

@@ -121,16 +121,19 @@ impl Daemon {
     }
 
     pub(crate) async fn client(&self) -> Client {
+        ExecutorServiceClient::new(self.channel().await)
+            .max_decoding_message_size(64 << 20)
+            .max_encoding_message_size(64 << 20)
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
         let socket = self.dir.join("executor.sock");
         let connect = tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
         });
         let endpoint = tonic::transport::Endpoint::from_static("http://executor");
-        let channel = endpoint.connect_with_connector(connect).await.unwrap();
-        ExecutorServiceClient::new(channel)
-            .max_decoding_message_size(64 << 20)
-            .max_encoding_message_size(64 << 20)
+        endpoint.connect_with_connector(connect).await.unwrap()
     }
 
     /// The directories of the sandbox's group, one per hierarchy.

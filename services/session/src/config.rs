@@ -41,7 +41,9 @@ pub struct Config {
     /// How much output is recorded for each stream of an execution. The executor has a limit of its own,
     /// `agent.max_output`, usually smaller; this one guards against an executor that ignores it.
     pub max_output: ByteSize,
-    /// How long a session is kept after its end, with its executions and their output.
+    /// How much content of files is kept for a session in all, with what its executions made and replaced.
+    pub max_stored: ByteSize,
+    /// How long a session is kept after its end, with its executions, their output and its files.
     pub retention: HumanDuration,
     /// How often lifetimes, idle times and retention are checked.
     pub sweep_interval: HumanDuration,
@@ -68,6 +70,7 @@ impl Default for Config {
             max_concurrent_executions: 0,
             inline_limit: ByteSize(32 << 10),
             max_output: ByteSize(64 << 20),
+            max_stored: ByteSize(10 << 30),
             retention: seconds(24 * 3600),
             sweep_interval: HumanDuration(Duration::from_millis(500)),
             retry_max: HumanDuration(Duration::from_millis(400)),
@@ -119,6 +122,7 @@ impl Config {
             // The shortest TEXT column among the databases holds 64 KiB.
             ("inline_limit", self.inline_limit, 1 << 10, 63 << 10),
             ("max_output", self.max_output, 1 << 10, 1 << 40),
+            ("max_stored", self.max_stored, 1 << 20, 1 << 50),
         ];
         for (name, size, least, most) in sizes {
             if size.0 < least || size.0 > most {

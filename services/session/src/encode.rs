@@ -9,8 +9,10 @@ use sandmesh_proto::{executor, session as pb};
 
 use crate::{
     lifecycle::{Cause, ExecutionState, SessionState},
+    service::FileEntry,
     store::{Instant, execution, session},
-    values::{Isolation, Language, Metrics, Mode, Resources, UserError},
+    values::{Artifact, Isolation, Language, Metrics, Mode, Resources, UserError},
+    workspace::Kind,
 };
 
 /// What is shown instead of a value that may be a secret.
@@ -55,6 +57,40 @@ pub(crate) fn session(row: session::Model) -> pb::Session {
     }
 }
 
+/// An artifact, as a caller sees it.
+pub(crate) fn artifact(artifact: Artifact) -> pb::Artifact {
+    let created_at = DateTime::from_timestamp_micros(artifact.created_at_us).map(timestamp);
+    pb::Artifact {
+        mime_type: mime_type(&artifact.path),
+        path: artifact.path,
+        size_bytes: artifact.size,
+        checksum: artifact.checksum.map(|digits| format!("sha256:{digits}")).unwrap_or_default(),
+        created_at,
+    }
+}
+
+/// A file, as a caller sees it.
+pub(crate) fn file(file: FileEntry) -> pb::File {
+    let FileEntry { path, entry } = file;
+    let (seconds, nanos) = entry.modified_at;
+    pb::File {
+        mime_type: if entry.kind == Kind::File { mime_type(&path) } else { String::new() },
+        path,
+        size_bytes: entry.size,
+        modified_at: Some(prost_types::Timestamp { seconds, nanos }),
+        etag: format!("{:016x}", entry.version),
+        is_directory: entry.kind == Kind::Directory,
+        link_target: entry
+            .target
+            .map(|target| String::from_utf8_lossy(target.bytes()).into_owned())
+            .unwrap_or_default(),
+    }
+}
+
+fn mime_type(path: &str) -> String {
+    mime_guess::from_path(path).first_or_octet_stream().to_string()
+}
+
 pub(crate) fn execution(view: View) -> pb::Execution {
     let View { row, code, stdout, stderr, return_value } = view;
     let cut = |kept: i64, shown: &Bytes| u64::try_from(kept).unwrap_or(0) > shown.len() as u64;
@@ -77,7 +113,7 @@ pub(crate) fn execution(view: View) -> pb::Execution {
         return_value_json: return_value,
         error: row.error.map(user_error),
         metrics: row.metrics.map(metrics),
-        artifacts: Vec::new(),
+        artifacts: row.artifacts.unwrap_or_default().0.into_iter().map(artifact).collect(),
         retry_count: unsigned(row.retry_count),
         created_at: Some(time(row.created_at)),
         started_at: row.started_at.map(time),

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use sandmesh_mesh::{Fault, FieldViolation};
 use sea_orm::{DbErr, RuntimeErr};
-use tonic::Code;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::validate::FilePath;
 
 /// An error of the session role.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,57 @@ pub(crate) enum Error {
         /// Which bytes are not kept.
         problem: String,
     },
+    /// A path is not one below a workspace.
+    #[error("`{field}` {problem}")]
+    InvalidPath {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Something stands in the way at a path of a workspace, or there is no room.
+    #[error("{message}")]
+    File {
+        /// The gRPC code.
+        code: Code,
+        /// What clients switch on.
+        reason: &'static str,
+        /// What is the matter with which path.
+        message: String,
+    },
+    /// The content of a file is not in the object store.
+    #[error("the content of `{0}` was not kept: the files of its session were more than the limit")]
+    FileNotKept(String),
+    /// An execution made no such file, or its content is not kept.
+    #[error("execution `{id}` has no artifact `{path}` whose content is kept")]
+    ArtifactNotFound {
+        /// The execution.
+        id: String,
+        /// The path below the workspace.
+        path: String,
+    },
+    /// The first byte that is wanted is beyond the end of a file.
+    #[error("`{path}` has {size} bytes")]
+    OutOfRange {
+        /// The path.
+        path: String,
+        /// How long the file is.
+        size: u64,
+    },
+    /// What was uploaded is not what its caller meant to.
+    #[error("`{path}` arrived with the checksum sha256:{found}, which is not the one that was given")]
+    ChecksumMismatch {
+        /// The path.
+        path: String,
+        /// The checksum of what arrived.
+        found: String,
+    },
+    /// The caller went away in the middle.
+    #[error("the upload ended before the file was whole; nothing of it was kept")]
+    UploadBroken,
+    /// The object store hands out nothing itself.
+    #[error("the object store of this server is a directory, which makes no URLs; read the file instead")]
+    PresigningNotSupported,
     /// Fields of the request are wrong.
     #[error("{}", describe(.0))]
     Invalid(Vec<FieldViolation>),
@@ -106,6 +160,40 @@ impl Error {
     /// One field is wrong.
     pub(crate) fn field(field: &str, kind: &'static str, description: impl Into<String>) -> Self {
         Self::Invalid(vec![FieldViolation::new(field, kind, description)])
+    }
+}
+
+/// What sandboxes say of files, as far as callers are told.
+const FILE_REASONS: [&str; 9] = [
+    "FILE_NOT_FOUND",
+    "FILE_EXISTS",
+    "NOT_A_FILE",
+    "NOT_A_DIRECTORY",
+    "DIRECTORY_NOT_EMPTY",
+    "FILE_ACCESS_DENIED",
+    "INVALID_MOVE",
+    "DISK_LIMIT",
+    "OUT_OF_RANGE",
+];
+
+impl Error {
+    /// Something is the matter with a path.
+    pub(crate) fn file(path: &FilePath, code: Code, reason: &'static str, what: &str) -> Self {
+        Self::File { code, reason, message: format!("`{}` {what}", path.as_str()) }
+    }
+
+    /// What a sandbox refused to do with a file.
+    pub(crate) fn of_sandbox(status: Status) -> Self {
+        let details = status.get_error_details();
+        let told = details.error_info().map(|info| info.reason.as_str());
+        let reason = FILE_REASONS.into_iter().find(|reason| Some(*reason) == told);
+        match (reason, status.code()) {
+            (Some(reason), code) => Self::File { code, reason, message: status.message().to_owned() },
+            (None, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => {
+                Self::Unavailable("the sandbox of the session does not answer".to_owned())
+            }
+            (None, _) => Self::Internal(anyhow::Error::new(status).context("files of a sandbox")),
+        }
     }
 }
 
@@ -157,8 +245,14 @@ impl Fault for Error {
                 Code::ResourceExhausted
             }
             Self::DependenciesNotSupported => Code::Unimplemented,
-            Self::CursorExpired { .. } => Code::OutOfRange,
-            Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
+            Self::CursorExpired { .. } | Self::OutOfRange { .. } => Code::OutOfRange,
+            Self::File { code, .. } => *code,
+            Self::FileNotKept(_) | Self::ArtifactNotFound { .. } => Code::NotFound,
+            Self::PresigningNotSupported => Code::FailedPrecondition,
+            Self::Invalid(_) | Self::InvalidPath { .. } | Self::ChecksumMismatch { .. } | Self::PageToken => {
+                Code::InvalidArgument
+            }
+            Self::UploadBroken => Code::Cancelled,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
@@ -179,6 +273,14 @@ impl Fault for Error {
             Self::ExecutionNotRunning { .. } => "EXECUTION_NOT_RUNNING",
             Self::TooManyExecutions { .. } => "TOO_MANY_EXECUTIONS",
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
+            Self::File { reason, .. } => reason,
+            Self::FileNotKept(_) => "FILE_NOT_FOUND",
+            Self::ArtifactNotFound { .. } => "ARTIFACT_NOT_FOUND",
+            Self::OutOfRange { .. } => "OUT_OF_RANGE",
+            Self::ChecksumMismatch { .. } => "CHECKSUM_MISMATCH",
+            Self::UploadBroken => "UPLOAD_BROKEN",
+            Self::PresigningNotSupported => "PRESIGNING_NOT_SUPPORTED",
+            Self::InvalidPath { .. } => "INVALID_PATH",
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::Unavailable(_) => "UNAVAILABLE",
@@ -189,6 +291,9 @@ impl Fault for Error {
     fn violations(&self) -> Vec<FieldViolation> {
         match self {
             Self::Invalid(violations) => violations.clone(),
+            Self::InvalidPath { field, .. } => {
+                vec![FieldViolation::new(*field, "value_error", self.to_string())]
+            }
             Self::PageToken => vec![FieldViolation::new("page_token", "value_error", self.to_string())],
             _ => Vec::new(),
         }

@@ -1,5 +1,7 @@
 //! The services of this role on the wire: parse, call, encode.
 
+mod files;
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};

@@ -1,11 +1,12 @@
-//! Role `session`: sessions and the executions in them.
+//! Role `session`: sessions, the executions in them, and their files.
 //!
-//! It owns the tables `sessions` and `executions` and the objects of their output, and is the only one who
-//! writes them. It has no sandbox of its own: the scheduler makes and removes them, the executor in each
+//! It owns the tables `sessions` and `executions` and the objects of their output and files, and is the only
+//! one who writes them. It has no sandbox of its own: the scheduler makes and removes them, the executor in each
 //! runs the code. What it promises is that every execution it accepted reaches a final state, once,
 //! whatever crashes on the way. `ARCHITECTURE.md` shows the way of an execution through the mesh.
 
 pub mod config;
+mod content;
 mod drivers;
 mod encode;
 mod error;
@@ -26,13 +27,15 @@ mod store;
 mod turns;
 mod validate;
 mod values;
+mod workspace;
 
 use std::{future::Future, sync::Arc, time::Instant};
 
 use futures::future::{BoxFuture, FutureExt};
 use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 use sandmesh_proto::session::{
-    session_event_service_server::SessionEventServiceServer, session_service_server::SessionServiceServer,
+    file_service_server::FileServiceServer, session_event_service_server::SessionEventServiceServer,
+    session_service_server::SessionServiceServer,
 };
 use tokio::sync::Semaphore;
 
@@ -46,7 +49,7 @@ use self::{
     peers::Peers,
     retries::Retries,
     running::RunningSessions,
-    service::{Leftovers, PROGRAMS_AT_ONCE, Service},
+    service::{Leftovers, PROGRAMS_AT_ONCE, Service, Workspaces},
     store::Store,
     turns::Turns,
 };
@@ -80,6 +83,7 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         sandboxes: Locks::default(),
         wind_downs: Locks::default(),
         removals: Retries::default(),
+        workspaces: Workspaces::default(),
         programs: Arc::new(Semaphore::new(PROGRAMS_AT_ONCE)),
         leftovers: Leftovers::default(),
         config: config.clone(),
@@ -98,6 +102,7 @@ impl Role for Session {
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         );
+        server.add(FileServiceServer::new(grpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES));
         server.add(SessionEventServiceServer::new(grpc));
     }
 

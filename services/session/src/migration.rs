@@ -4,6 +4,8 @@
 
 #![expect(elided_lifetimes_in_paths, reason = "the trait's own form, which an implementation must match")]
 
+mod files;
+
 use sea_orm_migration::{
     prelude::*,
     schema::{
@@ -19,7 +21,7 @@ pub(crate) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Sessions), Box::new(Executions), Box::new(FewerIndexes)]
+        vec![Box::new(Sessions), Box::new(Executions), Box::new(FewerIndexes), Box::new(files::Files)]
     }
 
     /// Roles may share a database, so each has a table of its own for what was applied.

@@ -1,11 +1,13 @@
 //! The object store: what is too large for a column.
 //!
-//! Everything of a session is below `sessions/<session>/`, everything of one execution below the prefix in
-//! its row, which holds a nonce so that two attempts at the same id never share an object.
+//! Everything of a session is below `sessions/<session>/`: everything of one execution below the prefix in
+//! its row, which holds a nonce so that two attempts at the same id never share an object, and the content of
+//! its files below `files/`, each by its checksum.
 
 use std::{
     fs::{self, DirBuilder},
     io,
+    ops::Range,
     os::{fd::AsRawFd, unix::fs::DirBuilderExt},
     path::Path as FsPath,
     sync::Arc,
@@ -13,9 +15,10 @@ use std::{
 
 use anyhow::Context;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutPayload, buffered::BufWriter, local::LocalFileSystem, path::Path,
+    GetOptions, ObjectStore, ObjectStoreExt, PutPayload, buffered::BufWriter, local::LocalFileSystem,
+    path::Path,
 };
 use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::{
@@ -23,7 +26,7 @@ use tokio::{
     io::{AsyncSeekExt, AsyncWriteExt, BufReader},
 };
 
-use crate::{error::Error, id, store::close_to_others};
+use crate::{content::Whole, error::Error, id, store::close_to_others};
 
 /// Objects larger than this wait for each other, so that memory is bounded.
 const LARGE: usize = 1 << 20;
@@ -112,6 +115,48 @@ impl Objects {
         Ok(writer.shutdown().await?)
     }
 
+    /// Keeps the content of a file of a session under its checksum. What is there already is the same.
+    pub(crate) async fn keep(&self, session_id: &str, checksum: &str, content: &Whole) -> Result<(), Error> {
+        let prefix = files_of(session_id);
+        match content {
+            Whole::Short(data) => self.put(&prefix, checksum, data.clone()).await,
+            Whole::Long(file) => self.put_file(&prefix, checksum, file).await,
+        }
+    }
+
+    /// Reads the content of a file of a session, from `start` up to `end`, in the pieces in which it comes.
+    pub(crate) async fn kept(
+        &self,
+        session_id: &str,
+        checksum: &str,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        if range.is_empty() {
+            return Ok(stream::empty().boxed());
+        }
+        let path = Path::from(format!("{}/{checksum}", files_of(session_id)));
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        let pieces = self.store.get_opts(&path, options).await?.into_stream();
+        Ok(pieces.map_err(Error::from).boxed())
+    }
+
+    /// A URL at which anybody can read the content of a file, and how long.
+    pub(crate) async fn presign(
+        &self,
+        _session_id: &str,
+        _checksum: &str,
+    ) -> Result<(String, chrono::TimeDelta), Error> {
+        Err(Error::PresigningNotSupported)
+    }
+
+    /// Deletes an object. One that is not there is deleted already.
+    pub(crate) async fn delete(&self, prefix: &str, name: &str) -> Result<(), Error> {
+        match self.store.delete(&Path::from(format!("{prefix}/{name}"))).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads an object.
     pub(crate) async fn get(&self, prefix: &str, name: &str) -> Result<Bytes, Error> {
         Ok(self.store.get(&Path::from(format!("{prefix}/{name}"))).await?.bytes().await?)
@@ -149,6 +194,11 @@ impl Objects {
         self.delete_below(&prefix).await?;
         read.map(|_| ())
     }
+}
+
+/// Where the content of the files of a session is. No execution has an id without its nonce after it.
+fn files_of(session_id: &str) -> String {
+    format!("sessions/{session_id}/files")
 }
 
 /// Gives a file a name. It fails where there is one of that name, and where the file had one before.

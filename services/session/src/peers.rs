@@ -9,7 +9,9 @@ use std::{
 
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
 use sandmesh_proto::{
-    executor::executor_service_client::ExecutorServiceClient,
+    executor::{
+        executor_service_client::ExecutorServiceClient, workspace_service_client::WorkspaceServiceClient,
+    },
     scheduler::scheduler_service_client::SchedulerServiceClient,
     template::template_service_client::TemplateServiceClient,
 };
@@ -19,8 +21,8 @@ use crate::error::Error;
 
 /// The services that this role calls.
 ///
-/// Each executor has a connection for its drivers and one for control, which must not wait for a place
-/// among many streams. Drivers read whatever comes at once, so none fills the window for the others.
+/// Each executor has a connection for its drivers, one for control, which must not wait for a place among
+/// many streams, and one for files, of which each that is read has another. Drivers read whatever comes at once, so none fills the window for the others.
 #[derive(Debug)]
 pub(crate) struct Peers {
     scheduler: Link,
@@ -32,7 +34,11 @@ pub(crate) struct Peers {
 struct Connections {
     drivers: Link,
     control: Link,
+    files: Link,
 }
+
+/// The files in a sandbox.
+pub(crate) type Files = WorkspaceServiceClient<Link>;
 
 impl Peers {
     pub(crate) fn new(scheduler: Link, template: Link) -> Self {
@@ -67,6 +73,15 @@ impl Peers {
         Ok(executor(self.connections(endpoint)?.control))
     }
 
+    /// The files in the sandbox at an endpoint. Connected until [`Peers::forget`].
+    ///
+    /// # Errors
+    /// When the endpoint is not one.
+    pub(crate) fn files(&self, endpoint: &str) -> Result<Files, Error> {
+        Ok(WorkspaceServiceClient::new(self.connections(endpoint)?.files)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
     fn connections(&self, endpoint: &str) -> Result<Connections, Error> {
         let mut executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = executors.get(endpoint) {
@@ -75,6 +90,7 @@ impl Peers {
         let made = Connections {
             drivers: Link::dial_shared(endpoint).map_err(anyhow::Error::new)?,
             control: Link::dial(endpoint).map_err(anyhow::Error::new)?,
+            files: Link::dial(endpoint).map_err(anyhow::Error::new)?,
         };
         Ok(executors.entry(endpoint.to_owned()).or_insert(made).clone())
     }

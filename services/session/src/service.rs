@@ -1,16 +1,20 @@
 //! What the session role does, apart from how it is asked: sessions here and in `create` and `end`,
 //! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`.
 
+mod artifacts;
 mod create;
 mod drive;
 mod end;
 mod execute;
+mod files;
 mod follow;
 mod interact;
 mod leftovers;
 mod list;
 mod record;
 mod sweep;
+mod upload;
+mod workspace;
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,9 +23,11 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub(crate) use self::{
     drive::PROGRAMS_AT_ONCE,
+    files::{Download, FileEntry, ListQuery},
     follow::{Followed, Offsets},
     leftovers::Leftovers,
     list::{Paging, session_state},
+    workspace::Workspaces,
 };
 use crate::{
     config::Config,
@@ -60,6 +66,8 @@ pub(crate) struct Service {
     pub(crate) wind_downs: Locks,
     /// Whose sandbox could not be removed.
     pub(crate) removals: Retries,
+    /// Workspaces as they are saved, and who saves them.
+    pub(crate) workspaces: Workspaces,
     /// How many large programs may be on their way to executors.
     pub(crate) programs: Arc<Semaphore>,
     /// Where executors keep what is recorded.

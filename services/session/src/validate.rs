@@ -4,10 +4,12 @@
 mod check;
 mod dependency;
 mod execution;
+mod file;
 mod session;
 
 pub(crate) use self::{
     execution::{NewExecution, new_execution},
+    file::{FilePath, NewFile, new_file},
     session::{NewSession, check_resources, new_session},
 };
 

@@ -130,3 +130,20 @@ pub(crate) struct Pairs(pub(crate) BTreeMap<String, String>);
 /// The words of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub(crate) struct Words(pub(crate) Vec<String>);
+
+/// A file that an execution made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Artifact {
+    /// Its path below the workspace.
+    pub(crate) path: String,
+    /// Its size in bytes.
+    pub(crate) size: u64,
+    /// Of its content, as hex digits; `None`: it is not kept.
+    pub(crate) checksum: Option<String>,
+    /// When it was found, in microseconds since 1970.
+    pub(crate) created_at_us: i64,
+}
+
+/// The files that an execution made or changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+pub(crate) struct Artifacts(pub(crate) Vec<Artifact>);

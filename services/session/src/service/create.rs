@@ -146,6 +146,7 @@ impl Service {
             expires_at: (now + chrono::TimeDelta::seconds(timeout.into())).into(),
             completed_at: None,
             deleted_at: None,
+            workspace: String::new(),
         };
         Ok((given, row))
     }
@@ -167,7 +168,7 @@ impl Service {
     }
 
     /// The session as it is once it is not being created any more, or after a short while.
-    async fn settled(&self, id: &str) -> Result<Model, Error> {
+    pub(super) async fn settled(&self, id: &str) -> Result<Model, Error> {
         let deadline = tokio::time::Instant::now() + self.config.create_wait.0;
         let mut changes = self.session_changes.subscribe(id);
         loop {
@@ -206,6 +207,8 @@ impl Service {
         };
         match self.ask_for_sandbox(&session).await? {
             Ok(sandbox) => {
+                // One that takes the place of another goes on with its files.
+                self.restore_workspace(&session, &sandbox.endpoint).await?;
                 // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
                 if self.store.session_ready(&session, placement(sandbox), self.clock.now()).await? {
                     tracing::info!(session.id = id, sandbox.id = session.sandbox_id, "session runs");

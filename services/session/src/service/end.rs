@@ -22,6 +22,7 @@ use crate::{
         session::Model,
     },
     values::UserError,
+    workspace::Same,
 };
 
 /// How long the drivers of an ended session may take to record what ran.
@@ -144,6 +145,7 @@ impl Service {
         let _lock = self.sandboxes.lock(id).await;
         let Some(session) = self.ended(id).await? else { return Ok(()) };
         self.end_executions(&session).await?;
+        self.save_for_good(&session).await?;
         match self.remove_sandbox(&session).await {
             Ok(()) => {
                 self.removals.done(id);
@@ -154,6 +156,18 @@ impl Service {
                 let again_in = self.removals.failed(id, Instant::now());
                 tracing::warn!(session.id = id, error = why, ?again_in, "sandbox not removed yet");
             }
+        }
+        Ok(())
+    }
+
+    /// Saves the files of an ended session, as far as its sandbox is still there.
+    async fn save_for_good(&self, session: &Model) -> Result<(), Error> {
+        let is_there = session.state != SessionState::Failed && !session.endpoint.is_empty();
+        if is_there
+            && session.deleted_at.is_none()
+            && let Err(status) = self.save_workspace(session, None, Same::Version).await?
+        {
+            tracing::warn!(session.id, %status, "the workspace could not be saved for the last time");
         }
         Ok(())
     }

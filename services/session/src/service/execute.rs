@@ -107,6 +107,7 @@ impl Service {
             created_at: now.into(),
             started_at: None,
             completed_at: None,
+            artifacts: None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::{Instant, Page, Position, Store, only, session};
 use crate::{
     error::Error,
     lifecycle::{Cause, ExecutionEvent, ExecutionState, execution_sources},
-    values::{Language, Metrics, Mode, Pairs, UserError, Words},
+    values::{Artifacts, Language, Metrics, Mode, Pairs, UserError, Words},
 };
 
 /// An execution, as it is stored. `code`, `event` and `stdin` that are NULL, a return value that is NULL
@@ -58,6 +58,8 @@ pub(crate) struct Model {
     pub(crate) created_at: Instant,
     pub(crate) started_at: Option<Instant>,
     pub(crate) completed_at: Option<Instant>,
+    /// Unset where it made none.
+    pub(crate) artifacts: Option<Artifacts>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -78,6 +80,7 @@ pub(crate) struct Ending {
     pub(crate) return_value_bytes: Option<i64>,
     pub(crate) error: Option<UserError>,
     pub(crate) metrics: Option<Metrics>,
+    pub(crate) artifacts: Option<Artifacts>,
     /// When its process started; unset: it did not, or only a former process knows.
     pub(crate) started_at: Option<DateTime<Utc>>,
     /// When its process ended; unset: now.
@@ -103,6 +106,7 @@ impl Ending {
             return_value_bytes: self.return_value_bytes,
             error: self.error,
             metrics: self.metrics,
+            artifacts: self.artifacts,
             started_at: self.started_at.map(Into::into).or(row.started_at),
             completed_at: Some(self.ended_at.unwrap_or(now).into()),
             ..row
@@ -319,6 +323,7 @@ fn columns(ending: Ending) -> ActiveModel {
         return_value_bytes: Set(ending.return_value_bytes),
         error: Set(ending.error),
         metrics: Set(ending.metrics),
+        artifacts: Set(ending.artifacts),
         ..Default::default()
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct Model {
     pub(crate) completed_at: Option<Instant>,
     /// Set when somebody deleted it: it is not found any more, and its rows go when its sandbox is gone.
     pub(crate) deleted_at: Option<Instant>,
+    /// The checksum of what says how the workspace is saved; empty while nothing is.
+    pub(crate) workspace: String,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -258,6 +260,15 @@ impl Store {
         settled(&writer, deleted.await).await
     }
 
+    /// Replaces what says how a workspace is saved. False when somebody else replaced it meanwhile, or the
+    /// session is not there any more.
+    pub(crate) async fn set_workspace(&self, session: &Model, old: &str, new: &str) -> Result<bool, Error> {
+        let change = ActiveModel { workspace: Set(new.to_owned()), ..Default::default() };
+        let update =
+            Entity::update_many().set(change).filter(this(session)).filter(Column::Workspace.eq(old));
+        Ok(update.exec(&*self.writer.lock().await).await?.rows_affected == 1)
+    }
+
     /// Notes that nothing of an ended session is left on any node.
     pub(crate) async fn sandbox_removed(&self, session: &Model) -> Result<(), Error> {
         let change = ActiveModel { sandbox_removed: Set(true), ..Default::default() };
@@ -322,7 +333,7 @@ impl Store {
 
     /// Notes that a session is used. It is written by [`Store::write_use`]: two writes for each execution
     /// would cost as much as its record.
-    pub(super) fn used(&self, id: &str, now: DateTime<Utc>) {
+    pub(crate) fn used(&self, id: &str, now: DateTime<Utc>) {
         let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         match uses.get_mut(id) {
             Some(last) => *last = Ord::max(*last, now),

@@ -51,6 +51,7 @@ fn session(id: &str) -> session::Model {
         expires_at: now().into(),
         completed_at: None,
         deleted_at: None,
+        workspace: String::new(),
     }
 }
 
@@ -89,6 +90,7 @@ fn execution(id: &str, session_id: &str) -> execution::Model {
         created_at: now().into(),
         started_at: None,
         completed_at: None,
+        artifacts: None,
     }
 }
 

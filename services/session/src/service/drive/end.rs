@@ -12,6 +12,7 @@ use crate::{
     encode,
     error::Error,
     lifecycle::{Cause, ExecutionEvent},
+    service::artifacts::Changes,
     store::execution::{Ending, Model},
     values::UserError,
 };
@@ -28,6 +29,8 @@ pub(super) struct End {
     pub(super) value: Option<Bytes>,
     /// The executor kept less of stdout, of stderr, than was written.
     pub(super) truncated: (bool, bool),
+    /// What it made or changed.
+    pub(super) changes: Changes,
     /// The executor may be running it, and must not.
     pub(super) cancel: bool,
     /// The executor has it and may forget it then.
@@ -59,7 +62,15 @@ impl End {
 
     /// It ended without its executor telling how.
     pub(super) fn without_exit(event: ExecutionEvent, ending: Ending) -> Self {
-        Self { event, ending, value: None, truncated: (false, false), cancel: false, acknowledge: false }
+        Self {
+            event,
+            ending,
+            value: None,
+            truncated: (false, false),
+            changes: Changes::default(),
+            cancel: false,
+            acknowledge: false,
+        }
     }
 
     /// It could not be started.
@@ -105,6 +116,7 @@ impl End {
             ending,
             value: exited.return_value_json,
             truncated: (exited.stdout_truncated, exited.stderr_truncated),
+            changes: Changes { any: exited.workspace_changed, files: exited.changed_files },
             cancel: false,
             acknowledge: true,
         }
@@ -144,6 +156,7 @@ impl Driver {
             let (text, size) = service.record_value(&self.row, value).await?;
             (ending.return_value, ending.return_value_bytes) = (text, Some(size));
         }
+        ending.artifacts = service.artifacts(&self.session, end.changes).await?;
         let recorded = self.record(end.event, ending).await.inspect_err(|_| {
             // It may be written all the same. Then nobody drives it again, and the executor is told as of
             // what is left.

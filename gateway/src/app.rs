@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 use sandmesh_mesh::{Link, LinkError, MAX_MESSAGE_BYTES, Mesh, RoleName, traced};
 use sandmesh_proto::{
     health::health_probe_service_client::HealthProbeServiceClient,
-    session::session_service_client::SessionServiceClient,
+    session::{file_service_client::FileServiceClient, session_service_client::SessionServiceClient},
     statesync::state_sync_service_client::StateSyncServiceClient,
     template::template_service_client::TemplateServiceClient,
 };
@@ -85,9 +85,10 @@ impl App {
     }
 
     /// The services that clients may call by gRPC, and who answers.
-    pub(crate) fn public_services(&self) -> [(&'static str, Link); 3] {
+    pub(crate) fn public_services(&self) -> [(&'static str, Link); 4] {
         [
             ("sandmesh.session.v1.SessionService", self.0.session.clone()),
+            ("sandmesh.session.v1.FileService", self.0.session.clone()),
             ("sandmesh.template.v1.TemplateService", self.0.template.clone()),
             ("sandmesh.health.v1.HealthProbeService", self.0.health.clone()),
         ]
@@ -129,6 +130,11 @@ impl Call {
         SessionServiceClient::new(self.app.0.session.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The files of the session role.
+    pub(crate) fn files(&self) -> FileServiceClient<Link> {
+        FileServiceClient::new(self.app.0.session.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// The template role.
@@ -214,7 +220,15 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         origins => AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())),
     };
     let grpc = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
-    let rest = [REQUEST_ID, IGNORED_FIELDS, header::LOCATION, header::RETRY_AFTER];
+    let rest = [
+        REQUEST_ID,
+        IGNORED_FIELDS,
+        header::LOCATION,
+        header::RETRY_AFTER,
+        header::CONTENT_DISPOSITION,
+        header::CONTENT_RANGE,
+        header::ETAG,
+    ];
     Some(
         CorsLayer::new()
             .allow_origin(allowed)

@@ -32,9 +32,11 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// The largest REST request body.
     pub max_body: ByteSize,
+    /// The largest file that can be uploaded by REST. It is not held in memory.
+    pub max_upload: ByteSize,
     /// The memory that the REST request bodies in work may take together; more wait for their turn.
     pub body_memory: ByteSize,
-    /// How long a client may take to send a REST request body.
+    /// How long a client may take to send a REST request body, or to send more of a file.
     pub body_timeout: HumanDuration,
     /// The deadline of a call to another role that neither waits nor streams.
     pub rpc_timeout: HumanDuration,
@@ -50,6 +52,7 @@ impl Default for Config {
             allow_plaintext: false,
             cors_origins: Vec::new(),
             max_body: ByteSize(16 * 1024 * 1024),
+            max_upload: ByteSize(5 * 1024 * 1024 * 1024),
             body_memory: ByteSize(256 * 1024 * 1024),
             body_timeout: HumanDuration(Duration::from_secs(60)),
             rpc_timeout: HumanDuration(Duration::from_secs(30)),
@@ -76,6 +79,9 @@ impl Config {
         if self.max_body.0 < 1024 || usize::try_from(self.max_body.0).map_or(true, |n| n > MAX_MESSAGE_BYTES)
         {
             return Err(ConfigError::invalid("gateway.max_body", "give a size from 1KiB to 64MiB"));
+        }
+        if self.max_upload.0 < 1024 {
+            return Err(ConfigError::invalid("gateway.max_upload", "give a size of 1KiB or more"));
         }
         if self.body_memory < self.max_body || self.body_memory.0 > MOST_BODY_MEMORY {
             let problem = "give a size from `gateway.max_body` to 1024GiB";

@@ -68,6 +68,12 @@ impl ApiError {
         Self::invalid(vec![violation])
     }
 
+    /// No byte of a range is there.
+    pub(crate) fn range_not_satisfiable(size: u64) -> Self {
+        let description = format!("the range begins after the end of the file, which has {size} bytes");
+        Self::new(Code::OutOfRange, "OUT_OF_RANGE", description, Detail::Text(String::new()))
+    }
+
     /// The body, with the id of the request that failed.
     pub(crate) fn body(&self, request_id: &str) -> ErrorBody {
         ErrorBody { request_id: request_id.to_owned(), ..ErrorBody::clone(&self.body) }
@@ -132,9 +138,11 @@ fn http_status(code: Code, reason: &str, has_fields: bool) -> StatusCode {
         (_, "METHOD_NOT_ALLOWED") => StatusCode::METHOD_NOT_ALLOWED,
         (_, "SYNC_TIMEOUT" | "BODY_TIMEOUT") => StatusCode::REQUEST_TIMEOUT,
         (_, "CURSOR_EXPIRED") => StatusCode::GONE,
-        (_, "PAYLOAD_TOO_LARGE") => StatusCode::PAYLOAD_TOO_LARGE,
+        (_, "PAYLOAD_TOO_LARGE" | "DISK_LIMIT") => StatusCode::PAYLOAD_TOO_LARGE,
         (_, "UNSUPPORTED_MEDIA_TYPE") => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         (_, "NO_CAPACITY") => StatusCode::SERVICE_UNAVAILABLE,
+        (_, "OUT_OF_RANGE") => StatusCode::RANGE_NOT_SATISFIABLE,
+        (_, "INVALID_PATH") => StatusCode::BAD_REQUEST,
         (Code::FailedPrecondition, "TEMPLATE_NOT_FOUND") => StatusCode::BAD_REQUEST,
         (Code::InvalidArgument, _) if has_fields => StatusCode::UNPROCESSABLE_ENTITY,
         (Code::InvalidArgument | Code::OutOfRange, _) => StatusCode::BAD_REQUEST,
@@ -248,6 +256,9 @@ pub(crate) enum Edge {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// The form of an upload cannot be read.
+    #[error("{0}")]
+    InvalidForm(String),
     /// A path segment is not UTF-8.
     #[error("the path is not valid UTF-8")]
     InvalidPath,
@@ -277,6 +288,7 @@ impl Fault for Edge {
             Self::BodyUnreadable
             | Self::UnsupportedMediaType
             | Self::InvalidParameter { .. }
+            | Self::InvalidForm(_)
             | Self::InvalidPath => Code::InvalidArgument,
             Self::Internal(_) => Code::Internal,
         }
@@ -296,6 +308,7 @@ impl Fault for Edge {
             Self::HostNotAllowed(_) => "HOST_NOT_ALLOWED",
             Self::OriginNotAllowed(_) => "ORIGIN_NOT_ALLOWED",
             Self::InvalidParameter { .. } => "INVALID_PARAMETER",
+            Self::InvalidForm(_) => "INVALID_FORM",
             Self::InvalidPath => "INVALID_PATH",
             Self::SyncTimeout { .. } => "SYNC_TIMEOUT",
             Self::Internal(_) => "INTERNAL",

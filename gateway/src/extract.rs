@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{FromRequest, FromRequestParts, Path, Request},
+    extract::{FromRequest, FromRequestParts, Multipart, Path, Request},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -126,6 +126,57 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         id.map(|Path(id)| Self(id)).map_err(|_| Edge::InvalidPath.into())
+    }
+}
+
+/// The session and the path of a file in a path such as `/sessions/{id}/files/{path}`.
+#[derive(Debug)]
+pub(crate) struct FilePath(pub(crate) String, pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for FilePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let (id, path) = nested(parts.uri.path(), "/sessions/", "/files/")?;
+        Ok(Self(id, path))
+    }
+}
+
+/// The execution and the path of a file in a path such as `/executions/{id}/artifacts/{path}`.
+#[derive(Debug)]
+pub(crate) struct ArtifactPath(pub(crate) String, pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ArtifactPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let (id, path) = nested(parts.uri.path(), "/executions/", "/artifacts/")?;
+        Ok(Self(id, path))
+    }
+}
+
+/// What is after the first `before`, and after the first `between` from there. A `/` of a file's path may be
+/// written as it is or as `%2F`.
+fn nested(path: &str, before: &str, between: &str) -> Result<(String, String), ApiError> {
+    let (_, rest) = path.split_once(before).ok_or(Edge::InvalidPath)?;
+    let (id, path) = rest.split_once(between).ok_or(Edge::InvalidPath)?;
+    let decoded = |text: &str| {
+        let text = percent_encoding::percent_decode_str(text).decode_utf8();
+        text.map(std::borrow::Cow::into_owned).map_err(|_| Edge::InvalidPath)
+    };
+    Ok((decoded(id)?, decoded(path)?))
+}
+
+/// A multipart form, read part by part.
+#[derive(Debug)]
+pub(crate) struct Form(pub(crate) Multipart);
+
+impl FromRequest<App> for Form {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let form = Multipart::from_request(request, app).await;
+        form.map(Self).map_err(|refused| Edge::InvalidForm(refused.body_text()).into())
     }
 }
 

@@ -17,7 +17,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     app::App,
     error::ErrorBody,
-    rest::{ALIASES, executions, health, sessions, templates},
+    rest::{ALIASES, artifacts, executions, files, health, sessions, templates},
 };
 
 /// What every operation may answer, whatever it does.
@@ -41,12 +41,15 @@ const ERRORS: [(&str, &str); 3] = [
         sessions::create, sessions::list, sessions::get, sessions::terminate, sessions::delete,
         executions::execute, executions::execute_sync, executions::execute_stream, executions::get,
         executions::status, executions::result, executions::stream, executions::cancel, executions::list,
+        files::list, files::upload, files::read, files::delete, files::rename, files::mkdir,
+        artifacts::list, artifacts::read,
         templates::create, templates::list, templates::get, templates::update, templates::delete,
     ),
     components(schemas(ErrorBody)),
     tags(
         (name = "sessions", description = "A session is a lease on one sandbox."),
         (name = "executions", description = "An execution is one run of code in a session."),
+        (name = "files", description = "The files of a session, and those that its executions made."),
         (name = "templates", description = "A template is a named environment that sessions are created from."),
         (name = "health", description = "How the service is."),
     ),

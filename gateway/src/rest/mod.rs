@@ -3,17 +3,21 @@
 //! A handler reads a request, calls a role, and writes the answer. `json` has the shapes, and
 //! `error.rs` every status that is not a success.
 
+pub(crate) mod artifacts;
+mod download;
 mod escape;
 pub(crate) mod executions;
+pub(crate) mod files;
 pub(crate) mod health;
 pub(crate) mod json;
 pub(crate) mod sessions;
 mod stream;
 pub(crate) mod templates;
+mod upload;
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{DefaultBodyLimit, Request},
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
@@ -35,6 +39,13 @@ pub(crate) const ALIASES: [(&str, &str); 3] = [
     ("/api/v1/executions/sessions/{id}/executions", "/api/v1/sessions/{id}/executions"),
 ];
 
+/// What is done to files. A file may have such a name, too: it is read and deleted as any other.
+pub(crate) const FILE_ACTIONS: [&str; 3] = [
+    "/api/v1/sessions/{id}/files/upload",
+    "/api/v1/sessions/{id}/files/move",
+    "/api/v1/sessions/{id}/files/mkdir",
+];
+
 /// Every path of the contract with its methods, without the aliases.
 pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
     vec![
@@ -53,6 +64,13 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/api/v1/executions/{id}/result", get(executions::result)),
         ("/api/v1/executions/{id}/stream", get(executions::stream)),
         ("/api/v1/executions/{id}/cancel", post(executions::cancel)),
+        ("/api/v1/executions/{id}/artifacts", get(artifacts::list)),
+        ("/api/v1/executions/{id}/artifacts/{*path}", get(artifacts::read)),
+        ("/api/v1/sessions/{id}/files", get(files::list)),
+        ("/api/v1/sessions/{id}/files/upload", post(files::upload).layer(DefaultBodyLimit::disable())),
+        ("/api/v1/sessions/{id}/files/move", post(files::rename)),
+        ("/api/v1/sessions/{id}/files/mkdir", post(files::mkdir)),
+        ("/api/v1/sessions/{id}/files/{*path}", get(files::read).delete(files::delete)),
         ("/api/v1/templates", post(templates::create).get(templates::list)),
         ("/api/v1/templates/{id}", get(templates::get).put(templates::update).delete(templates::delete)),
     ]
@@ -66,6 +84,9 @@ pub(crate) fn router() -> Router<App> {
             router = router.route(alias, methods.clone());
         }
         router = router.route(path, methods);
+    }
+    for path in FILE_ACTIONS {
+        router = router.route(path, get(files::read).delete(files::delete));
     }
     router
 }

@@ -169,9 +169,9 @@ async fn bodies_are_limited_and_declared() {
 async fn what_is_not_there_is_told_in_the_same_shape() {
     let door = Door::new();
     for (method, path, status, code) in [
-        ("GET", "/api/v1/nodes", 404, "Sandbox.RouteNotFound"),
+        ("GET", "/api/v1/none", 404, "Sandbox.RouteNotFound"),
         ("GET", "/", 404, "Sandbox.RouteNotFound"),
-        ("POST", "/api/v1/sessions/s/files/upload", 404, "Sandbox.RouteNotFound"),
+        ("POST", "/api/v1/sessions/s/files/upload", 400, "Sandbox.InvalidForm"),
         ("PATCH", SESSIONS, 405, "Sandbox.MethodNotAllowed"),
         ("GET", "/api/v1/sessions/%ff", 400, "Sandbox.InvalidPath"),
     ] {

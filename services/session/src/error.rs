@@ -132,7 +132,7 @@ pub(crate) enum Error {
         found: String,
     },
     /// The caller went away in the middle.
-    #[error("the upload ended before the file was whole; nothing of it was kept")]
+    #[error("the upload ended without its frame `end`; nothing of it was kept")]
     UploadBroken,
     /// The object store hands out nothing itself.
     #[error("the object store of this server is a directory, which makes no URLs; read the file instead")]
@@ -252,7 +252,7 @@ impl Fault for Error {
             Self::Invalid(_) | Self::InvalidPath { .. } | Self::ChecksumMismatch { .. } | Self::PageToken => {
                 Code::InvalidArgument
             }
-            Self::UploadBroken => Code::Cancelled,
+            Self::UploadBroken => Code::Aborted,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }

@@ -4,6 +4,7 @@
 //! becomes a number; whether the number is acceptable is for the roles to say.
 
 pub(crate) mod execution;
+pub(crate) mod file;
 pub(crate) mod health;
 mod quantity;
 pub(crate) mod session;
@@ -154,6 +155,11 @@ impl ListTemplates {
     pub(crate) fn paging(&self) -> Paging {
         Paging::new(self.limit, self.offset, None)
     }
+}
+
+/// A time as HTTP headers have it.
+pub(super) fn http_date(time: Option<&Timestamp>) -> Option<String> {
+    Some(sandmesh_mesh::datetime(time?)?.format("%a, %d %b %Y %H:%M:%S GMT").to_string())
 }
 
 /// A time as the API writes times: UTC, to the microsecond, with `Z`; null where there is none yet.

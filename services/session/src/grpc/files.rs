@@ -1,5 +1,6 @@
 //! `FileService` on the wire: parse, call, encode.
 
+use async_stream::try_stream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use sandmesh_mesh::{status, timestamp};
 use sandmesh_proto::session::{
@@ -137,16 +138,24 @@ impl FileService for Grpc {
     }
 }
 
-/// The bytes of an upload, after its first frame.
+/// The bytes of an upload, after its first frame and up to its last. Without that it was broken off: a
+/// connection that a caller gave up may look like one that it closed.
 fn pieces(
-    frames: Streaming<pb::UploadFileRequest>,
+    mut frames: Streaming<pb::UploadFileRequest>,
 ) -> impl Stream<Item = Result<bytes::Bytes, Error>> + Send {
-    frames.map(|frame| match frame.map(|frame| frame.frame) {
-        Ok(Some(UploadFrame::Data(data))) if data.len() <= MAX_PIECE => Ok(data),
-        Ok(Some(UploadFrame::Data(_))) => {
-            Err(Error::field("data", "too_long", "`data` must be at most 1 MiB a frame"))
+    try_stream! {
+        loop {
+            match frames.message().await.map(|frame| frame.map(|frame| frame.frame)) {
+                Ok(Some(Some(UploadFrame::Data(data)))) if data.len() <= MAX_PIECE => yield data,
+                Ok(Some(Some(UploadFrame::End(_)))) => break,
+                Ok(Some(Some(UploadFrame::Data(_)))) => {
+                    Err(Error::field("data", "too_long", "`data` must be at most 1 MiB a frame"))?;
+                }
+                Ok(Some(_)) => {
+                    Err(Error::field("data", "missing", "after the first frame comes `data`, and `end` last"))?;
+                }
+                Ok(None) | Err(_) => Err(Error::UploadBroken)?,
+            }
         }
-        Ok(_) => Err(Error::field("data", "missing", "every frame after the first must be `data`")),
-        Err(_) => Err(Error::UploadBroken),
-    })
+    }
 }

@@ -150,6 +150,30 @@ impl Api {
         }
     }
 
+    /// Uploads a file.
+    pub(crate) async fn upload(&self, session: &str, path: &str, data: impl Into<Vec<u8>>) -> Reply {
+        let part = reqwest::multipart::Part::bytes(data.into()).file_name("name.bin");
+        let form = reqwest::multipart::Form::new().part("file", part);
+        let request = self.request("POST", &format!("/sessions/{session}/files/upload"));
+        self.send(request.query(&[("path", path)]).multipart(form)).await
+    }
+
+    /// The names of the files of a session, at or below a path.
+    pub(crate) async fn files(&self, session: &str, path: &str) -> Vec<String> {
+        let request = self.request("GET", &format!("/sessions/{session}/files")).query(&[("path", path)]);
+        let list = self.send(request).await.is(200);
+        let files = list["files"].as_array().unwrap();
+        assert_eq!(list["count"], files.len(), "{list}");
+        files.iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The content of a file below a path such as `/sessions/ID/files/PATH`.
+    pub(crate) async fn content(&self, path: &str) -> Vec<u8> {
+        let response = self.request("GET", path).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response.bytes().await.unwrap().to_vec()
+    }
+
     /// Runs code to its end.
     pub(crate) async fn run(&self, session: &str, language: &str, code: &str) -> Value {
         self.execute(session, json!({"language": language, "code": code})).await

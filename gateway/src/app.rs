@@ -5,13 +5,14 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::{FromRequestParts, Request, State},
-    middleware::from_fn,
+    middleware::{from_fn, from_fn_with_state},
     response::Response,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
-use sandmesh_mesh::{Link, LinkError, MAX_MESSAGE_BYTES, Mesh, RoleName, traced};
+use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, RoleName, traced};
 use sandmesh_proto::{
     health::health_probe_service_client::HealthProbeServiceClient,
+    scheduler::node_service_client::NodeServiceClient,
     session::{file_service_client::FileServiceClient, session_service_client::SessionServiceClient},
     statesync::state_sync_service_client::StateSyncServiceClient,
     template::template_service_client::TemplateServiceClient,
@@ -26,6 +27,7 @@ use tower_http::{
 use crate::{
     config::Config,
     error::{ApiError, Edge},
+    metrics::{self, Metrics},
     openapi, proxy,
     request::{self, Context, IGNORED_FIELDS, REQUEST_ID},
     rest,
@@ -41,6 +43,8 @@ struct Shared {
     mesh: Mesh,
     session: Link,
     template: Link,
+    scheduler: Link,
+    metrics: Metrics,
     health: Link,
     state_sync: Link,
     /// One permit for each KiB of request bodies in work.
@@ -49,12 +53,14 @@ struct Shared {
 
 impl App {
     /// Finds the roles that clients are served by.
-    pub(crate) fn new(config: &Config, mesh: &Mesh) -> Result<Self, LinkError> {
+    pub(crate) fn new(config: &Config, mesh: &Mesh) -> anyhow::Result<Self> {
         Ok(Self(Arc::new(Shared {
             config: config.clone(),
             mesh: mesh.clone(),
             session: mesh.link(RoleName::Session)?,
             template: mesh.link(RoleName::Template)?,
+            scheduler: mesh.link(RoleName::Scheduler)?,
+            metrics: Metrics::new()?,
             health: mesh.link(RoleName::HealthProbe)?,
             state_sync: mesh.link(RoleName::StateSync)?,
             body_memory: Arc::new(Semaphore::new(kib(config.body_memory.0) as usize)),
@@ -78,6 +84,11 @@ impl App {
         self.0.mesh.version()
     }
 
+    /// What is counted here.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     /// Seconds since this process started.
     pub(crate) fn uptime(&self) -> f64 {
         let up = self.0.mesh.clock().now() - self.0.mesh.started_at();
@@ -85,12 +96,13 @@ impl App {
     }
 
     /// The services that clients may call by gRPC, and who answers.
-    pub(crate) fn public_services(&self) -> [(&'static str, Link); 4] {
+    pub(crate) fn public_services(&self) -> [(&'static str, Link); 5] {
         [
             ("sandmesh.session.v1.SessionService", self.0.session.clone()),
             ("sandmesh.session.v1.FileService", self.0.session.clone()),
             ("sandmesh.template.v1.TemplateService", self.0.template.clone()),
             ("sandmesh.health.v1.HealthProbeService", self.0.health.clone()),
+            ("sandmesh.scheduler.v1.NodeService", self.0.scheduler.clone()),
         ]
     }
 }
@@ -147,6 +159,11 @@ impl Call {
         HealthProbeServiceClient::new(self.app.0.health.clone())
     }
 
+    /// The nodes and their sandboxes, by the scheduler role.
+    pub(crate) fn nodes(&self) -> NodeServiceClient<Link> {
+        NodeServiceClient::new(self.app.0.scheduler.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// The state-sync role.
     pub(crate) fn state_sync(&self) -> StateSyncServiceClient<Link> {
         StateSyncServiceClient::new(self.app.0.state_sync.clone())
@@ -184,7 +201,8 @@ pub(crate) fn router(app: &App) -> anyhow::Result<Router> {
     let rest = rest::guarded(rest::router().merge(openapi::router()), app);
     let doors = Doors { grpc: proxy::router(app)?, rest };
     let router = Router::new().fallback(choose).with_state(doors);
-    let mut router = traced(router.layer(CatchPanicLayer::custom(request::panicked)));
+    let router = router.layer(CatchPanicLayer::custom(request::panicked));
+    let mut router = traced(router.layer(from_fn_with_state(app.clone(), metrics::count)));
     if let Some(cors) = cors(&app.config().cors_origins) {
         router = router.layer(cors);
     }

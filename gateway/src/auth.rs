@@ -31,7 +31,7 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let checked = if config.api_keys.is_empty() {
         check_local(&request, &config.cors_origins)
     } else {
-        check_key(&request, &config.api_keys)
+        check_key(&request, &config.api_keys, config.open_metrics)
     };
     match checked {
         Ok(()) => next.run(request).await,
@@ -53,20 +53,23 @@ fn challenge(edge: Edge) -> Response {
     response
 }
 
-fn check_key(request: &Request, keys: &[Secret]) -> Result<(), Edge> {
+fn check_key(request: &Request, keys: &[Secret], open_metrics: bool) -> Result<(), Edge> {
+    let path = request.uri().path();
+    let open = open(path) || (open_metrics && path == "/metrics");
     let value = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let given = match value.split_at_checked(7) {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => key.trim_ascii(),
-        _ => return if open(request.uri().path()) { Ok(()) } else { Err(Edge::Unauthenticated) },
+        _ => return if open { Ok(()) } else { Err(Edge::Unauthenticated) },
     };
     // Every key is compared, so that the time does not tell which one was near.
     let known = keys.iter().fold(false, |known, key| known | same(given, key.expose().as_bytes()));
-    if known || open(request.uri().path()) { Ok(()) } else { Err(Edge::Unauthenticated) }
+    if known || open { Ok(()) } else { Err(Edge::Unauthenticated) }
 }
 
 /// What everybody may see.
 fn open(path: &str) -> bool {
-    matches!(path, "/api/v1/health" | "/docs" | "/openapi.json") || path.starts_with("/docs/")
+    matches!(path, "/api/v1/health" | "/api/v1/health/ready" | "/docs" | "/openapi.json")
+        || path.starts_with("/docs/")
 }
 
 /// Compares without telling by its time where the difference is.
@@ -126,7 +129,7 @@ mod tests {
             (KEY.to_owned(), false),
         ] {
             let request = request("GET", "/api/v1/sessions", &[("authorization", &value)]);
-            assert_eq!(check_key(&request, &keys).is_ok(), fine, "{value}");
+            assert_eq!(check_key(&request, &keys, false).is_ok(), fine, "{value}");
         }
     }
 
@@ -138,10 +141,20 @@ mod tests {
             ("/docs/index.html", true),
             ("/openapi.json", true),
             ("/api/v1/health/detailed", false),
+            ("/api/v1/health/ready", true),
+            ("/metrics", false),
             ("/docsx", false),
             ("/nothing", false),
         ] {
-            assert_eq!(check_key(&request("GET", path, &[]), &keys).is_ok(), fine, "{path}");
+            assert_eq!(check_key(&request("GET", path, &[]), &keys, false).is_ok(), fine, "{path}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_open_where_that_is_set_and_nothing_else_is() {
+        let keys = [Secret::new(KEY)];
+        for (path, fine) in [("/metrics", true), ("/metrics/", false), ("/api/v1/sessions", false)] {
+            assert_eq!(check_key(&request("GET", path, &[]), &keys, true).is_ok(), fine, "{path}");
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Config {
     pub body_timeout: HumanDuration,
     /// The deadline of a call to another role that neither waits nor streams.
     pub rpc_timeout: HumanDuration,
+    /// Serves `/metrics` to who shows no key, too.
+    pub open_metrics: bool,
     /// How often a silent event stream sends a comment, so that proxies do not close it.
     pub keep_alive: HumanDuration,
 }
@@ -56,6 +58,7 @@ impl Default for Config {
             body_memory: ByteSize(256 * 1024 * 1024),
             body_timeout: HumanDuration(Duration::from_secs(60)),
             rpc_timeout: HumanDuration(Duration::from_secs(30)),
+            open_metrics: false,
             keep_alive: HumanDuration(Duration::from_secs(15)),
         }
     }

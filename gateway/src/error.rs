@@ -232,6 +232,9 @@ pub(crate) enum Edge {
     /// The bodies that are in work take all the memory there is for them.
     #[error("the gateway is busy with other request bodies")]
     Busy,
+    /// A role that sessions need does not serve.
+    #[error("a part of the service that sessions need does not serve")]
+    NotReady,
     /// The connection broke while the body arrived.
     #[error("the request body could not be read")]
     BodyUnreadable,
@@ -282,7 +285,7 @@ impl Fault for Edge {
             Self::UnknownRpc(_) | Self::MethodNotAllowed { .. } => Code::Unimplemented,
             Self::PayloadTooLarge(_) => Code::ResourceExhausted,
             Self::BodyTimeout | Self::SyncTimeout { .. } => Code::DeadlineExceeded,
-            Self::Busy => Code::Unavailable,
+            Self::Busy | Self::NotReady => Code::Unavailable,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::HostNotAllowed(_) | Self::OriginNotAllowed(_) => Code::PermissionDenied,
             Self::BodyUnreadable
@@ -302,6 +305,7 @@ impl Fault for Edge {
             Self::PayloadTooLarge(_) => "PAYLOAD_TOO_LARGE",
             Self::BodyTimeout => "BODY_TIMEOUT",
             Self::Busy => "BUSY",
+            Self::NotReady => "NOT_READY",
             Self::BodyUnreadable => "BODY_UNREADABLE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
             Self::Unauthenticated => "UNAUTHENTICATED",

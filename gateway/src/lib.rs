@@ -10,6 +10,7 @@ mod auth;
 pub mod config;
 mod error;
 mod extract;
+mod metrics;
 mod openapi;
 mod proxy;
 mod request;

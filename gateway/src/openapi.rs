@@ -17,7 +17,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     app::App,
     error::ErrorBody,
-    rest::{ALIASES, artifacts, executions, files, health, sessions, templates},
+    rest::{ALIASES, artifacts, containers, executions, files, health, metrics, nodes, sessions, templates},
 };
 
 /// What every operation may answer, whatever it does.
@@ -37,7 +37,9 @@ const ERRORS: [(&str, &str); 3] = [
                        `Sandmesh-Ignored-Fields`; every response carries `X-Request-ID`.",
     ),
     paths(
-        health::get, health::detailed, health::sync,
+        health::get, health::detailed, health::ready, health::sync, metrics::get,
+        containers::list, containers::get, containers::logs,
+        nodes::list, nodes::get, nodes::drain, nodes::resume,
         sessions::create, sessions::list, sessions::get, sessions::terminate, sessions::delete,
         executions::execute, executions::execute_sync, executions::execute_stream, executions::get,
         executions::status, executions::result, executions::stream, executions::cancel, executions::list,
@@ -52,6 +54,7 @@ const ERRORS: [(&str, &str); 3] = [
         (name = "files", description = "The files of a session, and those that its executions made."),
         (name = "templates", description = "A template is a named environment that sessions are created from."),
         (name = "health", description = "How the service is."),
+        (name = "operators", description = "Sandboxes and nodes."),
     ),
     modifiers(&Everywhere),
 )]

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use futures::stream::BoxStream;
+use futures::{future::join_all, stream::BoxStream};
 use http::{HeaderMap, HeaderName, Version, header};
 use sandmesh_mesh::{Link, public_reflection, status};
 use tonic::Status;
@@ -27,7 +27,7 @@ use tower::Service;
 use crate::{app::App, auth, error::Edge};
 
 /// How long a role may take to say that it serves.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often a watched health is measured.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ pub(crate) fn router(app: &App) -> anyhow::Result<Router> {
         let path = format!("/{name}/{{method}}");
         router = router.route(&path, any(move |request: Request| forward(link.clone(), request)));
     }
-    let health = HealthServer::new(Readiness(services.to_vec()));
+    let health = HealthServer::new(Readiness::of(app));
     let router = router.route_service("/grpc.health.v1.Health/{method}", health).fallback(unknown);
     Ok(router.layer(from_fn_with_state(app.clone(), auth::guard)).layer(GrpcWebLayer::new()))
 }
@@ -87,14 +87,34 @@ fn passed(mut headers: HeaderMap) -> HeaderMap {
 
 /// `grpc.health.v1` of the public services: what their roles say about themselves.
 #[derive(Debug, Clone)]
-struct Readiness(Vec<(&'static str, Link)>);
+pub(crate) struct Readiness(Vec<(&'static str, Link)>);
+
+/// What sessions are created and run by.
+const NEEDED: [&str; 2] = ["sandmesh.session.v1.SessionService", "sandmesh.template.v1.TemplateService"];
 
 impl Readiness {
+    /// Asks the roles behind the public services.
+    pub(crate) fn of(app: &App) -> Self {
+        Self(app.public_services().to_vec())
+    }
+
+    /// Whether sessions can be created and run, asked now.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let asked = join_all(NEEDED.map(|name| self.measure_one(name))).await;
+        asked.into_iter().all(|status| status == Some(ServingStatus::Serving))
+    }
+
     /// The status of a service, asked now; `None` when it is not a public one. The empty name stands for
     /// the main job.
     async fn measure(&self, name: &str) -> Option<ServingStatus> {
-        let asked = |service: &str| service == name || name.is_empty();
-        let (service, link) = self.0.iter().find(|(service, _)| asked(service))?;
+        if !name.is_empty() {
+            return self.measure_one(name).await;
+        }
+        Some(if self.is_ready().await { ServingStatus::Serving } else { ServingStatus::NotServing })
+    }
+
+    async fn measure_one(&self, name: &str) -> Option<ServingStatus> {
+        let (service, link) = self.0.iter().find(|(service, _)| *service == name)?;
         let mut request = tonic::Request::new(HealthCheckRequest { service: (*service).to_owned() });
         request.set_timeout(HEALTH_TIMEOUT);
         let answer = HealthClient::new(link.clone()).check(request).await;

@@ -4,6 +4,7 @@ mod fakes;
 mod fuzz;
 mod grpc;
 mod openapi;
+mod operators;
 mod rest;
 mod stream;
 
@@ -54,7 +55,13 @@ impl Door {
 
     fn with(config: &Config) -> Self {
         let fakes = Fakes::default();
-        let roles = [RoleName::Session, RoleName::Template, RoleName::HealthProbe, RoleName::StateSync];
+        let roles = [
+            RoleName::Session,
+            RoleName::Template,
+            RoleName::Scheduler,
+            RoleName::HealthProbe,
+            RoleName::StateSync,
+        ];
         let mesh = roles.into_iter().fold(Mesh::builder("/"), |mesh, role| mesh.link(role, fakes.link()));
         Self { router: crate::router(config, &mesh.build()).unwrap(), fakes }
     }

@@ -19,13 +19,23 @@ pub fn is_server_streaming(path: &str) -> bool {
     PATHS.contains(path)
 }
 
+/// Whether there is a call of this path (`/package.Service/Method`).
+pub fn is_method(path: &str) -> bool {
+    static PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| paths(|_| true));
+    PATHS.contains(path)
+}
+
 fn streaming_paths() -> HashSet<String> {
+    paths(|method| method.server_streaming())
+}
+
+fn paths(wanted: impl Fn(&prost_types::MethodDescriptorProto) -> bool) -> HashSet<String> {
     let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
     let mut paths = HashSet::new();
     for file in files.file {
         for service in &file.service {
-            let streaming = service.method.iter().filter(|method| method.server_streaming());
-            paths.extend(streaming.map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name())));
+            let wanted = service.method.iter().filter(|method| wanted(method));
+            paths.extend(wanted.map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name())));
         }
     }
     paths
@@ -66,5 +76,11 @@ mod tests {
         assert!(super::is_server_streaming("/sandmesh.session.v1.SessionService/Execute"));
         assert!(super::is_server_streaming("/sandmesh.scheduler.v1.SchedulerService/WatchSandboxes"));
         assert!(!super::is_server_streaming("/sandmesh.session.v1.SessionService/GetSession"));
+    }
+
+    #[test]
+    fn only_calls_of_the_contract_are_methods() {
+        assert!(super::is_method("/sandmesh.session.v1.SessionService/GetSession"));
+        assert!(!super::is_method("/sandmesh.session.v1.SessionService/Nothing"));
     }
 }

@@ -46,7 +46,10 @@ fn for_reason(reason: &str) -> Option<&'static str> {
         "ORIGIN_NOT_ALLOWED" => "add the origin to gateway.cors_origins",
         "ROUTE_NOT_FOUND" | "METHOD_NOT_ALLOWED" => "see /docs for the paths and their methods",
         "SYNC_TIMEOUT" => "read the result later with GET /api/v1/executions/{execution_id}",
-        "NODE_UNAVAILABLE" | "SANDBOX_NOT_FOUND" => "try again; create a new session if it goes on",
+        "NOT_READY" => "see GET /api/v1/health/detailed for what does not serve",
+        "NODE_NOT_FOUND" => "choose a node from GET /api/v1/nodes",
+        "SANDBOX_NOT_FOUND" => "choose a sandbox from GET /api/v1/containers",
+        "NODE_UNAVAILABLE" => "try again; create a new session if it goes on",
         _ => return None,
     })
 }

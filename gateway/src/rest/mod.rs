@@ -4,12 +4,15 @@
 //! `error.rs` every status that is not a success.
 
 pub(crate) mod artifacts;
+pub(crate) mod containers;
 mod download;
 mod escape;
 pub(crate) mod executions;
 pub(crate) mod files;
 pub(crate) mod health;
 pub(crate) mod json;
+pub(crate) mod metrics;
+pub(crate) mod nodes;
 pub(crate) mod sessions;
 mod stream;
 pub(crate) mod templates;
@@ -18,7 +21,7 @@ mod upload;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
-    middleware::from_fn_with_state,
+    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -30,6 +33,7 @@ use crate::{
     auth,
     error::{ApiError, Edge},
     extract::Json,
+    metrics::note_route,
 };
 
 /// Paths that existing clients use besides the ones they stand for: alias, path.
@@ -51,6 +55,7 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
     vec![
         ("/api/v1/health", get(health::get)),
         ("/api/v1/health/detailed", get(health::detailed)),
+        ("/api/v1/health/ready", get(health::ready)),
         ("/api/v1/health/sync", post(health::sync)),
         ("/api/v1/sessions", post(sessions::create).get(sessions::list)),
         ("/api/v1/sessions/{id}", get(sessions::get).delete(sessions::delete)),
@@ -71,6 +76,14 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/api/v1/sessions/{id}/files/move", post(files::rename)),
         ("/api/v1/sessions/{id}/files/mkdir", post(files::mkdir)),
         ("/api/v1/sessions/{id}/files/{*path}", get(files::read).delete(files::delete)),
+        ("/api/v1/containers", get(containers::list)),
+        ("/api/v1/containers/{id}", get(containers::get)),
+        ("/api/v1/containers/{id}/logs", get(containers::logs)),
+        ("/api/v1/nodes", get(nodes::list)),
+        ("/api/v1/nodes/{id}", get(nodes::get)),
+        ("/api/v1/nodes/{id}/drain", post(nodes::drain)),
+        ("/api/v1/nodes/{id}/resume", post(nodes::resume)),
+        ("/metrics", get(metrics::get)),
         ("/api/v1/templates", post(templates::create).get(templates::list)),
         ("/api/v1/templates/{id}", get(templates::get).put(templates::update).delete(templates::delete)),
     ]
@@ -97,6 +110,7 @@ pub(crate) fn guarded(router: Router<App>, app: &App) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(app.clone(), auth::guard))
+        .layer(from_fn(note_route))
         .with_state(app.clone())
 }
 

@@ -9,10 +9,8 @@ use futures::{StreamExt, stream::BoxStream};
 use sandmesh_mesh::{Fault, FieldViolation, Link, grpc_router, status};
 use sandmesh_proto::{
     executor::{ExecutionMetrics, ExecutionStarted, OutputChunk, Resources},
-    health::{
-        CheckHealthRequest, CheckHealthResponse, Probe,
-        health_probe_service_server::{HealthProbeService, HealthProbeServiceServer},
-    },
+    health::health_probe_service_server::HealthProbeServiceServer,
+    scheduler::node_service_server::NodeServiceServer,
     session::{
         self as pb,
         attach_execution_response::Event,
@@ -29,6 +27,8 @@ use sandmesh_proto::{
 };
 use tonic::{Code, Request, Response, Status};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
+
+mod operators;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -112,6 +112,7 @@ impl Fakes {
             .add_service(TemplateServiceServer::new(self.clone()))
             .add_service(HealthProbeServiceServer::new(self.clone()))
             .add_service(StateSyncServiceServer::new(self.clone()))
+            .add_service(NodeServiceServer::new(self.clone()))
             .add_service(HealthServer::new(HealthService::from_health_reporter(reporter)));
         Link::local(grpc_router(routes.routes()))
     }
@@ -341,17 +342,6 @@ impl TemplateService for Fakes {
     ) -> Reply<tpb::DeleteTemplateResponse> {
         self.note(request);
         Ok(Response::new(tpb::DeleteTemplateResponse {}))
-    }
-}
-
-#[tonic::async_trait]
-impl HealthProbeService for Fakes {
-    async fn check_health(&self, request: Request<CheckHealthRequest>) -> Reply<CheckHealthResponse> {
-        self.note(request);
-        let probe = |name: &str, healthy| Probe { name: name.into(), healthy, ..Probe::default() };
-        let probes =
-            vec![probe("database/session", true), probe("nodes", false), probe("role/session", true)];
-        Ok(Response::new(CheckHealthResponse { status: 2, probes, ..CheckHealthResponse::default() }))
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn spec(sent: Option<pb::SandboxSpec>) -> Result<Spec, Error> {
         template_id: sent.template_id,
         max_concurrent_executions: sent.max_concurrent_executions,
         expires_at: expires_at.flatten(),
+        restarts: sent.restarts,
     })
 }
 
@@ -137,6 +138,7 @@ pub(crate) fn spec_pb(spec: &Spec) -> pb::SandboxSpec {
         template_id: spec.template_id.clone(),
         max_concurrent_executions: spec.max_concurrent_executions,
         expires_at: spec.expires_at.map(timestamp),
+        restarts: spec.restarts,
     }
 }
 
@@ -163,6 +165,7 @@ pub(crate) fn sandbox_pb(sandbox: &Sandbox, node_id: &str, runtime: &str) -> pb:
         created_at: Some(timestamp(sandbox.created_at)),
         language_runtime: sandbox.facts.language_runtime.clone(),
         workspace_path: WORKSPACE_PATH.to_owned(),
+        node_lost: false,
     }
 }
 

@@ -5,9 +5,11 @@ use std::{pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt};
 use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size, page_token, status};
 use sandmesh_proto::agent::{
-    CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse, GetNodeRequest,
-    GetNodeResponse, GetSandboxRequest, GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse,
-    Node, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
+    CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
+    DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
+    GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest,
+    ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox, WatchSandboxesRequest,
+    WatchSandboxesResponse,
     agent_service_server::{AgentService, AgentServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -21,6 +23,10 @@ use crate::{
 
 /// How many sandboxes a page has.
 const PAGE: u32 = 1000;
+
+/// How much of a log is read when the caller does not say, and at most, in bytes.
+const LOG_TAIL: u32 = 64 << 10;
+const LOG_TAIL_MOST: u32 = 1 << 20;
 
 /// The service on the wire.
 #[derive(Debug, Clone)]
@@ -46,6 +52,7 @@ impl Grpc {
 
 #[tonic::async_trait]
 impl AgentService for Grpc {
+    type ReadSandboxLogStream = Pin<Box<dyn Stream<Item = Result<ReadSandboxLogResponse, Status>> + Send>>;
     type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> + Send>>;
 
     async fn create_sandbox(
@@ -103,6 +110,34 @@ impl AgentService for Grpc {
 
     async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
         Ok(Response::new(GetNodeResponse { node: Some(node(&self.0).await) }))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        self.0.set_draining(true).map_err(status)?;
+        Ok(Response::new(DrainNodeResponse { node: Some(node(&self.0).await) }))
+    }
+
+    async fn resume_node(
+        &self,
+        _: Request<ResumeNodeRequest>,
+    ) -> Result<Response<ResumeNodeResponse>, Status> {
+        self.0.set_draining(false).map_err(status)?;
+        Ok(Response::new(ResumeNodeResponse { node: Some(node(&self.0).await) }))
+    }
+
+    async fn read_sandbox_log(
+        &self,
+        request: Request<ReadSandboxLogRequest>,
+    ) -> Result<Response<Self::ReadSandboxLogStream>, Status> {
+        let ReadSandboxLogRequest { sandbox_id: id, tail_bytes, follow } = request.into_inner();
+        let id = sandbox_id(&id).map_err(status)?;
+        let tail = page_size(tail_bytes, LOG_TAIL, LOG_TAIL_MOST);
+        let parts = self.0.read_log(&id, tail.into(), follow).map_err(status)?;
+        let parts = parts.map(|part| match part {
+            Ok(data) => Ok(ReadSandboxLogResponse { data: data.into() }),
+            Err(error) => Err(status(error)),
+        });
+        Ok(Response::new(Box::pin(parts)))
     }
 }
 

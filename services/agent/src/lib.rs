@@ -7,6 +7,7 @@
 
 pub mod config;
 mod convert;
+mod drain;
 mod error;
 mod grpc;
 mod ledger;
@@ -28,6 +29,7 @@ use sandmesh_mesh::{Link, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 pub use self::config::Config;
 use self::{
     config::RuntimeKind,
+    drain::Drain,
     error::Error,
     ledger::Limits,
     runtime::{Runtime, process::ProcessRuntime},
@@ -75,7 +77,8 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
         limits: limits(config)?,
         ability,
     };
-    let service = Arc::new(Service::new(identity, runtime, mesh.clock(), mesh.tasks().clone()));
+    let drain = Drain::load(mesh.data_dir());
+    let service = Arc::new(Service::new(identity, runtime, drain, mesh.clock(), mesh.tasks().clone()));
     let half_made = Mutex::new(service.adopt().await?);
     Ok(Arc::new(Agent { config: config.clone(), service, scheduler, half_made }))
 }
@@ -136,6 +139,7 @@ impl Role for Agent {
                 healthy: checked.is_ok(),
                 message: checked.err().map(|problems| problems.to_string()).unwrap_or_default(),
                 latency_us,
+                essential: true,
             }]
         }
         .boxed()

@@ -54,6 +54,27 @@ pub(crate) enum Found {
     HalfMade(SandboxId),
 }
 
+/// Where reading a log begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogStart {
+    /// So many bytes before its end, from the next beginning of a line on.
+    Tail(u64),
+    /// At this offset; at the beginning where the log has become shorter since.
+    At(u64),
+}
+
+/// A part of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogPart {
+    /// The bytes, at most [`LOG_PART`].
+    pub(crate) data: Vec<u8>,
+    /// Where the next part begins.
+    pub(crate) next: u64,
+}
+
+/// The most bytes of a part of a log.
+pub(crate) const LOG_PART: u64 = 1 << 20;
+
 /// Makes and destroys sandboxes on this machine.
 #[async_trait]
 pub(crate) trait Runtime: Debug + Send + Sync + 'static {
@@ -88,6 +109,12 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
 
     /// Keeps what sandboxes leave on the machine within its bounds. Called every few seconds.
     async fn tend(&self) {}
+
+    /// Reads the log of a sandbox from a position on, or its last bytes; see [`LogPart`].
+    ///
+    /// # Errors
+    /// When it has none, or it cannot be read.
+    async fn log(&self, id: &SandboxId, from: LogStart) -> std::io::Result<LogPart>;
 
     /// Waits until a sandbox is no longer running, and says why: `expired`, or how it ended. Returns at
     /// once when it is not there. Cancel safe.

@@ -137,6 +137,9 @@ pub(crate) struct Spec {
     pub(crate) max_concurrent_executions: u32,
     /// When it ends by itself.
     pub(crate) expires_at: Option<DateTime<Utc>>,
+    /// How many sandboxes the session had before this one. Records of older agents do not have it.
+    #[serde(default)]
+    pub(crate) restarts: u32,
 }
 
 /// The isolation that a sandbox, or a node, really has; see the proto for the words.

@@ -18,13 +18,17 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use crate::{
     Error,
     config::OnShutdown,
+    drain::Drain,
     ledger::{Job, Ledger, Limits, Outcome},
-    runtime::{Ability, Found, Order, Problems, Runtime},
+    runtime::{Ability, Found, LogPart, LogStart, Order, Problems, Runtime},
     sandbox::{Facts, Resources, Sandbox, SandboxId, Spec, State},
 };
 
 /// How often sandboxes are tended.
 const TEND_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a log that is followed is looked at.
+const LOG_PAUSE: Duration = Duration::from_millis(250);
 
 /// How many sandboxes are destroyed at once at shutdown.
 const DESTROY_AT_ONCE: usize = 8;
@@ -62,6 +66,7 @@ pub(crate) struct Load {
 pub(crate) struct Service {
     identity: Identity,
     runtime: Arc<dyn Runtime>,
+    drain: Drain,
     ledger: Mutex<Ledger>,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
@@ -78,11 +83,12 @@ impl Service {
     pub(crate) fn new(
         identity: Identity,
         runtime: Arc<dyn Runtime>,
+        drain: Drain,
         clock: Arc<dyn Clock>,
         tasks: Tasks,
     ) -> Self {
         let ledger = Mutex::new(Ledger::new(identity.limits));
-        Self { identity, runtime, ledger, clock, tasks }
+        Self { identity, runtime, drain, ledger, clock, tasks }
     }
 
     /// What does not change about the node.
@@ -216,6 +222,9 @@ impl Service {
         if self.tasks.token().is_cancelled() {
             return Err(Error::Full { node: node(), what: "it is shutting down".to_owned() });
         }
+        if self.drain.is_draining() {
+            return Err(Error::Full { node: node(), what: "it takes no new sandboxes".to_owned() });
+        }
         ledger.admit(&spec.resources).map_err(|what| Error::Full { node: node(), what })
     }
 
@@ -339,6 +348,58 @@ impl Service {
         stream::iter(existing.into_iter().map(Ok)).chain(changes).take_until(stopped)
     }
 
+    /// Has the node take no new sandboxes, or take some again.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub(crate) fn set_draining(&self, draining: bool) -> Result<(), Error> {
+        self.drain.set(draining).map_err(|error| {
+            let told = "that the node drains cannot be written down, so it is as it was";
+            Error::internal(anyhow::Error::new(error).context(told))
+        })?;
+        tracing::info!(node.id = self.identity.node_id, draining, "draining was decided");
+        Ok(())
+    }
+
+    /// The end of the log of a sandbox, and what is added to it while the sandbox is there, if `follow`.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn read_log(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        tail: u64,
+        follow: bool,
+    ) -> Result<impl Stream<Item = Result<Vec<u8>, Error>> + Send + 'static, Error> {
+        self.get(id)?;
+        let (service, id, stopped) = (Arc::clone(self), id.clone(), self.tasks.token().cancelled_owned());
+        let parts = stream::unfold(Some(LogStart::Tail(tail)), move |from| {
+            let (service, id) = (Arc::clone(&service), id.clone());
+            async move {
+                let part = service.next_log_part(&id, from?, follow).await?;
+                let next = Some(LogStart::At(part.next)).filter(|_| follow);
+                Some((Ok(part.data), next))
+            }
+        });
+        Ok(parts.take_until(stopped))
+    }
+
+    /// The next part of a log with something in it; `None` when there will be none.
+    async fn next_log_part(&self, id: &SandboxId, mut from: LogStart, follow: bool) -> Option<LogPart> {
+        loop {
+            // The log goes with the sandbox.
+            let part = self.runtime.log(id, from).await.ok()?;
+            if !part.data.is_empty() {
+                return Some(part);
+            }
+            if !follow || self.get(id).is_err() {
+                return None;
+            }
+            from = LogStart::At(part.next);
+            tokio::time::sleep(LOG_PAUSE).await;
+        }
+    }
+
     /// What the node has now.
     pub(crate) async fn load(&self) -> Load {
         let images = self.runtime.images().await.unwrap_or_else(|error| {
@@ -346,7 +407,7 @@ impl Service {
             Vec::new()
         });
         let ledger = self.ledger();
-        let draining = self.tasks.token().is_cancelled();
+        let draining = self.tasks.token().is_cancelled() || self.drain.is_draining();
         Load { sandboxes: ledger.count(), allocated: ledger.allocated(), images, draining }
     }
 

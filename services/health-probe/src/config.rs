@@ -5,6 +5,8 @@ use std::time::Duration;
 use sandmesh_mesh::{ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
+use crate::condition::Thresholds;
+
 /// The settings of the health-probe role.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +20,17 @@ pub struct Config {
     /// How often in a row an executor that has answered before may fail to until its sandbox counts as
     /// lost, [1..100].
     pub sandbox_probe_failures: u32,
+    /// How often roles, databases and the object store are measured for those who follow health, [100ms..1h].
+    /// Whoever reads the health of the whole has it measured then.
+    pub dependency_probe_interval: HumanDuration,
+    /// What answers later than this counts as slow, [1ms..60s].
+    pub slow_after: HumanDuration,
+    /// After how many bad or slow measurements in a row something is degraded, [1..100].
+    pub degraded_after: u32,
+    /// After how many bad measurements in a row something is unhealthy, from `degraded_after` to 100.
+    pub unhealthy_after: u32,
+    /// After how many good measurements in a row it is healthy again, [1..100].
+    pub healthy_after: u32,
     /// At most this many executors are asked at once, [1..1024].
     pub max_concurrent_probes: usize,
 }
@@ -29,6 +42,11 @@ impl Default for Config {
             sandbox_probe_interval: HumanDuration(Duration::from_secs(2)),
             sandbox_probe_timeout: HumanDuration(Duration::from_secs(5)),
             sandbox_probe_failures: 3,
+            dependency_probe_interval: HumanDuration(Duration::from_secs(15)),
+            slow_after: HumanDuration(Duration::from_secs(1)),
+            degraded_after: 2,
+            unhealthy_after: 3,
+            healthy_after: 2,
             max_concurrent_probes: 16,
         }
     }
@@ -54,10 +72,38 @@ impl Config {
         if !(1..=100).contains(&self.sandbox_probe_failures) {
             return Err(invalid("sandbox_probe_failures", "must be from 1 to 100"));
         }
+        self.validate_thresholds()?;
         if !(1..=1024).contains(&self.max_concurrent_probes) {
             return Err(invalid("max_concurrent_probes", "must be from 1 to 1024"));
         }
         Ok(())
+    }
+
+    fn validate_thresholds(&self) -> Result<(), ConfigError> {
+        let second = Duration::from_secs(1);
+        if !(second / 10..=second * 3600).contains(&self.dependency_probe_interval.0) {
+            return Err(invalid("dependency_probe_interval", "must be from 100ms to 1h"));
+        }
+        if !(second / 1000..=second * 60).contains(&self.slow_after.0) {
+            return Err(invalid("slow_after", "must be from 1ms to 60s"));
+        }
+        for (setting, count) in
+            [("degraded_after", self.degraded_after), ("healthy_after", self.healthy_after)]
+        {
+            if !(1..=100).contains(&count) {
+                return Err(invalid(setting, "must be from 1 to 100"));
+            }
+        }
+        if !(self.degraded_after..=100).contains(&self.unhealthy_after) {
+            return Err(invalid("unhealthy_after", "must be from `health_probe.degraded_after` to 100"));
+        }
+        Ok(())
+    }
+
+    /// How many measurements in a row change how something is.
+    pub(crate) fn thresholds(&self) -> Thresholds {
+        let Self { degraded_after, unhealthy_after, healthy_after, .. } = *self;
+        Thresholds { degraded_after, unhealthy_after, healthy_after }
     }
 }
 
@@ -82,6 +128,11 @@ mod tests {
             ("sandbox_probe_interval", Config { sandbox_probe_interval: zero, ..Config::default() }),
             ("sandbox_probe_timeout", Config { sandbox_probe_timeout: zero, ..Config::default() }),
             ("sandbox_probe_failures", Config { sandbox_probe_failures: 0, ..Config::default() }),
+            ("dependency_probe_interval", Config { dependency_probe_interval: zero, ..Config::default() }),
+            ("slow_after", Config { slow_after: zero, ..Config::default() }),
+            ("degraded_after", Config { degraded_after: 0, ..Config::default() }),
+            ("unhealthy_after", Config { unhealthy_after: 1, ..Config::default() }),
+            ("healthy_after", Config { healthy_after: 0, ..Config::default() }),
             ("max_concurrent_probes", Config { max_concurrent_probes: 0, ..Config::default() }),
         ];
         for (setting, config) in bad {

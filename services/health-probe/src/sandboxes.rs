@@ -11,11 +11,13 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
-use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Probe, Tasks};
+use sandmesh_mesh::{Clock, Link, MAX_MESSAGE_BYTES, Probe, Tasks, timestamp};
 use sandmesh_proto::{
     agent::{Sandbox, sandbox::State},
-    executor::{GetExecutorRequest, executor_service_client::ExecutorServiceClient},
+    executor::{GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient},
+    health::SandboxHealth,
     scheduler::{WatchSandboxesRequest, scheduler_service_client::SchedulerServiceClient},
     session::{ReportSandboxLostRequest, session_event_service_client::SessionEventServiceClient},
 };
@@ -26,7 +28,13 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::{Config, probe::Liveness};
+use crate::{
+    Config,
+    board::Board,
+    condition::{Condition, Found, Track},
+    convert::condition_pb,
+    probe::Liveness,
+};
 
 /// How many reports wait at most; more hold up the watch, which loses nothing by it.
 const MAX_WAITING_REPORTS: usize = 1024;
@@ -37,6 +45,9 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first and the longest pause before something is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// What is said of an executor that does not answer.
+const NO_ANSWER: &str = "executor does not answer";
+
 /// A sandbox that is lost, and the session that had it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Lost {
@@ -45,13 +56,66 @@ struct Lost {
     reason: String,
 }
 
-/// A sandbox of a session, as told last.
+/// A sandbox of a session, as told and measured last.
 #[derive(Debug)]
 struct Known {
-    session_id: String,
     endpoint: String,
     liveness: Liveness,
+    track: Track,
     reported: bool,
+    health: SandboxHealth,
+}
+
+impl Known {
+    fn of(sandbox: &Sandbox) -> Self {
+        let spec = sandbox.spec.clone().unwrap_or_default();
+        let health = SandboxHealth {
+            sandbox_id: sandbox.sandbox_id.clone(),
+            session_id: spec.session_id,
+            node_id: sandbox.node_id.clone(),
+            condition: condition_pb(Condition::Healthy).into(),
+            restarts: spec.restarts,
+            ..SandboxHealth::default()
+        };
+        let (liveness, track) = (Liveness::default(), Track::default());
+        Self { endpoint: sandbox.endpoint.clone(), liveness, track, reported: false, health }
+    }
+
+    /// Takes one measurement: what its executor said, and how late.
+    fn measure(&mut self, answer: Option<&Answer>, now: DateTime<Utc>, config: &Config) {
+        let found = match answer {
+            None => Found::Bad,
+            Some(answer) if answer.latency > config.slow_after.0 => Found::Slow,
+            Some(_) => Found::Good,
+        };
+        self.track = self.track.observe(found, config.thresholds());
+        let health = &mut self.health;
+        health.condition = condition_pb(self.track.condition()).into();
+        health.failures = self.track.failures();
+        health.reason = match (self.track.condition(), found) {
+            (Condition::Healthy, _) => String::new(),
+            (_, Found::Bad) => NO_ANSWER.to_owned(),
+            (_, Found::Slow | Found::Good) => "executor answered late, or not, a short while ago".to_owned(),
+        };
+        health.latency_us = answer.map_or(0, |answer| micros(answer.latency));
+        health.measured_at = Some(timestamp(now));
+        if let Some(Answer { executor: Some(executor), .. }) = answer {
+            (health.uptime_ms, health.usage) = (executor.uptime_ms, executor.usage);
+            (health.running, health.queued) = (executor.running, executor.queued);
+        }
+    }
+}
+
+/// What an executor answered.
+#[derive(Debug)]
+struct Answer {
+    /// `None` when it answered with an error: it is there all the same.
+    executor: Option<GetExecutorResponse>,
+    latency: Duration,
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The sandboxes of sessions, as told on the open watch.
@@ -60,32 +124,32 @@ struct Registry(HashMap<String, Known>);
 
 impl Registry {
     /// Takes what the scheduler tells about a sandbox; a session's sandbox that is dead is lost, once.
-    fn note(&mut self, sandbox: &Sandbox) -> Option<Lost> {
+    fn note(&mut self, sandbox: &Sandbox, board: &Board) -> Option<Lost> {
         let spec = sandbox.spec.as_ref()?;
         if spec.session_id.is_empty() {
             return None;
         }
-        let known = || Known {
-            session_id: spec.session_id.clone(),
-            endpoint: sandbox.endpoint.clone(),
-            liveness: Liveness::default(),
-            reported: false,
-        };
         match sandbox.state() {
             State::Running => {
+                let known = || Known::of(sandbox);
                 let entry = self.0.entry(sandbox.sandbox_id.clone()).or_insert_with(known);
-                if entry.endpoint != sandbox.endpoint || entry.session_id != spec.session_id {
+                if entry.endpoint != sandbox.endpoint || entry.health.session_id != spec.session_id {
                     *entry = known();
                 }
+                board.sandbox(entry.health.clone());
                 None
             }
             State::Dead => {
-                let entry = self.0.entry(sandbox.sandbox_id.clone()).or_insert_with(known);
+                let entry = self.0.entry(sandbox.sandbox_id.clone()).or_insert_with(|| Known::of(sandbox));
                 entry.endpoint.clear();
-                lose(entry, &sandbox.sandbox_id, &sandbox.reason)
+                entry.health.condition = condition_pb(Condition::Unhealthy).into();
+                entry.health.reason.clone_from(&sandbox.reason);
+                board.sandbox(entry.health.clone());
+                lose(entry, &sandbox.reason)
             }
             State::Deleted => {
                 self.0.remove(&sandbox.sandbox_id);
+                board.sandbox_gone(&sandbox.sandbox_id);
                 None
             }
             State::Creating | State::Unspecified => None,
@@ -98,26 +162,31 @@ impl Registry {
         local.map(|(id, known)| (id.clone(), known.endpoint.clone())).collect()
     }
 
-    /// Takes whether the executor at `endpoint` answered.
-    fn answered(&mut self, sandbox_id: &str, endpoint: &str, answered: bool, limit: u32) -> Option<Lost> {
+    /// Takes what the executor at `endpoint` answered, if anything, at `now`.
+    fn answered(
+        &mut self,
+        (sandbox_id, endpoint): (&str, &str),
+        answer: Option<&Answer>,
+        now: DateTime<Utc>,
+        (board, config): (&Board, &Config),
+    ) -> Option<Lost> {
         let known = self.0.get_mut(sandbox_id).filter(|known| known.endpoint == endpoint)?;
-        if known.liveness.observe(answered, limit) {
-            return lose(known, sandbox_id, "executor does not answer");
+        known.measure(answer, now, config);
+        board.sandbox(known.health.clone());
+        if known.liveness.observe(answer.is_some(), config.sandbox_probe_failures) {
+            return lose(known, NO_ANSWER);
         }
         None
     }
 }
 
-fn lose(known: &mut Known, sandbox_id: &str, reason: &str) -> Option<Lost> {
+fn lose(known: &mut Known, reason: &str) -> Option<Lost> {
     if known.reported {
         return None;
     }
     known.reported = true;
-    Some(Lost {
-        session_id: known.session_id.clone(),
-        sandbox_id: sandbox_id.to_owned(),
-        reason: reason.to_owned(),
-    })
+    let SandboxHealth { session_id, sandbox_id, .. } = known.health.clone();
+    Some(Lost { session_id, sandbox_id, reason: reason.to_owned() })
 }
 
 /// Follows the sandboxes; see the module.
@@ -125,6 +194,8 @@ fn lose(known: &mut Known, sandbox_id: &str, reason: &str) -> Option<Lost> {
 pub(crate) struct Sandboxes {
     scheduler: Link,
     sessions: Link,
+    clock: Arc<dyn Clock>,
+    board: Arc<Board>,
     config: Config,
     registry: Mutex<Registry>,
     /// Why the watch is not open; `None` while it is.
@@ -132,10 +203,17 @@ pub(crate) struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// Follows the sandboxes that `scheduler` tells about, and reports to `sessions`.
-    pub(crate) fn new(scheduler: Link, sessions: Link, config: Config) -> Self {
+    /// Follows the sandboxes that `scheduler` tells about, reports to `sessions`, and puts what it measures
+    /// on `board`.
+    pub(crate) fn new(
+        scheduler: Link,
+        sessions: Link,
+        clock: Arc<dyn Clock>,
+        board: Arc<Board>,
+        config: Config,
+    ) -> Self {
         let interrupted = Mutex::new(Some("not opened yet".to_owned()));
-        Self { scheduler, sessions, config, registry: Mutex::default(), interrupted }
+        Self { scheduler, sessions, clock, board, config, registry: Mutex::default(), interrupted }
     }
 
     /// Spawns the watch, the probes of executors, and the reports.
@@ -155,7 +233,7 @@ impl Sandboxes {
             name: "watch/sandboxes".to_owned(),
             healthy: interrupted.is_none(),
             message: interrupted.unwrap_or_default(),
-            latency_us: 0,
+            ..Probe::default()
         }
     }
 
@@ -183,9 +261,10 @@ impl Sandboxes {
             SchedulerServiceClient::new(self.scheduler.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let mut events = client.watch_sandboxes(WatchSandboxesRequest {}).await?.into_inner();
         lock(&self.registry).0.clear();
+        self.board.forget_sandboxes();
         *lock(&self.interrupted) = None;
         while let Some(event) = events.message().await? {
-            let lost = event.sandbox.and_then(|sandbox| lock(&self.registry).note(&sandbox));
+            let lost = event.sandbox.and_then(|sandbox| lock(&self.registry).note(&sandbox, &self.board));
             if let Some(lost) = lost {
                 let _ = reports.send(lost).await;
             }
@@ -200,9 +279,10 @@ impl Sandboxes {
             let to_ask = lock(&self.registry).to_ask();
             stream::iter(to_ask)
                 .for_each_concurrent(self.config.max_concurrent_probes, async |(sandbox_id, endpoint)| {
-                    let answered = self.answers(&endpoint).await;
-                    let limit = self.config.sandbox_probe_failures;
-                    let lost = lock(&self.registry).answered(&sandbox_id, &endpoint, answered, limit);
+                    let answer = self.ask(&endpoint).await;
+                    let (asked, now) = ((sandbox_id.as_str(), endpoint.as_str()), self.clock.now());
+                    let told = (&*self.board, &self.config);
+                    let lost = lock(&self.registry).answered(asked, answer.as_ref(), now, told);
                     if let Some(lost) = lost {
                         let _ = reports.send(lost).await;
                     }
@@ -211,14 +291,16 @@ impl Sandboxes {
         }
     }
 
-    /// Whether an executor says anything at all.
-    async fn answers(&self, endpoint: &str) -> bool {
-        let Ok(link) = Link::dial(endpoint) else { return false };
-        let mut client = ExecutorServiceClient::new(link);
-        match timeout(self.config.sandbox_probe_timeout.0, client.get_executor(GetExecutorRequest {})).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(status)) => !is_silence(status.code()),
-            Err(_) => false,
+    /// What an executor says of itself; `None` when it says nothing at all.
+    async fn ask(&self, endpoint: &str) -> Option<Answer> {
+        let mut client = ExecutorServiceClient::new(Link::dial(endpoint).ok()?);
+        let asked = Instant::now();
+        let answer =
+            timeout(self.config.sandbox_probe_timeout.0, client.get_executor(GetExecutorRequest {})).await;
+        let latency = asked.elapsed();
+        match answer.ok()? {
+            Ok(executor) => Some(Answer { executor: Some(executor.into_inner()), latency }),
+            Err(status) => (!is_silence(status.code())).then_some(Answer { executor: None, latency }),
         }
     }
 

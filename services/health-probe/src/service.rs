@@ -84,6 +84,7 @@ impl Health {
             healthy: true,
             message: String::new(),
             latency_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            essential: false,
         };
         let mut probes = match answer {
             Ok(Ok(response)) => response.into_inner().probes,

@@ -8,14 +8,16 @@ use std::{
 };
 
 use axum::{Router, extract::Request as HttpRequest, routing::post};
-use sandmesh_mesh::{HumanDuration, Link, grpc_router};
+use sandmesh_mesh::{HumanDuration, Link, SystemClock, grpc_router};
 use sandmesh_proto::{
     agent::{Sandbox, SandboxSpec, sandbox::State},
-    executor::{GetExecutorRequest, GetExecutorResponse},
+    executor::{GetExecutorRequest, GetExecutorResponse, ResourceUsage},
     health::{
-        CheckHealthRequest, CheckHealthResponse, CheckRoleRequest, CheckRoleResponse, check_health_response,
+        self, CheckHealthRequest, CheckHealthResponse, CheckRoleRequest, CheckRoleResponse,
+        WatchHealthRequest, check_health_response,
         health_probe_service_client::HealthProbeServiceClient,
         role_health_service_server::{RoleHealthService, RoleHealthServiceServer},
+        watch_health_response::Subject,
     },
     scheduler::{WatchSandboxesRequest, WatchSandboxesResponse},
     session::{
@@ -65,12 +67,9 @@ impl Roles {
 
     async fn check(self) -> CheckHealthResponse {
         let link = Link::local(grpc_router(Routes::new(RoleHealthServiceServer::new(self))));
-        let mut mesh = Mesh::builder("/nowhere");
-        for role in RoleName::ALL {
-            mesh = mesh.link(role, link.clone());
-        }
-        let health = Health::new(&mesh.build(), Duration::from_millis(200)).unwrap();
-        let service = HealthProbeServiceServer::new(Grpc(Arc::new(health)));
+        let health = Health::new(&all_to(&link), Duration::from_millis(200)).unwrap();
+        let grpc = Grpc { health: Arc::new(health), board: Arc::default(), stopped: Tasks::new().token() };
+        let service = HealthProbeServiceServer::new(grpc);
         let mut client = HealthProbeServiceClient::new(Link::local(grpc_router(Routes::new(service))));
         client.check_health(CheckHealthRequest {}).await.unwrap().into_inner()
     }
@@ -139,6 +138,7 @@ type Watch = mpsc::Sender<Result<WatchSandboxesResponse, Status>>;
 /// The sandboxes role at work, between a scheduler and a session role of the test's own.
 struct Bench {
     sandboxes: Arc<Sandboxes>,
+    board: Arc<Board>,
     watches: mpsc::UnboundedReceiver<Watch>,
     reports: mpsc::UnboundedReceiver<ReportSandboxLostRequest>,
     tasks: Tasks,
@@ -190,10 +190,11 @@ fn bench(refusals: impl IntoIterator<Item = Status>) -> Bench {
         ..Config::default()
     };
     let sessions = Link::local(grpc_router(Routes::new(sessions)));
-    let sandboxes = Arc::new(Sandboxes::new(scheduler(watch_sender), sessions, config));
-    let tasks = Tasks::new();
+    let (board, clock) = (Arc::new(Board::default()), Arc::new(SystemClock));
+    let sandboxes = Sandboxes::new(scheduler(watch_sender), sessions, clock, Arc::clone(&board), config);
+    let (sandboxes, tasks) = (Arc::new(sandboxes), Tasks::new());
     Arc::clone(&sandboxes).start(&tasks);
-    Bench { sandboxes, watches, reports, tasks }
+    Bench { sandboxes, board, watches, reports, tasks }
 }
 
 impl Bench {
@@ -283,7 +284,8 @@ async fn a_watch_that_breaks_reports_nothing_and_is_opened_again() {
 async fn the_probe_tells_why_the_watch_is_not_open() {
     let tasks = Tasks::new();
     let nowhere = || Link::dial("unix:/nonexistent/scheduler.sock").unwrap();
-    let sandboxes = Arc::new(Sandboxes::new(nowhere(), nowhere(), Config::default()));
+    let (clock, config) = (Arc::new(SystemClock), Config::default());
+    let sandboxes = Arc::new(Sandboxes::new(nowhere(), nowhere(), clock, Arc::default(), config));
     assert_eq!(sandboxes.probe().message, "not opened yet");
     Arc::clone(&sandboxes).start(&tasks);
     timeout(PATIENCE, async {
@@ -302,7 +304,9 @@ async fn the_probe_tells_why_the_watch_is_not_open() {
 fn executor(socket: &Path) -> Tasks {
     let tasks = Tasks::new();
     let answer = tower::service_fn(|_: Request<GetExecutorRequest>| {
-        std::future::ready(Ok::<_, Status>(Response::new(GetExecutorResponse::default())))
+        let usage = ResourceUsage { memory_bytes: 7, ..ResourceUsage::default() };
+        let said = GetExecutorResponse { uptime_ms: 5, running: 2, usage: Some(usage), ..Default::default() };
+        std::future::ready(Ok::<_, Status>(Response::new(said)))
     });
     let handler = move |request: HttpRequest| async move {
         Codec::new(ProstCodec::default()).unary(answer, request).await
@@ -348,4 +352,79 @@ async fn the_tasks_end_when_told_to() {
     let mut bench = bench([]);
     let _watch = bench.watch().await;
     assert_eq!(bench.tasks.shut_down(PATIENCE).await, 0);
+}
+
+impl Bench {
+    /// Waits until what is known of the sandbox is as it should be.
+    async fn known(&self, holds: impl Fn(&health::SandboxHealth) -> bool) -> health::SandboxHealth {
+        let search = async {
+            loop {
+                let found = self.board.list_sandboxes(&["sbx_1".to_owned()].into(), "", 1).0.pop();
+                match found.filter(|health| holds(health)) {
+                    Some(health) => return health,
+                    None => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, search).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_is_known_with_what_its_executor_says_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("executor.sock");
+    let running = executor(&socket);
+    let mut bench = bench([]);
+    let watch = bench.watch().await;
+    let endpoint = format!("unix:{}", socket.display());
+    let mut told = Sandbox { endpoint, node_id: "n".to_owned(), ..sandbox(State::Running, "sess_1") };
+    told.spec.as_mut().unwrap().restarts = 3;
+    tell(&watch, told.clone()).await;
+    let health = bench.known(|health| health.measured_at.is_some()).await;
+    assert_eq!(health.condition(), health::Condition::Healthy);
+    assert_eq!((health.session_id.as_str(), health.node_id.as_str()), ("sess_1", "n"));
+    assert_eq!((health.uptime_ms, health.running, health.restarts), (5, 2, 3));
+    assert!(health.usage.unwrap().memory_bytes == 7 && health.latency_us > 0);
+
+    running.shut_down(PATIENCE).await;
+    let health = bench.known(|health| health.condition() == health::Condition::Unhealthy).await;
+    assert_eq!(health.reason, "executor does not answer");
+    assert!(health.failures >= 3);
+    assert_eq!(bench.report().await.session_id, "sess_1");
+    tell(&watch, Sandbox { state: State::Deleted.into(), ..told }).await;
+    let gone = async {
+        while !bench.board.list_sandboxes(&Default::default(), "", 1).0.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_follows_health_sees_what_is_known_and_what_comes() {
+    let mut bench = bench([]);
+    let watch = bench.watch().await;
+    tell(&watch, sandbox(State::Running, "sess_1")).await;
+    bench.known(|_| true).await;
+    let health = Health::new(&all_to(&Link::local(Router::new())), Duration::from_millis(200)).unwrap();
+    let (health, board, stopped) = (Arc::new(health), Arc::clone(&bench.board), bench.tasks.token());
+    let service = HealthProbeServiceServer::new(Grpc { health, board, stopped });
+    let mut client = HealthProbeServiceClient::new(Link::local(grpc_router(Routes::new(service))));
+    let mut events = client.watch_health(WatchHealthRequest {}).await.unwrap().into_inner();
+    tell(&watch, sandbox(State::Dead, "sess_1")).await;
+    let mut conditions = Vec::new();
+    while conditions.last() != Some(&health::Condition::Unhealthy) {
+        let event = timeout(PATIENCE, events.message()).await.unwrap().unwrap().unwrap();
+        let Some(Subject::Sandbox(health)) = event.subject else { continue };
+        conditions.push(health.condition());
+    }
+    assert_eq!(conditions[0], health::Condition::Healthy);
+    bench.tasks.shut_down(PATIENCE).await;
+    assert!(events.message().await.unwrap().is_none(), "it ends when the process stops");
+}
+
+fn all_to(link: &Link) -> Mesh {
+    let links = RoleName::ALL.into_iter();
+    links.fold(Mesh::builder("/nowhere"), |mesh, role| mesh.link(role, link.clone())).build()
 }

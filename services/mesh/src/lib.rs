@@ -12,6 +12,7 @@ pub mod link;
 mod listener;
 mod node;
 pub mod page_token;
+mod readiness;
 mod role;
 mod server;
 mod tasks;

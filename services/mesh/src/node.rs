@@ -18,15 +18,11 @@ use sandmesh_proto::health::{
     role_health_service_server::{RoleHealthService, RoleHealthServiceServer},
 };
 use tonic::{Request, Response, Status};
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     Clock, Link, LinkError, MeshConfig, Role, RoleName, Secret, ServerBuilder, SystemClock, Tasks, VERSION,
-    link::Slot, listener::Listener, server,
+    link::Slot, listener::Listener, readiness::Readiness, server,
 };
 
 /// What a role gets to work with. Cheap to clone.
@@ -201,12 +197,16 @@ impl Node {
     /// When an address cannot be bound.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut server = ServerBuilder::default();
+        let mut served = Vec::new();
         for role in &self.roles {
+            let before = server.names().len();
             Arc::clone(role).register(&mut server);
+            served.push((Arc::clone(role), server.names()[before..].to_vec()));
         }
+        let own = server.names().len();
         server.add(RoleHealthServiceServer::new(RoleHealth(self.roles.clone())));
-        let readiness = Readiness::new(server.names()).await;
-        server.add(readiness.service());
+        let readiness = Readiness::new(served, &server.names()[own..]);
+        server.add(HealthServer::new(readiness.clone()));
         let public = match server.take_public() {
             Some((address, router)) => Some((Listener::tcp(&address.to_string()).await?, router)),
             None => None,
@@ -227,7 +227,7 @@ impl Node {
         }
         stop.await;
         tracing::info!("shutting down");
-        readiness.withdraw().await;
+        readiness.withdraw();
         self.shut_down(&serving).await;
         Ok(())
     }
@@ -274,37 +274,6 @@ fn lock(data_dir: &Path, role: RoleName) -> anyhow::Result<File> {
             data_dir.display()
         ),
         Err(TryLockError::Error(error)) => Err(error).context("cannot lock the data directory"),
-    }
-}
-
-/// `grpc.health.v1` of this process.
-struct Readiness {
-    reporter: HealthReporter,
-    service: HealthServer<HealthService>,
-    names: Vec<&'static str>,
-}
-
-impl Readiness {
-    async fn new(names: &[&'static str]) -> Self {
-        let reporter = HealthReporter::new();
-        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let this = Self { reporter, service, names: names.to_vec() };
-        this.set(ServingStatus::Serving).await;
-        this
-    }
-
-    fn service(&self) -> HealthServer<HealthService> {
-        self.service.clone()
-    }
-
-    async fn withdraw(&self) {
-        self.set(ServingStatus::NotServing).await;
-    }
-
-    async fn set(&self, status: ServingStatus) {
-        for name in self.names.iter().chain(&[""]) {
-            self.reporter.set_service_status(name, status).await;
-        }
     }
 }
 

@@ -88,6 +88,7 @@ pub trait Role: fmt::Debug + Send + Sync + 'static {
     /// Spawns its background tasks.
     fn start(self: Arc<Self>, tasks: &Tasks);
 
-    /// Measures its own dependencies now.
+    /// Measures its own dependencies now. While one that it calls essential is not well, its services say
+    /// in `grpc.health.v1` that they do not serve.
     fn probe(&self) -> BoxFuture<'_, Vec<Probe>>;
 }

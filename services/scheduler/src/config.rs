@@ -13,6 +13,9 @@ pub struct Config {
     pub heartbeat_interval: HumanDuration,
     /// After how long without a report nothing is placed on a node.
     pub heartbeat_timeout: HumanDuration,
+    /// After how long without a report a node is lost: its sandboxes count as dead, and are removed when it
+    /// comes back.
+    pub node_lost_after: HumanDuration,
     /// After how long without a report a node is forgotten.
     pub forget_after: HumanDuration,
     /// How long a creation waits for a healthy node while there is none, as at the start of the mesh.
@@ -31,6 +34,7 @@ impl Default for Config {
         Self {
             heartbeat_interval: seconds(2),
             heartbeat_timeout: seconds(5),
+            node_lost_after: seconds(60),
             forget_after: seconds(3600),
             node_wait: seconds(2),
             create_timeout: seconds(20),
@@ -63,8 +67,11 @@ impl Config {
                 "must be at least twice `scheduler.heartbeat_interval`",
             ));
         }
-        if self.forget_after.0 < self.heartbeat_timeout.0 {
-            return Err(invalid("forget_after", "must be at least `scheduler.heartbeat_timeout`"));
+        if self.node_lost_after.0 < self.heartbeat_timeout.0 {
+            return Err(invalid("node_lost_after", "must be at least `scheduler.heartbeat_timeout`"));
+        }
+        if self.forget_after.0 < self.node_lost_after.0 {
+            return Err(invalid("forget_after", "must be at least `scheduler.node_lost_after`"));
         }
         if self.max_nodes == 0 {
             return Err(invalid("max_nodes", "must be at least 1"));

@@ -22,6 +22,9 @@ pub(crate) enum Error {
     /// No node has it.
     #[error("sandbox `{0}` not found")]
     NotFound(String),
+    /// There is no such node.
+    #[error("node `{0}` not found")]
+    NodeNotFound(String),
     /// Every node that could run it is full or away.
     #[error("no node has room for sandbox `{id}`: {}", list(.refusals))]
     NoCapacity {
@@ -83,7 +86,7 @@ impl Fault for Error {
     fn code(&self) -> Code {
         match self {
             Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
-            Self::NotFound(_) => Code::NotFound,
+            Self::NotFound(_) | Self::NodeNotFound(_) => Code::NotFound,
             Self::NoCapacity { .. } | Self::TooManyNodes(_) => Code::ResourceExhausted,
             Self::NoSuitableNode { .. } => Code::FailedPrecondition,
             Self::NoNodes | Self::NodeUnavailable { .. } => Code::Unavailable,
@@ -97,6 +100,7 @@ impl Fault for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::NotFound(_) => "SANDBOX_NOT_FOUND",
+            Self::NodeNotFound(_) => "NODE_NOT_FOUND",
             Self::NoCapacity { .. } => "NO_CAPACITY",
             Self::TooManyNodes(_) => "TOO_MANY_NODES",
             Self::NoSuitableNode { .. } => "NODE_UNSUITABLE",

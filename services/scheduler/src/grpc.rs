@@ -106,7 +106,7 @@ fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Error::Invalid(missing()).into_status())
 }
 
-fn cursor(token: &str) -> Result<String, Status> {
+pub(crate) fn cursor(token: &str) -> Result<String, Status> {
     if token.is_empty() {
         return Ok(String::new());
     }

@@ -3,12 +3,14 @@
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
 //! Parts: `placement.rs` (pure choice), `registry.rs` (what is known), `view.rs` (from the one to the
-//! other), `follower.rs` (the watch held at each node), `service.rs` (what is done), `grpc.rs` (the wire).
+//! other), `follower.rs` (the watch held at each node), `service.rs` (what is done), `grpc.rs` and
+//! `node_service.rs` (the wire).
 
 pub mod config;
 mod error;
 mod follower;
 mod grpc;
+mod node_service;
 mod placement;
 mod registry;
 mod service;
@@ -43,10 +45,12 @@ impl Role for Scheduler {
 
     fn register(self: Arc<Self>, server: &mut ServerBuilder) {
         server.add(grpc::server(Arc::clone(&self.0)));
+        server.add(node_service::server(Arc::clone(&self.0)));
     }
 
-    /// Nothing runs until a node reports.
-    fn start(self: Arc<Self>, _: &Tasks) {}
+    fn start(self: Arc<Self>, tasks: &Tasks) {
+        tasks.spawn("watch nodes", Arc::clone(&self.0).watch_nodes());
+    }
 
     fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {
         let nodes = self.0.nodes();
@@ -56,6 +60,8 @@ impl Role for Scheduler {
             healthy: healthy > 0,
             message: format!("{healthy} of {} healthy", nodes.len()),
             latency_us: 0,
+            // It serves without: a node may register any time.
+            essential: false,
         };
         async { vec![probe] }.boxed()
     }

@@ -62,6 +62,8 @@ pub(crate) struct Entry {
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
     /// Whether `sandboxes` is all of them, and up to date.
     pub(crate) followed: bool,
+    /// It was silent for so long that its sandboxes count as dead, until it reports again.
+    lost: bool,
     last_seen: DateTime<Utc>,
     link: Link,
     follower: CancellationToken,
@@ -105,7 +107,9 @@ impl Registry {
         let mut known = self.known();
         self.sweep(&mut known, now);
         let entry = known.nodes.get_mut(&node.node_id);
-        let follow = match entry.filter(|entry| entry.node.endpoint == node.endpoint) {
+        // One that was lost is followed anew: what it has is not what is known here.
+        let same = |entry: &&mut Entry| entry.node.endpoint == node.endpoint && !entry.lost;
+        let follow = match entry.filter(same) {
             Some(entry) => {
                 (entry.node, entry.last_seen) = (node, now);
                 None
@@ -127,7 +131,8 @@ impl Registry {
         let sandboxes = before.map(|mut entry| std::mem::take(&mut entry.sandboxes)).unwrap_or_default();
         let follower = self.stopped.child_token();
         let last_seen = self.clock.now();
-        let entry = Entry { node, sandboxes, followed: false, last_seen, link, follower: follower.clone() };
+        let (followed, lost) = (false, false);
+        let entry = Entry { node, sandboxes, followed, lost, last_seen, link, follower: follower.clone() };
         known.nodes.insert(id, entry);
         Ok(follower)
     }
@@ -142,7 +147,7 @@ impl Registry {
     pub(crate) fn opened(&self, node_id: &str, sandboxes: Vec<Sandbox>) {
         let mut known = self.known();
         let Known { nodes, placements } = &mut *known;
-        let Some(entry) = nodes.get_mut(node_id) else { return };
+        let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
         let before = std::mem::take(&mut entry.sandboxes);
         entry.followed = true;
         for sandbox in sandboxes {
@@ -163,7 +168,7 @@ impl Registry {
     pub(crate) fn changed(&self, node_id: &str, sandbox: Sandbox) {
         let mut known = self.known();
         let Known { nodes, placements } = &mut *known;
-        let Some(entry) = nodes.get_mut(node_id) else { return };
+        let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
         let id = sandbox.sandbox_id.clone();
         placements.remove(&id);
         if entry.sandboxes.get(&id) == Some(&sandbox) {
@@ -174,6 +179,47 @@ impl Registry {
             State::Deleted => drop(entry.sandboxes.remove(&id)),
             _ => drop(entry.sandboxes.insert(id, sandbox)),
         }
+    }
+
+    /// Declares the nodes lost that were silent for too long, and tells that their sandboxes are dead.
+    /// Returns their ids.
+    pub(crate) fn declare_lost(&self) -> Vec<String> {
+        let now = self.clock.now();
+        let silent = |entry: &Entry| (now - entry.last_seen).to_std().unwrap_or_default();
+        let mut lost = Vec::new();
+        for (id, entry) in &mut self.known().nodes {
+            if entry.lost || silent(entry) <= self.config.node_lost_after.0 {
+                continue;
+            }
+            (entry.lost, entry.followed) = (true, false);
+            lost.push(id.clone());
+            for sandbox in entry.sandboxes.values_mut() {
+                let reason = format!("node `{id}` is lost");
+                *sandbox =
+                    Sandbox { state: State::Dead.into(), reason, node_lost: true, ..std::mem::take(sandbox) };
+                self.tell(sandbox);
+            }
+        }
+        lost
+    }
+
+    /// Whether a node is lost.
+    pub(crate) fn is_lost(&self, node_id: &str) -> bool {
+        self.known().nodes.get(node_id).is_some_and(|entry| entry.lost)
+    }
+
+    /// What is known of a sandbox on a node that is lost.
+    pub(crate) fn on_lost_node(&self, sandbox_id: &str, node_id: &str) -> Option<Sandbox> {
+        let known = self.known();
+        known.nodes.get(node_id).filter(|entry| entry.lost)?.sandboxes.get(sandbox_id).cloned()
+    }
+
+    /// Takes what a node says of itself besides its reports. Returns it, if it is known.
+    pub(crate) fn told(&self, node: Node) -> Option<NodeStatus> {
+        let mut known = self.known();
+        let entry = known.nodes.get_mut(&node.node_id)?;
+        entry.node = node;
+        Some(self.status(entry))
     }
 
     /// A node is not followed any more; what is known of its sandboxes may be old.
@@ -244,20 +290,23 @@ impl Registry {
 
     /// The nodes, ordered by id.
     pub(crate) fn statuses(&self) -> Vec<NodeStatus> {
-        let known = self.known();
-        let status = |entry: &Entry| NodeStatus {
+        self.known().nodes.values().map(|entry| self.status(entry)).collect()
+    }
+
+    fn status(&self, entry: &Entry) -> NodeStatus {
+        NodeStatus {
             node: Some(entry.node.clone()),
             healthy: self.is_healthy(entry),
             last_seen_at: Some(timestamp(entry.last_seen)),
-        };
-        known.nodes.values().map(status).collect()
+            lost: entry.lost,
+        }
     }
 
-    /// The sandboxes of the nodes that are followed, ordered by id, and the other nodes.
+    /// The sandboxes of the nodes that are followed or lost, ordered by id, and the other nodes.
     pub(crate) fn sandboxes(&self) -> (BTreeMap<String, Sandbox>, Vec<String>) {
         let (mut sandboxes, mut unreachable) = (BTreeMap::new(), Vec::new());
         for (id, entry) in &self.known().nodes {
-            if entry.followed && self.is_healthy(entry) {
+            if entry.lost || (entry.followed && self.is_healthy(entry)) {
                 sandboxes.extend(entry.sandboxes.clone());
             } else {
                 unreachable.push(id.clone());

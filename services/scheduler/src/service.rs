@@ -3,6 +3,8 @@
 //! A sandbox is never made twice: it is sent to one node, and goes on to another only after the first has
 //! said no. A call whose outcome is not known is made again at the same node.
 
+mod operate;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::join_all, stream};
@@ -15,6 +17,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tonic::{Code, Request, Status};
 
+pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
     follower::{Follower, agent},
@@ -168,6 +171,11 @@ impl Service {
     }
 
     async fn delete_on(&self, node_id: &str, id: &str) -> Result<(), Error> {
+        if self.registry.is_lost(node_id) {
+            // Should it come back with the sandbox, that has no session then and is removed.
+            self.registry.unbind(id, node_id);
+            return Ok(());
+        }
         let delete = async {
             let mut request = Request::new(DeleteSandboxRequest { sandbox_id: id.to_owned() });
             request.set_timeout(self.config.create_timeout.0);
@@ -196,6 +204,9 @@ impl Service {
     }
 
     async fn get_on(&self, node_id: &str, id: &str) -> Result<Option<Sandbox>, Error> {
+        if self.registry.is_lost(node_id) {
+            return Ok(self.registry.on_lost_node(id, node_id));
+        }
         let get = async {
             let mut request = Request::new(GetSandboxRequest { sandbox_id: id.to_owned() });
             request.set_timeout(self.config.call_timeout.0);
@@ -225,6 +236,17 @@ impl Service {
 
     fn link(&self, node_id: &str) -> Result<Link, Status> {
         self.registry.link(node_id).ok_or_else(|| Status::unavailable("it has not registered"))
+    }
+
+    /// Declares nodes lost that are silent for too long, until the scheduler stops.
+    pub(crate) async fn watch_nodes(self: Arc<Self>) {
+        let stopped = self.mesh.tasks().token();
+        let pause = || tokio::time::sleep(self.config.heartbeat_interval.0);
+        while stopped.run_until_cancelled(pause()).await.is_some() {
+            for node_id in self.registry.declare_lost() {
+                tracing::warn!(node.id = node_id, silent_for = %self.config.node_lost_after, "node lost");
+            }
+        }
     }
 
     /// At most `limit` sandboxes, ordered by id, from after `after`; whether there are more; and the nodes

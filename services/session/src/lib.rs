@@ -117,7 +117,8 @@ impl Role for Session {
             let database = measured("database/session", self.0.store.ping());
             let objects = measured("object_store", self.0.objects.ping());
             let (database, objects) = futures::join!(database, objects);
-            vec![database, objects]
+            // Without the object store only what is large cannot be recorded.
+            vec![Probe { essential: true, ..database }, objects]
         }
         .boxed()
     }
@@ -132,7 +133,8 @@ async fn measured(name: &str, probe: impl Future<Output = Result<(), Error>>) ->
         Error::Internal(error) => format!("{error:#}"),
         error => error.to_string(),
     });
-    Probe { name: name.to_owned(), healthy: result.is_ok(), message: message.unwrap_or_default(), latency_us }
+    let (healthy, message) = (result.is_ok(), message.unwrap_or_default());
+    Probe { name: name.to_owned(), healthy, message, latency_us, essential: false }
 }
 
 #[cfg(test)]

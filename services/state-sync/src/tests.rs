@@ -118,7 +118,7 @@ impl World {
         let node = |id: &&str| NodeStatus {
             node: Some(Node { node_id: (*id).to_owned(), ..Node::default() }),
             healthy: true,
-            last_seen_at: None,
+            ..NodeStatus::default()
         };
         Ok(ListNodesResponse { nodes: self.nodes.iter().map(node).collect() })
     }

@@ -231,6 +231,7 @@ impl Templates {
             healthy: message.is_empty(),
             message,
             latency_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            essential: true,
         }
     }
 }

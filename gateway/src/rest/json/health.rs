@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     fn probe(name: &str, healthy: bool, message: &str) -> Probe {
-        Probe { name: name.into(), healthy, message: message.into(), latency_us: 1500 }
+        Probe { name: name.into(), healthy, message: message.into(), latency_us: 1500, ..Probe::default() }
     }
 
     #[test]

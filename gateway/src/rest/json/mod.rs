@@ -3,9 +3,11 @@
 //! Field names and defaults are those of `/openapi.json`, which is made from these types. Here a text
 //! becomes a number; whether the number is acceptable is for the roles to say.
 
+pub(crate) mod container;
 pub(crate) mod execution;
 pub(crate) mod file;
 pub(crate) mod health;
+pub(crate) mod node;
 mod quantity;
 pub(crate) mod session;
 pub(crate) mod template;

@@ -63,6 +63,8 @@ macro_rules! contract_suite {
                 a_dead_sandbox_keeps_its_id_until_it_is_deleted
                 sandboxes_outlive_an_agent_that_keeps_them
                 an_agent_that_destroys_leaves_nothing
+                a_draining_node_keeps_what_it_has_and_takes_nothing_new
+                a_log_is_followed_until_its_sandbox_is_gone
             ]);
         }
     };
@@ -98,6 +100,7 @@ pub(crate) fn spec() -> Spec {
         template_id: "shell-basic".to_owned(),
         max_concurrent_executions: 2,
         expires_at: Some(SystemClock.now() + Duration::from_secs(120)),
+        restarts: 0,
     }
 }
 

@@ -37,7 +37,7 @@ use self::{
     record::Record,
     uids::Uids,
 };
-use super::{Ability, Found, Order, Problems, Runtime};
+use super::{Ability, Found, LogPart, LogStart, Order, Problems, Runtime};
 use crate::{
     Config, Error,
     convert::{isolation_from_pb, language_from_pb},
@@ -257,6 +257,10 @@ impl Runtime for ProcessRuntime {
                 Ok(()) => {}
             }
         }
+    }
+
+    async fn log(&self, id: &SandboxId, from: LogStart) -> io::Result<LogPart> {
+        log::read(&self.dir(id), from)
     }
 
     async fn wait(&self, id: &SandboxId) -> String {

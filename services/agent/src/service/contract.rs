@@ -15,6 +15,7 @@ use crate::{
 struct Agent {
     tasks: Tasks,
     service: Arc<Service>,
+    _dir: tempfile::TempDir,
 }
 
 impl Agent {
@@ -28,10 +29,12 @@ impl Agent {
             ability: runtime.check().await.unwrap(),
         };
         let tasks = Tasks::new();
-        let service = Arc::new(Service::new(identity, runtime, Arc::new(SystemClock), tasks.clone()));
+        let dir = tempfile::tempdir().unwrap();
+        let drain = Drain::load(dir.path());
+        let service = Arc::new(Service::new(identity, runtime, drain, Arc::new(SystemClock), tasks.clone()));
         let half_made = service.adopt().await.unwrap();
         service.start(half_made, on_shutdown);
-        Self { tasks, service }
+        Self { tasks, service, _dir: dir }
     }
 
     async fn new(bench: &impl Bench) -> Self {
@@ -162,4 +165,34 @@ pub(crate) async fn an_agent_that_destroys_leaves_nothing(bench: &impl Bench) {
     agent.stop().await;
     assert_eq!(bench.traces(&id(1)), [""; 0]);
     assert_eq!(bench.traces(&id(2)), [""; 0]);
+}
+
+pub(crate) async fn a_draining_node_keeps_what_it_has_and_takes_nothing_new(bench: &impl Bench) {
+    let agent = Agent::new(bench).await;
+    let spec = spec();
+    agent.create(1, &spec).await.unwrap();
+    agent.service.set_draining(true).unwrap();
+    assert!(agent.service.load().await.draining);
+    assert!(matches!(agent.create(2, &spec).await, Err(Error::Full { .. })));
+    assert_eq!(agent.create(1, &spec).await.unwrap().state, State::Running, "a repeat is nothing new");
+    agent.service.set_draining(false).unwrap();
+    agent.create(2, &spec).await.unwrap();
+    for n in [1, 2] {
+        agent.service.delete(&id(n)).await.unwrap();
+    }
+    agent.stop().await;
+}
+
+pub(crate) async fn a_log_is_followed_until_its_sandbox_is_gone(bench: &impl Bench) {
+    let agent = Agent::new(bench).await;
+    assert!(matches!(agent.service.read_log(&id(1), 100, false), Err(Error::NotFound(_))));
+    agent.create(1, &spec()).await.unwrap();
+    let once = agent.service.read_log(&id(1), 1 << 20, false).unwrap();
+    assert!(once.collect::<Vec<_>>().await.into_iter().all(|part| part.is_ok()));
+    let followed = agent.service.read_log(&id(1), 1 << 20, true).unwrap().collect::<Vec<_>>();
+    let followed = tokio::time::timeout(Duration::from_secs(10), followed);
+    let (ended, deleted) = futures::join!(followed, agent.service.delete(&id(1)));
+    deleted.unwrap();
+    ended.expect("it ends with its sandbox");
+    agent.stop().await;
 }

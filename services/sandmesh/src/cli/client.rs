@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
 use sandmesh_proto::{
-    session::session_service_client::SessionServiceClient,
+    scheduler::node_service_client::NodeServiceClient, session::session_service_client::SessionServiceClient,
     template::template_service_client::TemplateServiceClient,
 };
 use tonic::{
@@ -56,6 +56,11 @@ impl Client {
         SessionServiceClient::new(self.link.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Nodes and their sandboxes.
+    pub(super) fn nodes(&self) -> NodeServiceClient<Keyed> {
+        NodeServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Templates.

@@ -19,9 +19,11 @@ mod failure;
 mod follow;
 mod input;
 mod interrupts;
+mod nodes;
 mod output;
 mod pages;
 mod run;
+mod sandbox;
 mod session;
 mod summary;
 mod table;
@@ -40,7 +42,9 @@ use crate::Program;
 pub use doctor::DoctorArgs;
 pub use exec::ExecArgs;
 pub use execution::ExecutionCommand;
+pub use nodes::{NodeCommand, NodesArgs};
 pub use run::{LanguageArg, RunArgs};
+pub use sandbox::{SandboxCommand, SandboxListArgs, SandboxLogsArgs};
 pub use session::{CreateArgs, ListArgs, SessionCommand, StatusArg};
 pub use template::TemplateCommand;
 
@@ -101,6 +105,12 @@ pub enum Command {
     /// Templates: list, get
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Nodes: list, drain, resume
+    #[command(alias = "node")]
+    Nodes(NodesArgs),
+    /// Sandboxes: list, logs
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
     /// Check this machine as a host of sandboxes, or attack a deployment
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -144,6 +154,8 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<u8, Failure> {
         Command::Session(command) => session::run(command, &context).await.map(|()| 0),
         Command::Execution(command) => execution::run(command, &context).await.map(|()| 0),
         Command::Template(command) => template::run(command, &context).await.map(|()| 0),
+        Command::Nodes(args) => nodes::run(args, &context).await.map(|()| 0),
+        Command::Sandbox(command) => sandbox::run(command, &context).await.map(|()| 0),
         Command::Doctor(_) | Command::Completions { .. } => Ok(0),
     }
 }

@@ -1,6 +1,7 @@
 //! What the commands print: JSON with the field names of the REST API, and the words of the text form.
 
 mod execution;
+mod operator;
 mod session;
 mod template;
 
@@ -10,6 +11,7 @@ use sandmesh_mesh::datetime;
 use serde::Serialize;
 
 pub(super) use execution::ExecutionView;
+pub(super) use operator::{NodeView, SandboxView};
 pub(super) use session::SessionView;
 pub(super) use template::TemplateView;
 

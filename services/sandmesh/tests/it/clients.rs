@@ -47,6 +47,7 @@ async fn grpcurl_runs_the_main_job_by_reflection(wiring: Wiring) {
     let public = [
         "grpc.health.v1.Health",
         "sandmesh.health.v1.HealthProbeService",
+        "sandmesh.scheduler.v1.NodeService",
         "sandmesh.session.v1.SessionService",
         "sandmesh.template.v1.TemplateService",
     ];

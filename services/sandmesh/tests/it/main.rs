@@ -53,6 +53,8 @@ mod files_grpc;
 mod files_kept;
 mod grpc_executions;
 mod grpc_sessions;
+mod health;
+mod operators;
 mod slow_readers;
 mod streams;
 mod streams_input;

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -17,8 +17,10 @@ use sandmesh_mesh::{CancellationToken, Tasks};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
-        GetNodeRequest, GetNodeResponse, GetSandboxRequest, GetSandboxResponse, ListSandboxesRequest,
-        ListSandboxesResponse, Node, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
+        DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
+        GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest,
+        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox, WatchSandboxesRequest,
+        WatchSandboxesResponse,
         agent_service_server::{AgentService, AgentServiceServer},
         sandbox::State,
     },
@@ -41,6 +43,7 @@ struct Inner {
     /// How many answers to creations still are to be lost after the sandbox was made.
     lose: AtomicU32,
     creations: AtomicU32,
+    draining: AtomicBool,
     /// Cancelled while it is down.
     down: Mutex<CancellationToken>,
 }
@@ -55,6 +58,7 @@ impl FakeAgent {
             changes: broadcast::channel(64).0,
             lose: AtomicU32::new(0),
             creations: AtomicU32::new(0),
+            draining: AtomicBool::new(false),
             down: Mutex::default(),
         }))
     }
@@ -84,6 +88,7 @@ impl FakeAgent {
             max_sandboxes: self.0.max_sandboxes,
             languages: vec![Language::Python.into()],
             endpoint: format!("unix:{}", self.0.socket.display()),
+            draining: self.0.draining.load(Ordering::SeqCst),
             ..Node::default()
         }
     }
@@ -116,6 +121,7 @@ impl FakeAgent {
 
 #[tonic::async_trait]
 impl AgentService for FakeAgent {
+    type ReadSandboxLogStream = Pin<Box<dyn Stream<Item = Result<ReadSandboxLogResponse, Status>> + Send>>;
     type WatchSandboxesStream = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> + Send>>;
 
     async fn create_sandbox(
@@ -192,5 +198,31 @@ impl AgentService for FakeAgent {
 
     async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
         Ok(Response::new(GetNodeResponse { node: Some(self.node()) }))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        self.up()?;
+        self.0.draining.store(true, Ordering::SeqCst);
+        Ok(Response::new(DrainNodeResponse { node: Some(self.node()) }))
+    }
+
+    async fn resume_node(
+        &self,
+        _: Request<ResumeNodeRequest>,
+    ) -> Result<Response<ResumeNodeResponse>, Status> {
+        self.up()?;
+        self.0.draining.store(false, Ordering::SeqCst);
+        Ok(Response::new(ResumeNodeResponse { node: Some(self.node()) }))
+    }
+
+    async fn read_sandbox_log(
+        &self,
+        request: Request<ReadSandboxLogRequest>,
+    ) -> Result<Response<Self::ReadSandboxLogStream>, Status> {
+        self.up()?;
+        let ReadSandboxLogRequest { sandbox_id, .. } = request.into_inner();
+        let lines = ["log of ".to_owned(), sandbox_id];
+        let parts = lines.map(|line| Ok(ReadSandboxLogResponse { data: line.into() }));
+        Ok(Response::new(Box::pin(stream::iter(parts))))
     }
 }

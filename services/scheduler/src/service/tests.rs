@@ -269,3 +269,102 @@ async fn a_list_goes_on_where_its_page_ended() {
     let (rest, more, _) = bench.service.list(&page[1].sandbox_id, 2).unwrap();
     assert_eq!((rest.len(), more), (1, false));
 }
+
+#[tokio::test]
+async fn a_draining_node_gets_no_new_sandbox_until_it_is_resumed_and_keeps_what_it_has() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    let first = bench.create(ID).await.unwrap();
+    let drained = bench.service.set_draining("a", true).await.unwrap();
+    assert!(drained.node.unwrap().draining);
+    let (_b, _b_stop) = bench.node("b", 10).await;
+    for n in 2..5 {
+        assert_eq!(bench.create(&format!("sbx_000000000000000{n}")).await.unwrap().node_id, "b");
+    }
+    assert_eq!(bench.service.get(ID, "a").await.unwrap().sandbox_id, first.sandbox_id);
+    // Its next report says the same.
+    bench.service.register(a.node()).unwrap();
+    assert!(bench.service.node("a").unwrap().node.unwrap().draining);
+    assert!(!bench.service.set_draining("a", false).await.unwrap().node.unwrap().draining);
+    assert_eq!(bench.service.set_draining("none", true).await.unwrap_err().reason(), "NODE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_asked_is_not_said_to_drain() {
+    let bench = Bench::new();
+    let (_a, stop) = bench.node("a", 10).await;
+    stop.cancel();
+    bench.until(|| !bench.unreachable().is_empty()).await;
+    assert_eq!(bench.service.set_draining("a", true).await.unwrap_err().reason(), "NODE_UNAVAILABLE");
+    assert!(!bench.service.node("a").unwrap().node.unwrap().draining);
+}
+
+#[tokio::test]
+async fn sandboxes_of_a_lost_node_are_dead_until_it_reports_again() {
+    let bench = Bench::new();
+    let (a, stop) = bench.node("a", 10).await;
+    bench.create(ID).await.unwrap();
+    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 1).await;
+    let mut changes = Box::pin(bench.service.watch());
+    assert_eq!(changes.next().await.unwrap().unwrap().state(), State::Running);
+    stop.cancel();
+    bench.clock.advance(Duration::from_secs(59));
+    assert!(bench.service.registry.declare_lost().is_empty(), "not yet");
+    bench.clock.advance(Duration::from_secs(2));
+    assert_eq!(bench.service.registry.declare_lost(), ["a"]);
+    assert!(bench.service.registry.declare_lost().is_empty(), "once");
+    let dead = changes.next().await.unwrap().unwrap();
+    assert_eq!((dead.state(), dead.node_lost), (State::Dead, true));
+    assert_eq!(dead.reason, "node `a` is lost");
+    assert_eq!(bench.service.get(ID, "a").await.unwrap(), dead);
+    assert_eq!(bench.service.list("", 10).unwrap().0, [dead]);
+    assert!(bench.service.node("a").unwrap().lost);
+    let other = "sbx_000000000000000f";
+    assert_eq!(bench.service.get(other, "a").await.unwrap_err().reason(), "SANDBOX_NOT_FOUND");
+    // Whoever gives it up is not held up by a node that is not there.
+    bench.service.delete(other, "a").await.unwrap();
+
+    let _a = a.serve(bench.mesh.tasks());
+    bench.service.register(a.node()).unwrap();
+    bench.until(|| bench.service.list("", 10).unwrap().0.iter().any(|s| s.state() == State::Running)).await;
+    assert!(!bench.service.node("a").unwrap().lost);
+    bench.service.delete(ID, "a").await.unwrap();
+    assert!(a.ids().is_empty(), "what it still has can be removed");
+}
+
+#[tokio::test]
+async fn operators_get_sandboxes_in_pages_by_node_and_by_session() {
+    let bench = Bench::new();
+    let (_a, _a_stop) = bench.node("a", 10).await;
+    for n in 0..5 {
+        let id = format!("sbx_000000000000000{n}");
+        let session_id = format!("s{}", n % 2);
+        bench.service.create(&id, &SandboxSpec { session_id, ..spec() }).await.unwrap();
+    }
+    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 5).await;
+    let page = |filter: &Filter, after: &str, offset| {
+        let found = bench.service.list_for_operators(filter, &Page { after: after.into(), offset, limit: 2 });
+        let ids: Vec<String> = found.sandboxes.into_iter().map(|s| s.sandbox_id[19..].to_owned()).collect();
+        (ids.concat(), found.more, found.total)
+    };
+    let all = Filter::default();
+    assert_eq!(page(&all, "", 0), ("01".to_owned(), true, 5));
+    assert_eq!(page(&all, "sbx_0000000000000001", 0), ("23".to_owned(), true, 5));
+    assert_eq!(page(&all, "", 4), ("4".to_owned(), false, 5));
+    let of_session = Filter { session_id: "s1".into(), ..Filter::default() };
+    assert_eq!(page(&of_session, "", 0), ("13".to_owned(), false, 2));
+    let elsewhere = Filter { node_id: "b".into(), ..Filter::default() };
+    assert_eq!(page(&elsewhere, "", 0), (String::new(), false, 0));
+}
+
+#[tokio::test]
+async fn a_log_comes_from_the_node_that_has_the_sandbox() {
+    let bench = Bench::new();
+    let (_a, _a_stop) = bench.node("a", 10).await;
+    bench.create(ID).await.unwrap();
+    let parts: Vec<_> = bench.service.read_log(ID, 0, false).await.unwrap().collect().await;
+    let text: Vec<u8> = parts.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(String::from_utf8(text).unwrap(), format!("log of {ID}"));
+    let none = bench.service.read_log("sbx_000000000000000f", 0, false).await.err().unwrap();
+    assert_eq!(none.reason(), "SANDBOX_NOT_FOUND");
+}

@@ -285,6 +285,7 @@ impl Service {
             template_id: session.template_id.clone(),
             max_concurrent_executions: self.config.max_concurrent_executions,
             expires_at: Some(timestamp(session.expires_at.utc() + ORPHAN_GRACE)),
+            restarts: 0,
         };
         scheduler::CreateSandboxRequest { sandbox_id: session.sandbox_id.clone(), spec: Some(spec) }
     }

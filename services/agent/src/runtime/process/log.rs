@@ -12,6 +12,8 @@ use std::{
 
 use rustix::fs::OFlags;
 
+use crate::runtime::{LOG_PART, LogPart, LogStart};
+
 /// A log longer than this is cut.
 const LONGEST: u64 = 1 << 20;
 
@@ -26,6 +28,37 @@ pub(super) fn path(dir: &Path) -> PathBuf {
 /// The last `most` bytes of the log.
 pub(super) fn end(dir: &Path, most: u64) -> io::Result<Vec<u8>> {
     last(&mut File::open(path(dir))?, most)
+}
+
+/// A part of the log. The directory may be the sandbox's own: no link in it leads us elsewhere.
+pub(super) fn read(dir: &Path, from: LogStart) -> io::Result<LogPart> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut log = OpenOptions::new().read(true).custom_flags(flags).open(path(dir))?;
+    let found = log.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("the log is not a file"));
+    }
+    let start = match from {
+        LogStart::Tail(bytes) => found.len().saturating_sub(bytes.min(LOG_PART)),
+        // It was cut.
+        LogStart::At(offset) if offset > found.len() => 0,
+        LogStart::At(offset) => offset,
+    };
+    log.seek(SeekFrom::Start(start))?;
+    let mut data = Vec::new();
+    log.take(LOG_PART).read_to_end(&mut data)?;
+    let next = start + data.len() as u64;
+    if matches!(from, LogStart::Tail(_)) && start > 0 {
+        drop_half_line(&mut data);
+    }
+    Ok(LogPart { data, next })
+}
+
+/// Drops what is before the first beginning of a line, if there is one.
+fn drop_half_line(data: &mut Vec<u8>) {
+    if let Some(end) = data.iter().position(|byte| *byte == b'\n').filter(|end| end + 1 < data.len()) {
+        data.drain(..=end);
+    }
 }
 
 /// Cuts the log of a sandbox when it is too long.
@@ -78,12 +111,39 @@ mod tests {
     }
 
     #[test]
+    fn a_tail_begins_with_a_line_and_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = OpenOptions::new().append(true).create(true).open(path(dir.path())).unwrap();
+        writer.write_all(b"first\nsecond\nthird\n").unwrap();
+        let tail = read(dir.path(), LogStart::Tail(10)).unwrap();
+        assert_eq!(tail, LogPart { data: b"third\n".to_vec(), next: 19 });
+        assert_eq!(read(dir.path(), LogStart::Tail(u64::MAX)).unwrap().data.len(), 19);
+        assert!(read(dir.path(), LogStart::At(19)).unwrap().data.is_empty());
+        writer.write_all(b"more\n").unwrap();
+        assert_eq!(
+            read(dir.path(), LogStart::At(19)).unwrap(),
+            LogPart { data: b"more\n".to_vec(), next: 24 }
+        );
+        writer.set_len(0).unwrap();
+        writer.write_all(b"anew\n").unwrap();
+        assert_eq!(read(dir.path(), LogStart::At(24)).unwrap().data, b"anew\n", "it was cut");
+    }
+
+    #[test]
+    fn a_line_longer_than_the_tail_is_told_from_its_middle() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(path(dir.path()), "x".repeat(100)).unwrap();
+        assert_eq!(read(dir.path(), LogStart::Tail(10)).unwrap().data.len(), 10);
+    }
+
+    #[test]
     fn a_link_in_the_place_of_a_log_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         File::create(&elsewhere).unwrap().set_len(LONGEST + 1).unwrap();
         std::os::unix::fs::symlink(&elsewhere, path(dir.path())).unwrap();
         bound(dir.path()).unwrap_err();
+        read(dir.path(), LogStart::Tail(10)).unwrap_err();
         assert_eq!(fs::metadata(elsewhere).unwrap().len(), LONGEST + 1);
     }
 }

@@ -1,0 +1,44 @@
+//! `/metrics`: what this process counted and what the roles know, for Prometheus.
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::header;
+use sandmesh_proto::scheduler::NodeServiceListNodesRequest;
+
+use crate::{
+    app::Call,
+    error::{ApiError, Edge},
+    metrics::Learned,
+};
+
+/// How long a role may take to tell what it knows.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The metrics of the service, in the text format of Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "health", operation_id = "metrics",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain"))
+)]
+pub(crate) async fn get(call: Call) -> Result<Response, ApiError> {
+    let learned = learn(&call).await.map_err(broken)?;
+    let text = call.app().metrics().text(&learned).map_err(broken)?;
+    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of `map_err`")]
+fn broken(error: anyhow::Error) -> ApiError {
+    Edge::Internal(format!("metrics cannot be written: {error:#}")).into()
+}
+
+async fn learn(call: &Call) -> anyhow::Result<Learned> {
+    let learned = Learned::default();
+    let mut client = call.nodes();
+    let nodes = client.list_nodes(call.unary(NodeServiceListNodesRequest {}));
+    let nodes = tokio::time::timeout(LIMIT, nodes).await.ok().and_then(Result::ok);
+    learned.roles(&[("scheduler", nodes.is_some())])?;
+    if let Some(answer) = nodes {
+        learned.nodes(&answer.into_inner().nodes)?;
+    }
+    Ok(learned)
+}

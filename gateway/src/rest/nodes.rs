@@ -1,0 +1,58 @@
+//! `/nodes`: the machines that host sandboxes, and whether they take new ones.
+
+use sandmesh_proto::scheduler::{
+    DrainNodeRequest, GetNodeRequest, NodeServiceListNodesRequest, ResumeNodeRequest,
+};
+
+use super::{
+    json::node::{Node, Nodes},
+    sent,
+};
+use crate::{
+    app::Call,
+    error::ApiError,
+    extract::{Id, Json},
+};
+
+/// Lists the nodes, ordered by id.
+#[utoipa::path(
+    get, path = "/api/v1/nodes", tag = "operators", operation_id = "list_nodes",
+    responses((status = 200, description = "The nodes.", body = Nodes))
+)]
+pub(crate) async fn list(call: Call) -> Result<Json<Nodes>, ApiError> {
+    let reply = call.nodes().list_nodes(call.unary(NodeServiceListNodesRequest {})).await?.into_inner();
+    Ok(Json(reply.nodes.into()))
+}
+
+/// Reads a node.
+#[utoipa::path(
+    get, path = "/api/v1/nodes/{id}", tag = "operators", operation_id = "get_node",
+    params(("id" = String, Path, description = "The id of the node.")),
+    responses((status = 200, description = "The node.", body = Node))
+)]
+pub(crate) async fn get(call: Call, Id(node_id): Id) -> Result<Json<Node>, ApiError> {
+    let reply = call.nodes().get_node(call.unary(GetNodeRequest { node_id })).await?.into_inner();
+    Ok(Json(sent(reply.node, "node")?.into()))
+}
+
+/// Has a node take no new sandboxes, until it is resumed; those it has stay. Idempotent.
+#[utoipa::path(
+    post, path = "/api/v1/nodes/{id}/drain", tag = "operators", operation_id = "drain_node",
+    params(("id" = String, Path, description = "The id of the node.")),
+    responses((status = 200, description = "The node, draining.", body = Node))
+)]
+pub(crate) async fn drain(call: Call, Id(node_id): Id) -> Result<Json<Node>, ApiError> {
+    let reply = call.nodes().drain_node(call.unary(DrainNodeRequest { node_id })).await?.into_inner();
+    Ok(Json(sent(reply.node, "node")?.into()))
+}
+
+/// Has a node take new sandboxes again. Idempotent.
+#[utoipa::path(
+    post, path = "/api/v1/nodes/{id}/resume", tag = "operators", operation_id = "resume_node",
+    params(("id" = String, Path, description = "The id of the node.")),
+    responses((status = 200, description = "The node.", body = Node))
+)]
+pub(crate) async fn resume(call: Call, Id(node_id): Id) -> Result<Json<Node>, ApiError> {
+    let reply = call.nodes().resume_node(call.unary(ResumeNodeRequest { node_id })).await?.into_inner();
+    Ok(Json(sent(reply.node, "node")?.into()))
+}

@@ -1,0 +1,145 @@
+//! What operators ask: one node with one sandbox, and a health-probe role that knows it.
+
+use futures::{StreamExt, stream, stream::BoxStream};
+use sandmesh_proto::{
+    agent::{Node, Sandbox, SandboxSpec, sandbox::State},
+    executor::ResourceUsage,
+    health::{
+        CheckHealthRequest, CheckHealthResponse, Condition, ListNodeHealthRequest, ListNodeHealthResponse,
+        ListSandboxHealthRequest, ListSandboxHealthResponse, Probe, SandboxHealth, WatchHealthRequest,
+        WatchHealthResponse, health_probe_service_server::HealthProbeService,
+    },
+    scheduler::{
+        DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetNodeSandboxRequest,
+        GetNodeSandboxResponse, ListNodeSandboxesRequest, ListNodeSandboxesResponse,
+        NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, ReadSandboxLogRequest,
+        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, node_service_server::NodeService,
+    },
+};
+use tonic::{Code, Request, Response, Status};
+
+use super::{Fakes, Reply, refuse};
+
+fn sandbox() -> Sandbox {
+    let spec = SandboxSpec { session_id: "s1".into(), restarts: 2, ..SandboxSpec::default() };
+    Sandbox {
+        sandbox_id: "sbx_1".into(),
+        spec: Some(spec),
+        state: State::Running.into(),
+        node_id: "n1".into(),
+        ..Sandbox::default()
+    }
+}
+
+fn node(draining: bool) -> NodeStatus {
+    let node = Node { node_id: "n1".into(), languages: vec![1, 3], draining, ..Node::default() };
+    NodeStatus { node: Some(node), healthy: true, ..NodeStatus::default() }
+}
+
+fn known<T>(id: &str, reply: T) -> Reply<T> {
+    match id {
+        "unknown" => refuse(Code::NotFound, "NODE_NOT_FOUND", "node `unknown` not found"),
+        _ => Ok(Response::new(reply)),
+    }
+}
+
+#[tonic::async_trait]
+impl HealthProbeService for Fakes {
+    type WatchHealthStream = BoxStream<'static, Result<WatchHealthResponse, Status>>;
+
+    async fn check_health(&self, request: Request<CheckHealthRequest>) -> Reply<CheckHealthResponse> {
+        self.note(request);
+        let probe = |name: &str, healthy| Probe { name: name.into(), healthy, ..Probe::default() };
+        let probes =
+            vec![probe("database/session", true), probe("nodes", false), probe("role/session", true)];
+        Ok(Response::new(CheckHealthResponse { status: 2, probes, ..CheckHealthResponse::default() }))
+    }
+
+    async fn list_sandbox_health(
+        &self,
+        request: Request<ListSandboxHealthRequest>,
+    ) -> Reply<ListSandboxHealthResponse> {
+        let asked = self.note(request).sandbox_ids;
+        let usage =
+            Some(ResourceUsage { memory_bytes: 7, cpu_time_ns: 1_500_000, ..ResourceUsage::default() });
+        let health = |sandbox_id| SandboxHealth {
+            sandbox_id,
+            condition: Condition::Degraded.into(),
+            latency_us: 1500,
+            usage,
+            ..SandboxHealth::default()
+        };
+        let sandboxes = asked.into_iter().filter(|id| id == "sbx_1").map(health).collect();
+        Ok(Response::new(ListSandboxHealthResponse { sandboxes, next_page_token: String::new() }))
+    }
+
+    async fn list_node_health(&self, _: Request<ListNodeHealthRequest>) -> Reply<ListNodeHealthResponse> {
+        Ok(Response::new(ListNodeHealthResponse::default()))
+    }
+
+    async fn watch_health(&self, _: Request<WatchHealthRequest>) -> Reply<Self::WatchHealthStream> {
+        Ok(Response::new(stream::once(async { Ok(WatchHealthResponse::default()) }).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Fakes {
+    type ReadSandboxLogStream = BoxStream<'static, Result<ReadSandboxLogResponse, Status>>;
+
+    async fn list_nodes(
+        &self,
+        _: Request<NodeServiceListNodesRequest>,
+    ) -> Reply<NodeServiceListNodesResponse> {
+        Ok(Response::new(NodeServiceListNodesResponse { nodes: vec![node(false)] }))
+    }
+
+    async fn get_node(&self, request: Request<GetNodeRequest>) -> Reply<GetNodeResponse> {
+        known(&self.note(request).node_id, GetNodeResponse { node: Some(node(false)) })
+    }
+
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Reply<DrainNodeResponse> {
+        known(&self.note(request).node_id, DrainNodeResponse { node: Some(node(true)) })
+    }
+
+    async fn resume_node(&self, request: Request<ResumeNodeRequest>) -> Reply<ResumeNodeResponse> {
+        known(&self.note(request).node_id, ResumeNodeResponse { node: Some(node(false)) })
+    }
+
+    async fn list_node_sandboxes(
+        &self,
+        request: Request<ListNodeSandboxesRequest>,
+    ) -> Reply<ListNodeSandboxesResponse> {
+        let asked = self.note(request);
+        let sandboxes = if asked.session_id.is_empty() { vec![sandbox()] } else { Vec::new() };
+        let (total, next_page_token) = (sandboxes.len() as u64, String::new());
+        Ok(Response::new(ListNodeSandboxesResponse {
+            sandboxes,
+            next_page_token,
+            total,
+            ..Default::default()
+        }))
+    }
+
+    async fn get_node_sandbox(
+        &self,
+        request: Request<GetNodeSandboxRequest>,
+    ) -> Reply<GetNodeSandboxResponse> {
+        match self.note(request).sandbox_id.as_str() {
+            "sbx_1" => Ok(Response::new(GetNodeSandboxResponse { sandbox: Some(sandbox()) })),
+            id => refuse(Code::NotFound, "SANDBOX_NOT_FOUND", &format!("sandbox `{id}` not found")),
+        }
+    }
+
+    async fn read_sandbox_log(
+        &self,
+        request: Request<ReadSandboxLogRequest>,
+    ) -> Reply<Self::ReadSandboxLogStream> {
+        let asked = self.note(request);
+        if asked.sandbox_id == "unknown" {
+            return refuse(Code::NotFound, "SANDBOX_NOT_FOUND", "sandbox `unknown` not found");
+        }
+        let parts = if asked.follow { vec!["one\ntwo\n", "three\n"] } else { vec!["one\ntwo\n"] };
+        let part = |data: &str| Ok(ReadSandboxLogResponse { data: data.to_owned().into() });
+        Ok(Response::new(stream::iter(parts.into_iter().map(part).collect::<Vec<_>>()).boxed()))
+    }
+}

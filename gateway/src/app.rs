@@ -13,7 +13,10 @@ use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, RoleName, traced};
 use sandmesh_proto::{
     health::health_probe_service_client::HealthProbeServiceClient,
     scheduler::node_service_client::NodeServiceClient,
-    session::{file_service_client::FileServiceClient, session_service_client::SessionServiceClient},
+    session::{
+        file_service_client::FileServiceClient, session_event_service_client::SessionEventServiceClient,
+        session_service_client::SessionServiceClient,
+    },
     statesync::state_sync_service_client::StateSyncServiceClient,
     template::template_service_client::TemplateServiceClient,
 };
@@ -147,6 +150,11 @@ impl Call {
     /// The files of the session role.
     pub(crate) fn files(&self) -> FileServiceClient<Link> {
         FileServiceClient::new(self.app.0.session.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The numbers of the session role.
+    pub(crate) fn statistics(&self) -> SessionEventServiceClient<Link> {
+        SessionEventServiceClient::new(self.app.0.session.clone())
     }
 
     /// The template role.

@@ -16,7 +16,10 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
     process_collector::ProcessCollector,
 };
-use sandmesh_proto::scheduler::NodeStatus;
+use sandmesh_proto::{
+    scheduler::NodeStatus,
+    session::{ExecutionCount, GetStatisticsResponse},
+};
 
 use crate::app::{App, is_grpc};
 
@@ -90,6 +93,12 @@ impl Learned {
         Ok(gauges)
     }
 
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> anyhow::Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+
     fn gauge(&self, name: &str, help: &str, value: f64) -> anyhow::Result<()> {
         let gauge = Gauge::new(name, help)?;
         gauge.set(value);
@@ -102,6 +111,34 @@ impl Learned {
         for (role, answered) in roles {
             up.with_label_values(&[role]).set(f64::from(u8::from(*answered)));
         }
+        Ok(())
+    }
+
+    /// Sessions and executions.
+    pub(crate) fn statistics(&self, told: GetStatisticsResponse) -> anyhow::Result<()> {
+        let sessions = self.gauges("sandmesh_sessions", "Sessions that are kept, by state.", &["state"])?;
+        for counted in told.sessions {
+            let state = counted.state().as_str_name().trim_start_matches("STATE_").to_lowercase();
+            sessions.with_label_values(&[&state]).set(counted.count as f64);
+        }
+        let active =
+            self.gauges("sandmesh_executions_active", "Executions that have not ended.", &["state"])?;
+        for counted in told.active_executions {
+            active.with_label_values(&[&counted.state]).set(counted.count as f64);
+        }
+        let labels = ["state", "language", "cause"];
+        let help = "Executions that ended since the session role started.";
+        let ended = self.counters("sandmesh_executions_total", help, &labels)?;
+        for ExecutionCount { state, language, cause, count } in told.ended_executions {
+            ended.with_label_values(&[&state, &language, &cause]).inc_by(count);
+        }
+        let none: [&str; 0] = [];
+        let help = "Sessions that got another sandbox since the session role started.";
+        let recoveries = self.counters("sandmesh_session_recoveries_total", help, &none)?;
+        recoveries.with_label_values(&none).inc_by(told.recoveries);
+        let help = "Executions that were started again since the session role started.";
+        let retries = self.counters("sandmesh_execution_retries_total", help, &none)?;
+        retries.with_label_values(&none).inc_by(told.retries);
         Ok(())
     }
 
@@ -199,7 +236,11 @@ fn grpc_code(response: &Response) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use sandmesh_proto::{agent::Node, executor::Resources};
+    use sandmesh_proto::{
+        agent::Node,
+        executor::Resources,
+        session::{SessionCount, session},
+    };
 
     use super::*;
 
@@ -208,6 +249,36 @@ mod tests {
         let allocated = Some(Resources { memory_bytes: 30, ..Resources::default() });
         let node = Node { sandboxes: 2, max_sandboxes: 10, draining, capacity, allocated, ..Node::default() };
         NodeStatus { node: Some(node), healthy, lost, ..NodeStatus::default() }
+    }
+
+    #[test]
+    fn sessions_and_executions_are_told_by_their_kinds() {
+        let learned = Learned::default();
+        let session = SessionCount { state: session::State::Running.into(), count: 3 };
+        let count = |state: &str, count| ExecutionCount { state: state.into(), count, ..Default::default() };
+        let crashed = ExecutionCount {
+            language: "python".into(),
+            cause: "executor_lost".into(),
+            ..count("crashed", 4)
+        };
+        let told = GetStatisticsResponse {
+            sessions: vec![session],
+            active_executions: vec![count("pending", 2)],
+            ended_executions: vec![crashed],
+            recoveries: 5,
+            retries: 6,
+        };
+        learned.statistics(told).unwrap();
+        let text = String::from_utf8(Metrics::new().unwrap().text(&learned).unwrap()).unwrap();
+        for line in [
+            "sandmesh_sessions{state=\"running\"} 3",
+            "sandmesh_executions_active{state=\"pending\"} 2",
+            "sandmesh_executions_total{cause=\"executor_lost\",language=\"python\",state=\"crashed\"} 4",
+            "sandmesh_session_recoveries_total 5",
+            "sandmesh_execution_retries_total 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

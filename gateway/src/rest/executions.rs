@@ -14,7 +14,8 @@ use super::{
     Created,
     json::{
         ListExecutions, Page,
-        execution::{Accepted, Execute, Execution, SyncOptions},
+        execution::{Accepted, Execute, Execution},
+        sync::SyncOptions,
     },
     sent,
     stream::{self, Cursor, Offsets},

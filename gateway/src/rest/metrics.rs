@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::header;
-use sandmesh_proto::scheduler::NodeServiceListNodesRequest;
+use sandmesh_proto::{scheduler::NodeServiceListNodesRequest, session::GetStatisticsRequest};
 
 use crate::{
     app::Call,
@@ -35,10 +35,20 @@ async fn learn(call: &Call) -> anyhow::Result<Learned> {
     let learned = Learned::default();
     let mut client = call.nodes();
     let nodes = client.list_nodes(call.unary(NodeServiceListNodesRequest {}));
-    let nodes = tokio::time::timeout(LIMIT, nodes).await.ok().and_then(Result::ok);
-    learned.roles(&[("scheduler", nodes.is_some())])?;
+    let mut sessions = call.statistics();
+    let statistics = sessions.get_statistics(call.unary(GetStatisticsRequest {}));
+    let (nodes, statistics) = futures::join!(within(nodes), within(statistics));
+    learned.roles(&[("scheduler", nodes.is_some()), ("session", statistics.is_some())])?;
+    if let Some(answer) = statistics {
+        learned.statistics(answer)?;
+    }
     if let Some(answer) = nodes {
-        learned.nodes(&answer.into_inner().nodes)?;
+        learned.nodes(&answer.nodes)?;
     }
     Ok(learned)
+}
+
+/// What a role says, if it does in time.
+async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Option<T> {
+    tokio::time::timeout(LIMIT, call).await.ok()?.ok().map(tonic::Response::into_inner)
 }

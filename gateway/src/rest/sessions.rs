@@ -53,13 +53,14 @@ pub(crate) async fn list(
     call: Call,
     Query(query): Query<ListSessions>,
 ) -> Result<Json<Page<Session>>, ApiError> {
-    let paging = query.paging();
+    let (paging, labels) = (query.paging(), query.labels()?);
     let request = ListSessionsRequest {
         state: query.state(),
         template_id: query.template_id.unwrap_or_default(),
         page_size: paging.limit,
         page_token: paging.token.clone(),
         offset: paging.offset,
+        labels,
     };
     let reply = call.sessions().list_sessions(call.unary(request)).await?.into_inner();
     let items = reply.sessions.into_iter().map(Session::try_from).collect::<Result<_, _>>()?;

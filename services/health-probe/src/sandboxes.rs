@@ -54,6 +54,7 @@ struct Lost {
     session_id: String,
     sandbox_id: String,
     reason: String,
+    node_lost: bool,
 }
 
 /// A sandbox of a session, as told and measured last.
@@ -145,7 +146,7 @@ impl Registry {
                 entry.health.condition = condition_pb(Condition::Unhealthy).into();
                 entry.health.reason.clone_from(&sandbox.reason);
                 board.sandbox(entry.health.clone());
-                lose(entry, &sandbox.reason)
+                lose(entry, &sandbox.reason, sandbox.node_lost)
             }
             State::Deleted => {
                 self.0.remove(&sandbox.sandbox_id);
@@ -174,19 +175,19 @@ impl Registry {
         known.measure(answer, now, config);
         board.sandbox(known.health.clone());
         if known.liveness.observe(answer.is_some(), config.sandbox_probe_failures) {
-            return lose(known, NO_ANSWER);
+            return lose(known, NO_ANSWER, false);
         }
         None
     }
 }
 
-fn lose(known: &mut Known, reason: &str) -> Option<Lost> {
+fn lose(known: &mut Known, reason: &str, node_lost: bool) -> Option<Lost> {
     if known.reported {
         return None;
     }
     known.reported = true;
     let SandboxHealth { session_id, sandbox_id, .. } = known.health.clone();
-    Some(Lost { session_id, sandbox_id, reason: reason.to_owned() })
+    Some(Lost { session_id, sandbox_id, reason: reason.to_owned(), node_lost })
 }
 
 /// Follows the sandboxes; see the module.
@@ -312,7 +313,7 @@ impl Sandboxes {
 
     /// Reports until the session role has taken it or has refused it.
     async fn report_one(&self, lost: Lost) {
-        let Lost { session_id, sandbox_id, reason } = lost;
+        let Lost { session_id, sandbox_id, reason, node_lost } = lost;
         let mut pause = BACKOFF.0;
         loop {
             let mut client = SessionEventServiceClient::new(self.sessions.clone());
@@ -320,6 +321,7 @@ impl Sandboxes {
                 session_id: session_id.clone(),
                 sandbox_id: sandbox_id.clone(),
                 reason: reason.clone(),
+                node_lost,
             };
             let answer = timeout(REPORT_TIMEOUT, client.report_sandbox_lost(request)).await;
             match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))) {

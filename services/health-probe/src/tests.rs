@@ -21,7 +21,7 @@ use sandmesh_proto::{
     },
     scheduler::{WatchSandboxesRequest, WatchSandboxesResponse},
     session::{
-        ReportSandboxLostRequest, ReportSandboxLostResponse,
+        GetStatisticsRequest, GetStatisticsResponse, ReportSandboxLostRequest, ReportSandboxLostResponse,
         session_event_service_server::{SessionEventService, SessionEventServiceServer},
     },
 };
@@ -161,7 +161,14 @@ impl SessionEventService for Sessions {
             return Err(status);
         }
         self.reports.send(request.into_inner()).unwrap();
-        Ok(Response::new(ReportSandboxLostResponse { applied: true }))
+        Ok(Response::new(ReportSandboxLostResponse { applied: true, recovering: false }))
+    }
+
+    async fn get_statistics(
+        &self,
+        _: Request<GetStatisticsRequest>,
+    ) -> Result<Response<GetStatisticsResponse>, Status> {
+        Err(Status::unimplemented("not asked by this role"))
     }
 }
 
@@ -237,6 +244,7 @@ async fn a_dead_sandbox_of_a_session_is_reported_once() {
         session_id: "sess_1".to_owned(),
         sandbox_id: "sbx_1".to_owned(),
         reason: "out of memory".to_owned(),
+        node_lost: false,
     };
     assert_eq!(bench.report().await, expected);
     bench.reports_nothing_for(Duration::from_millis(200)).await;
@@ -427,4 +435,12 @@ async fn who_follows_health_sees_what_is_known_and_what_comes() {
 fn all_to(link: &Link) -> Mesh {
     let links = RoleName::ALL.into_iter();
     links.fold(Mesh::builder("/nowhere"), |mesh, role| mesh.link(role, link.clone())).build()
+}
+
+#[tokio::test]
+async fn a_sandbox_of_a_lost_node_is_reported_as_that() {
+    let mut bench = bench([]);
+    let watch = bench.watch().await;
+    tell(&watch, Sandbox { node_lost: true, ..sandbox(State::Dead, "sess_1") }).await;
+    assert!(bench.report().await.node_lost);
 }

@@ -17,8 +17,9 @@ use hyper_util::rt::TokioIo;
 use opentelemetry::propagation::Injector;
 use tokio::net::UnixStream;
 use tonic::{
-    Status, TimeoutExpired,
+    ConnectError, Status, TimeoutExpired,
     body::Body,
+    metadata::MetadataValue,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::{Service, ServiceExt, service_fn};
@@ -207,7 +208,10 @@ async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Reque
     match channel.oneshot(request).await {
         Ok(response) => response.map(Answer::of),
         // tonic would report its own timer as CANCELLED; the caller's deadline passed, so say that.
-        Err(error) if timed_out(&error) => Status::deadline_exceeded("deadline exceeded").into_http(),
+        Err(error) if caused_by::<TimeoutExpired>(&error) => {
+            Status::deadline_exceeded("deadline exceeded").into_http()
+        }
+        Err(error) if caused_by::<ConnectError>(&error) => not_sent().into_http(),
         Err(error) => {
             // tonic would report a connection that broke as UNKNOWN.
             tracing::debug!(error = &error as &dyn Error, "a call did not get through");
@@ -216,10 +220,25 @@ async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Reque
     }
 }
 
-fn timed_out(error: &(dyn Error + 'static)) -> bool {
+/// The metadata key that says that a call never left this process.
+const NOT_SENT: &str = "sandmesh-not-sent";
+
+fn not_sent() -> Status {
+    let mut status = Status::unavailable("the other side does not answer");
+    status.metadata_mut().insert(NOT_SENT, MetadataValue::from_static("1"));
+    status
+}
+
+/// Whether a call that failed never reached the other side, as nobody was there: it had no effect.
+#[must_use]
+pub fn was_not_sent(status: &Status) -> bool {
+    status.metadata().contains_key(NOT_SENT)
+}
+
+fn caused_by<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.is::<TimeoutExpired>() {
+        if error.is::<T>() {
             return true;
         }
         next = error.source();

@@ -19,6 +19,8 @@ pub struct Config {
     pub creating_timeout: HumanDuration,
     /// How long `TerminateSession` waits for the sandbox to be gone; the removal goes on after that.
     pub terminate_wait: HumanDuration,
+    /// How often the sandbox of a session is made anew after it was lost; then the loss ends the session.
+    pub max_recoveries: u32,
     /// How many sessions there may be that have not ended.
     pub max_sessions: u32,
     /// How many executions of one session may be pending or running.
@@ -60,6 +62,7 @@ impl Default for Config {
             create_wait: seconds(2),
             creating_timeout: seconds(60),
             terminate_wait: seconds(10),
+            max_recoveries: 3,
             max_sessions: 1000,
             max_executions_per_session: 256,
             max_cpu_millis: 4000,
@@ -105,6 +108,9 @@ impl Config {
             ("max_processes", self.max_processes),
             ("default_processes", self.default_processes),
         ];
+        if self.max_recoveries > 1000 {
+            return Err(ConfigError::invalid("session.max_recoveries", "must be at most 1000"));
+        }
         match counts.into_iter().find(|(_, count)| *count == 0) {
             Some((name, _)) => Err(ConfigError::invalid(format!("session.{name}"), "must be at least 1")),
             None if self.default_processes > self.max_processes => {

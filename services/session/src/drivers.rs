@@ -80,6 +80,7 @@ pub(crate) struct Handle {
     session_id: Arc<str>,
     live: Arc<Live>,
     stop: watch::Sender<Stop>,
+    lost: watch::Sender<String>,
     input: mpsc::Sender<Input>,
     /// Room for standard input on its way. Signals have their own: they pass what is not read.
     room: Arc<Semaphore>,
@@ -100,6 +101,11 @@ impl Handle {
             *current = stop.max(*current);
             later
         });
+    }
+
+    /// Tells the driver that a sandbox is lost, while its session is not.
+    pub(crate) fn lose(&self, sandbox_id: &str) {
+        self.lost.send_replace(sandbox_id.to_owned());
     }
 
     /// Hands input to the driver, once there is room for it; `None` when the driver has ended.
@@ -153,6 +159,8 @@ pub(crate) struct Registration {
     pub(crate) execution_id: String,
     pub(crate) session_id: Arc<str>,
     pub(crate) stop: watch::Receiver<Stop>,
+    /// The sandbox that its session lost last; empty: none.
+    pub(crate) lost: watch::Receiver<String>,
     pub(crate) input: mpsc::Receiver<Input>,
     pub(crate) live: Arc<Live>,
     reach: Arc<AtomicU64>,
@@ -169,6 +177,7 @@ impl Drivers {
             return None;
         }
         let (stop, stop_receiver) = watch::channel(Stop::No);
+        let (lost, lost_receiver) = watch::channel(String::new());
         let (input, input_receiver) = mpsc::channel(INPUTS);
         let (session_id, live) = (Arc::from(session_id), Arc::new(live));
         let reach = Arc::new(AtomicU64::new(0));
@@ -177,6 +186,7 @@ impl Drivers {
             session_id: Arc::clone(&session_id),
             live: Arc::clone(&live),
             stop,
+            lost,
             input,
             room: Arc::new(Semaphore::new(ROOM)),
             signals: Arc::new(Semaphore::new(SIGNALS)),
@@ -190,6 +200,7 @@ impl Drivers {
             execution_id: execution_id.to_owned(),
             session_id,
             stop: stop_receiver,
+            lost: lost_receiver,
             input: input_receiver,
             live,
             reach,

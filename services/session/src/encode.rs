@@ -28,7 +28,8 @@ pub(crate) struct View {
     pub(crate) return_value: Option<String>,
 }
 
-pub(crate) fn session(row: session::Model) -> pb::Session {
+pub(crate) fn session(row: session::Model, max_recoveries: u32) -> pb::Session {
+    let recoveries = row.recovered();
     let state = session_state(row.state).into();
     pb::Session {
         session_id: row.id,
@@ -54,6 +55,8 @@ pub(crate) fn session(row: session::Model) -> pb::Session {
         last_activity_at: Some(time(row.last_activity_at)),
         completed_at: row.completed_at.map(time),
         python_package_index_url: row.python_package_index_url,
+        recoveries,
+        recoveries_left: max_recoveries.saturating_sub(recoveries),
     }
 }
 
@@ -118,6 +121,7 @@ pub(crate) fn execution(view: View) -> pb::Execution {
         created_at: Some(time(row.created_at)),
         started_at: row.started_at.map(time),
         completed_at: row.completed_at.map(time),
+        max_retries: unsigned(row.max_retries),
     }
 }
 
@@ -257,7 +261,7 @@ pub(crate) fn cause_from(cause: executor::Cause) -> Option<Cause> {
     }
 }
 
-fn session_state(state: SessionState) -> pb::session::State {
+pub(crate) fn session_state(state: SessionState) -> pb::session::State {
     match state {
         SessionState::Creating => pb::session::State::Creating,
         SessionState::Running => pb::session::State::Running,

@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     encode,
     error::Error,
-    service::{Followed, Offsets, Paging, Service, session_state},
-    store::session::Filter,
+    service::{Followed, Loss, Offsets, Paging, Service, label_filter, session_state},
+    store::session::{self, Filter},
 };
 
 /// The longest that a caller may wait for the end of an execution.
@@ -26,6 +26,12 @@ const MAX_WAIT_MS: u32 = 3_600_000;
 /// Serves [`Service`] over gRPC.
 #[derive(Debug, Clone)]
 pub(crate) struct Grpc(pub(crate) Arc<Service>);
+
+impl Grpc {
+    fn session(&self, row: session::Model) -> pb::Session {
+        encode::session(row, self.0.config.max_recoveries)
+    }
+}
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -40,7 +46,7 @@ impl SessionService for Grpc {
         request: Request<pb::CreateSessionRequest>,
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
         let session = self.0.create_session(request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(pb::CreateSessionResponse { session: Some(encode::session(session)) }))
+        Ok(Response::new(pb::CreateSessionResponse { session: Some(self.session(session)) }))
     }
 
     async fn get_session(
@@ -48,7 +54,7 @@ impl SessionService for Grpc {
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let session = self.0.session(&request.get_ref().session_id).await.map_err(status)?;
-        Ok(Response::new(pb::GetSessionResponse { session: Some(encode::session(session)) }))
+        Ok(Response::new(pb::GetSessionResponse { session: Some(self.session(session)) }))
     }
 
     async fn list_sessions(
@@ -59,7 +65,8 @@ impl SessionService for Grpc {
         let state = session_state(request.state).map_err(status)?;
         let template_id = Some(request.template_id).filter(|id| !id.is_empty());
         let paging = Paging { size: request.page_size, token: request.page_token, offset: request.offset };
-        let filter = Filter { state, template_id };
+        let labels = label_filter(request.labels).map_err(status)?;
+        let filter = Filter { state, template_id, labels };
         Ok(Response::new(self.0.list_sessions(filter, paging).await.map_err(status)?))
     }
 
@@ -68,7 +75,7 @@ impl SessionService for Grpc {
         request: Request<pb::TerminateSessionRequest>,
     ) -> Result<Response<pb::TerminateSessionResponse>, Status> {
         let session = self.0.terminate_session(request.into_inner().session_id).await.map_err(status)?;
-        Ok(Response::new(pb::TerminateSessionResponse { session: Some(encode::session(session)) }))
+        Ok(Response::new(pb::TerminateSessionResponse { session: Some(self.session(session)) }))
     }
 
     async fn delete_session(
@@ -172,8 +179,16 @@ impl SessionEventService for Grpc {
         &self,
         request: Request<pb::ReportSandboxLostRequest>,
     ) -> Result<Response<pb::ReportSandboxLostResponse>, Status> {
-        let applied = self.0.report_sandbox_lost(request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(pb::ReportSandboxLostResponse { applied }))
+        let loss = self.0.report_sandbox_lost(request.into_inner()).await.map_err(status)?;
+        let (applied, recovering) = (loss != Loss::Moot, loss == Loss::Recovering);
+        Ok(Response::new(pb::ReportSandboxLostResponse { applied, recovering }))
+    }
+
+    async fn get_statistics(
+        &self,
+        _: Request<pb::GetStatisticsRequest>,
+    ) -> Result<Response<pb::GetStatisticsResponse>, Status> {
+        Ok(Response::new(self.0.statistics().await.map_err(status)?))
     }
 }
 

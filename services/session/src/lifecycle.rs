@@ -43,6 +43,9 @@ pub(crate) enum ExecutionState {
     Cancelled,
 }
 
+/// The first and the longest pause before an execution is started again.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
 /// Why an execution ended, where it is not simply that its process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
@@ -73,8 +76,10 @@ pub(crate) enum SessionEvent {
     SandboxReady,
     /// Its sandbox could not be made, or not in time.
     CreationFailed,
-    /// Its sandbox died.
+    /// Its sandbox died, and it gets no other.
     SandboxLost,
+    /// Its sandbox died, and it gets another.
+    SandboxReplaced,
     /// It reached the end of its lifetime.
     LifetimeReached,
     /// It was not used for as long as it may be idle.
@@ -101,6 +106,8 @@ pub(crate) enum ExecutionEvent {
     Cancelled,
     /// Its sandbox died.
     SandboxLost,
+    /// Its sandbox died, and it is started again.
+    Retried,
 }
 
 impl SessionState {
@@ -189,6 +196,11 @@ impl Cause {
         }
     }
 
+    /// Whether it is the fault of the machinery, and not of what ran or of who ended it.
+    pub(crate) fn is_infrastructure(self) -> bool {
+        matches!(self, Self::ExecutorLost | Self::NodeLost)
+    }
+
     /// The final state of an execution that ended by this cause.
     pub(crate) fn state(self) -> ExecutionState {
         match self {
@@ -210,6 +222,7 @@ pub(crate) fn next_session(state: SessionState, event: SessionEvent) -> Option<S
     match (state, event) {
         (Creating, SessionEvent::SandboxReady) => Some(Running),
         (Creating, SessionEvent::CreationFailed) | (Running, SessionEvent::SandboxLost) => Some(Failed),
+        (Running, SessionEvent::SandboxReplaced) => Some(Creating),
         (Running, SessionEvent::IdleReached) => Some(Completed),
         (Creating | Running, SessionEvent::LifetimeReached) => Some(Timeout),
         (Creating | Running, SessionEvent::Ended) => Some(Terminated),
@@ -229,8 +242,35 @@ pub(crate) fn next_execution(state: ExecutionState, event: ExecutionEvent) -> Op
         | (Pending, ExecutionEvent::StartFailed) => Some(Failed),
         (Pending | Running, ExecutionEvent::Cancelled) => Some(Cancelled),
         (Pending | Running, ExecutionEvent::SandboxLost) => Some(Crashed),
+        // The only way back.
+        (Pending | Running, ExecutionEvent::Retried) => Some(Pending),
         _ => None,
     }
+}
+
+/// What the loss of its sandbox means for a session that lost `recoveries` of them before.
+pub(crate) fn after_loss(
+    expires_at: DateTime<Utc>,
+    recoveries: u32,
+    max_recoveries: u32,
+    now: DateTime<Utc>,
+) -> SessionEvent {
+    if now >= expires_at {
+        SessionEvent::LifetimeReached
+    } else if recoveries < max_recoveries {
+        SessionEvent::SandboxReplaced
+    } else {
+        SessionEvent::SandboxLost
+    }
+}
+
+/// How long to wait before an execution that ended by `cause` is started again, which happened `retries`
+/// times before; `None` when it is not.
+pub(crate) fn retry_after(cause: Option<Cause>, retries: u32, max_retries: u32) -> Option<Duration> {
+    if !cause?.is_infrastructure() || retries >= max_retries {
+        return None;
+    }
+    Some(RETRY_PAUSES.0.saturating_mul(1 << retries.min(16)).min(RETRY_PAUSES.1))
 }
 
 /// The states that `event` leads out of, and the one it leads to. Every event has one target.
@@ -254,8 +294,8 @@ fn sources<S: Copy>(all: impl IntoIterator<Item = S>, next: impl Fn(S) -> Option
 pub(crate) struct SessionTimes {
     /// Its state.
     pub(crate) state: SessionState,
-    /// When it was created.
-    pub(crate) created_at: DateTime<Utc>,
+    /// Since when its sandbox is being made.
+    pub(crate) creating_since: DateTime<Utc>,
     /// When its lifetime ends.
     pub(crate) expires_at: DateTime<Utc>,
     /// When it was used last.
@@ -280,7 +320,7 @@ pub(crate) fn due(
         SessionState::Creating | SessionState::Running if now >= times.expires_at => {
             Some(SessionEvent::LifetimeReached)
         }
-        SessionState::Creating if passed(times.created_at, creating_timeout) => {
+        SessionState::Creating if passed(times.creating_since, creating_timeout) => {
             Some(SessionEvent::CreationFailed)
         }
         SessionState::Running if idle => Some(SessionEvent::IdleReached),

@@ -56,6 +56,12 @@ impl Live {
         self.ring();
     }
 
+    /// It is to be started again. Its output goes on after what is here.
+    pub(crate) fn restart(&self) {
+        let mut known = self.known();
+        (known.started, known.input) = (None, None);
+    }
+
     /// What was told of its start.
     pub(crate) fn started(&self) -> Option<ExecutionStarted> {
         self.known().started.map(|(started, _)| started)

@@ -5,6 +5,7 @@
 #![expect(elided_lifetimes_in_paths, reason = "the trait's own form, which an implementation must match")]
 
 mod files;
+mod m0007_recovery;
 
 use sea_orm_migration::{
     prelude::*,
@@ -21,7 +22,13 @@ pub(crate) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Sessions), Box::new(Executions), Box::new(FewerIndexes), Box::new(files::Files)]
+        vec![
+            Box::new(Sessions),
+            Box::new(Executions),
+            Box::new(FewerIndexes),
+            Box::new(files::Files),
+            Box::new(m0007_recovery::Recovery),
+        ]
     }
 
     /// Roles may share a database, so each has a table of its own for what was applied.
@@ -246,5 +253,30 @@ mod tests {
             database.execute_unprepared(&format!("DROP TABLE {last_step}")).await.unwrap();
             Migrator::up(&database, None).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn rows_of_before_the_recovery_of_sessions_get_what_they_had_in_effect() {
+        let database = Database::connect("sqlite::memory:").await.unwrap();
+        let migrations = Migrator::migrations();
+        let (recovery, _) = (0u32..).zip(&migrations).find(|(_, m)| m.name() == "m0007_recovery").unwrap();
+        Migrator::up(&database, Some(recovery)).await.unwrap();
+        let columns = "id, template_id, state, status_reason, resources, image, workspace_path, runtime_type, \
+                       language_runtime, node_id, sandbox_id, endpoint, sandbox_removed, env, labels, \
+                       python_package_index_url, timeout_seconds, idle_timeout_seconds, created_at, updated_at, \
+                       last_activity_at, expires_at";
+        let values = "'s', 't', 'running', '', '{}', '', '', '', '', '', 'sbx', '', 0, '{}', '{}', '', 1, 0, 1, 1, 1, 1";
+        let insert = format!("INSERT INTO sessions ({columns}) VALUES ({values})");
+        database.execute_unprepared(&insert).await.unwrap();
+        Migrator::up(&database, None).await.unwrap();
+        let read = "SELECT id FROM sessions WHERE recoveries = 0 AND loss IS NULL AND creating_since IS NULL";
+        let rows = database
+            .query_all_raw(sea_orm_migration::sea_orm::Statement::from_string(
+                database.get_database_backend(),
+                read,
+            ))
+            .await
+            .unwrap();
+        assert_eq!(rows.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What the session role does, apart from how it is asked: sessions here and in `create` and `end`,
+//! What the session role does, apart from how it is asked: sessions here and in `create`, `recover` and `end`,
 //! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`.
 
 mod artifacts;
@@ -12,6 +12,8 @@ mod interact;
 mod leftovers;
 mod list;
 mod record;
+mod recover;
+mod statistics;
 mod sweep;
 mod upload;
 mod workspace;
@@ -26,7 +28,8 @@ pub(crate) use self::{
     files::{Download, FileEntry, ListQuery},
     follow::{Followed, Offsets},
     leftovers::Leftovers,
-    list::{Paging, session_state},
+    list::{Paging, label_filter, session_state},
+    recover::Loss,
     workspace::Workspaces,
 };
 use crate::{

@@ -6,7 +6,9 @@
 mod column;
 pub(crate) mod execution;
 mod pen;
+mod recovery;
 pub(crate) mod session;
+mod tally;
 mod writer;
 
 use std::{
@@ -29,6 +31,7 @@ use sea_orm::{
 use sea_orm_migration::MigratorTrait;
 
 pub(crate) use self::column::Instant;
+pub(crate) use self::tally::Tally;
 use self::{pen::Pen, writer::Writer};
 use crate::{error::Error, migration::Migrator};
 
@@ -45,6 +48,8 @@ pub(crate) struct Store {
     /// For the writes of executions.
     pen: Arc<Pen>,
     readers: DatabaseConnection,
+    /// What ended since this process started.
+    tally: Arc<Tally>,
     /// When sessions were used last, as far as it is not written yet.
     uses: Arc<Mutex<HashMap<String, DateTime<Utc>>>>,
 }
@@ -74,7 +79,7 @@ impl Store {
         let readers = connect(url, READERS).await.with_context(open)?;
         let writer = Writer::new(writer);
         let pen = Arc::new(Pen::new(tasks, writer.clone()));
-        Ok(Self { writer, pen, readers, uses: Arc::default() })
+        Ok(Self { writer, pen, readers, tally: Arc::default(), uses: Arc::default() })
     }
 
     /// Moves what was written from the log of writes into the database, without holding up who reads or
@@ -82,6 +87,11 @@ impl Store {
     pub(crate) async fn checkpoint(&self) -> Result<(), Error> {
         self.readers.execute_unprepared("PRAGMA wal_checkpoint(PASSIVE)").await?;
         Ok(())
+    }
+
+    /// What ended since this process started.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Asks the database whether it answers, for reading and for writing.

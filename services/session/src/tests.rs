@@ -5,6 +5,7 @@ mod executions;
 mod fakes;
 mod input;
 mod lists;
+mod loss;
 mod recovery;
 mod sessions;
 mod time;
@@ -39,8 +40,13 @@ struct Bench {
     events: SessionEventServiceClient<Link>,
 }
 
+/// Without recovery: what a test loses stays lost, unless it is about that.
 fn config() -> Config {
-    Config { sweep_interval: HumanDuration(Duration::from_millis(20)), ..Config::default() }
+    Config {
+        sweep_interval: HumanDuration(Duration::from_millis(20)),
+        max_recoveries: 0,
+        ..Config::default()
+    }
 }
 
 impl Bench {

@@ -28,8 +28,7 @@ impl From<Report> for ReconcileResponse {
             checked: report.checked,
             healthy: report.healthy,
             unhealthy: report.unhealthy,
-            // A session whose sandbox is lost is ended: none gets another one.
-            recovered: 0,
+            recovered: report.recovered,
             failed: report.failed,
             orphans_removed: report.orphans_removed,
             errors: report.errors,

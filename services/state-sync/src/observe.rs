@@ -79,7 +79,7 @@ impl Observer {
                 sessions.insert(session.session_id.clone(), session);
             }
         }
-        let nodes = self.healthy_nodes().await.map_err(unseen("nodes"))?;
+        let (nodes, lost_nodes) = self.nodes().await.map_err(unseen("nodes"))?;
         let (sandboxes, unreachable) = self.sandboxes().await.map_err(unseen("sandboxes"))?;
         let unknown = sandboxes.iter().map(|sandbox| sandbox.session_id.clone());
         let unknown: BTreeSet<_> =
@@ -92,7 +92,7 @@ impl Observer {
         let desired = Desired { sessions: sessions.into_values().collect(), fates };
         let some_unreachable = !unreachable.is_empty();
         let nodes = nodes.difference(&unreachable).cloned().collect();
-        Ok((desired, Observed { sandboxes, nodes, some_unreachable }))
+        Ok((desired, Observed { sandboxes, nodes, lost_nodes, some_unreachable }))
     }
 
     /// All sessions in a state.
@@ -138,10 +138,19 @@ impl Observer {
         Err(endless())
     }
 
-    async fn healthy_nodes(&self) -> Result<BTreeSet<String>, Status> {
+    /// The nodes that are well, and those that are lost.
+    async fn nodes(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), Status> {
         let mut client = SchedulerServiceClient::new(self.scheduler.clone());
-        let nodes = self.call(client.list_nodes(ListNodesRequest {})).await?.nodes.into_iter();
-        Ok(nodes.filter(|node| node.healthy).filter_map(|node| node.node).map(|node| node.node_id).collect())
+        let (mut healthy, mut lost) = (BTreeSet::new(), BTreeSet::new());
+        for status in self.call(client.list_nodes(ListNodesRequest {})).await?.nodes {
+            let id = status.node.unwrap_or_default().node_id;
+            match (status.lost, status.healthy) {
+                (true, _) => drop(lost.insert(id)),
+                (false, true) => drop(healthy.insert(id)),
+                (false, false) => {}
+            }
+        }
+        Ok((healthy, lost))
     }
 
     /// What became of a session that was not listed.
@@ -175,8 +184,8 @@ fn endless() -> Status {
 }
 
 fn session(listed: session::Session, phase: Phase) -> Session {
-    let session::Session { session_id, sandbox_id, node_id, .. } = listed;
-    Session { session_id, sandbox_id, node_id, phase }
+    let session::Session { session_id, sandbox_id, node_id, recoveries_left, .. } = listed;
+    Session { session_id, sandbox_id, node_id, phase, can_recover: recoveries_left > 0 }
 }
 
 /// A sandbox that exists; `None` for one that is destroyed.
@@ -193,6 +202,7 @@ fn existing(listed: agent::Sandbox) -> Option<Sandbox> {
         node_id: listed.node_id,
         condition,
         reason: listed.reason,
+        node_lost: listed.node_lost,
         created_at: listed.created_at.as_ref().and_then(datetime),
     })
 }

@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pub(crate) node_id: String,
     /// How far it is.
     pub(crate) phase: Phase,
+    /// Whether it gets another sandbox when it loses this one.
+    pub(crate) can_recover: bool,
 }
 
 /// What became of a session that is not among those that have not ended.
@@ -77,6 +79,8 @@ pub(crate) struct Sandbox {
     pub(crate) condition: Condition,
     /// Why it is dead; empty otherwise.
     pub(crate) reason: String,
+    /// Whether it is dead because its node is lost.
+    pub(crate) node_lost: bool,
     /// When it was created; `None` when nobody knows.
     pub(crate) created_at: Option<DateTime<Utc>>,
 }
@@ -88,33 +92,47 @@ pub(crate) struct Observed {
     pub(crate) sandboxes: Vec<Sandbox>,
     /// The nodes that answer: what is not on these may still be on others.
     pub(crate) nodes: BTreeSet<String>,
+    /// The nodes that are lost: what was on them is gone.
+    pub(crate) lost_nodes: BTreeSet<String>,
     /// True when some node is known not to answer.
     pub(crate) some_unreachable: bool,
 }
 
-/// Something to do.
+/// A session and the sandbox that it lost.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Action {
-    /// The session's sandbox is dead: tell the session role, then remove what is left of it.
-    ReportDead {
-        /// The session.
-        session_id: String,
-        /// Its sandbox.
-        sandbox_id: String,
-        /// The sandbox's node.
-        node_id: String,
+pub(crate) struct Lost {
+    /// The session.
+    pub(crate) session_id: String,
+    /// Its sandbox.
+    pub(crate) sandbox_id: String,
+    /// The sandbox's node; may be empty.
+    pub(crate) node_id: String,
+    /// How it was lost.
+    pub(crate) how: How,
+    /// Whether its whole node is lost.
+    pub(crate) node_lost: bool,
+}
+
+/// How a sandbox was lost.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum How {
+    /// It is dead, and something of it may be left to be removed.
+    Dead {
         /// Why it died.
         reason: String,
     },
-    /// The session's sandbox is not there: make sure with its node, then tell the session role.
-    ReportAbsent {
-        /// The session.
-        session_id: String,
-        /// Its sandbox.
-        sandbox_id: String,
-        /// The sandbox's node; may be empty.
-        node_id: String,
-    },
+    /// It is not there: to be made sure of with its node.
+    Absent,
+}
+
+/// Something to do. To adopt a sandbox nothing needs to be done here: agents adopt what they find at their
+/// start, and the session role takes up every creation that is not at its end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Action {
+    /// The session's sandbox is lost: tell the session role, which makes another one.
+    Recover(Lost),
+    /// The session's sandbox is lost once too often: tell the session role, which ends the session.
+    End(Lost),
     /// No session has this sandbox: remove it.
     RemoveOrphan {
         /// The sandbox.
@@ -163,6 +181,13 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed, now: DateTime<Utc>, g
     plan
 }
 
+impl Plan {
+    fn lost(&mut self, session: &Session, lost: Lost) {
+        self.unhealthy = self.unhealthy.saturating_add(1);
+        self.actions.push(if session.can_recover { Action::Recover(lost) } else { Action::End(lost) });
+    }
+}
+
 /// Looks at a running session and its sandbox.
 fn judge(plan: &mut Plan, session: &Session, sandbox: Option<&Sandbox>, observed: &Observed) {
     let Session { session_id, sandbox_id, node_id, .. } = session.clone();
@@ -173,9 +198,9 @@ fn judge(plan: &mut Plan, session: &Session, sandbox: Option<&Sandbox>, observed
                 .push(format!("sandbox `{sandbox_id}` of session `{session_id}` is not settled yet"));
         }
         Some((sandbox, Condition::Dead)) => {
-            plan.unhealthy = plan.unhealthy.saturating_add(1);
-            let (node_id, reason) = (sandbox.node_id.clone(), sandbox.reason.clone());
-            plan.actions.push(Action::ReportDead { session_id, sandbox_id, node_id, reason });
+            let how = How::Dead { reason: sandbox.reason.clone() };
+            let (node_id, node_lost) = (sandbox.node_id.clone(), sandbox.node_lost);
+            plan.lost(session, Lost { session_id, sandbox_id, node_id, how, node_lost });
         }
         None if sandbox_id.is_empty() || !would_be_seen(&node_id, observed) => {
             plan.undecided.push(format!(
@@ -183,8 +208,8 @@ fn judge(plan: &mut Plan, session: &Session, sandbox: Option<&Sandbox>, observed
             ));
         }
         None => {
-            plan.unhealthy = plan.unhealthy.saturating_add(1);
-            plan.actions.push(Action::ReportAbsent { session_id, sandbox_id, node_id });
+            let node_lost = observed.lost_nodes.contains(&node_id);
+            plan.lost(session, Lost { session_id, sandbox_id, node_id, how: How::Absent, node_lost });
         }
     }
 }
@@ -195,13 +220,13 @@ fn would_be_seen(node_id: &str, observed: &Observed) -> bool {
     if node_id.is_empty() {
         return !observed.some_unreachable && !observed.nodes.is_empty();
     }
-    observed.nodes.contains(node_id)
+    observed.nodes.contains(node_id) || observed.lost_nodes.contains(node_id)
 }
 
 /// Who has which sandbox.
 struct Owners<'a> {
     claimed: BTreeSet<&'a str>,
-    phases: BTreeMap<&'a str, Phase>,
+    sessions: BTreeMap<&'a str, &'a Session>,
     fates: &'a BTreeMap<String, Fate>,
 }
 
@@ -210,7 +235,7 @@ impl<'a> Owners<'a> {
         let sessions = desired.sessions.iter();
         Self {
             claimed: sessions.clone().map(|session| session.sandbox_id.as_str()).collect(),
-            phases: sessions.map(|session| (session.session_id.as_str(), session.phase)).collect(),
+            sessions: sessions.map(|session| (session.session_id.as_str(), session)).collect(),
             fates: &desired.fates,
         }
     }
@@ -223,11 +248,11 @@ impl<'a> Owners<'a> {
             // Warm sandboxes belong to their pool, which cannot use a dead one.
             return sandbox.condition == Condition::Dead && is_older(sandbox, now, grace);
         }
-        match self.phases.get(sandbox.session_id.as_str()) {
+        match self.sessions.get(sandbox.session_id.as_str()) {
             // It may be just about to become the session's sandbox.
-            Some(Phase::Creating) => return false,
-            // The session runs on another one.
-            Some(Phase::Running) => return is_older(sandbox, now, grace),
+            Some(session) if session.sandbox_id.is_empty() => return false,
+            // The session runs on another one, or waits for another one.
+            Some(_) => return is_older(sandbox, now, grace),
             None => {}
         }
         match self.fates.get(&sandbox.session_id) {

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use crate::{
     Config,
     observe::{Observer, Unseen},
-    reconcile::{Action, plan},
+    reconcile::{Action, How, Lost, plan},
 };
 
 /// How many errors a report names; of the others it tells how many there were.
@@ -63,6 +63,8 @@ pub(crate) struct Report {
     pub(crate) healthy: u32,
     /// Sessions whose sandbox was not.
     pub(crate) unhealthy: u32,
+    /// Sessions that get another sandbox.
+    pub(crate) recovered: u32,
     /// Sessions that were ended because their sandbox was lost.
     pub(crate) failed: u32,
     /// Sandboxes without a session that were removed.
@@ -76,6 +78,7 @@ pub(crate) struct Report {
 /// What one action came to.
 #[derive(Debug, Default)]
 struct Outcome {
+    recovered: u32,
     failed: u32,
     orphans_removed: u32,
     error: Option<String>,
@@ -170,6 +173,7 @@ impl Reconciler {
             .map(|action| self.act(action))
             .buffer_unordered(self.config.max_concurrent_calls);
         while let Some(outcome) = outcomes.next().await {
+            report.recovered = report.recovered.saturating_add(outcome.recovered);
             report.failed = report.failed.saturating_add(outcome.failed);
             report.orphans_removed = report.orphans_removed.saturating_add(outcome.orphans_removed);
             report.errors.extend(outcome.error);
@@ -181,12 +185,7 @@ impl Reconciler {
 
     async fn act(&self, action: Action) -> Outcome {
         let outcome = match &action {
-            Action::ReportDead { session_id, sandbox_id, node_id, reason } => {
-                self.report_dead(session_id, sandbox_id, node_id, reason).await
-            }
-            Action::ReportAbsent { session_id, sandbox_id, node_id } => {
-                self.report_absent(session_id, sandbox_id, node_id).await
-            }
+            Action::Recover(lost) | Action::End(lost) => self.settle(lost).await,
             Action::RemoveOrphan { sandbox_id, node_id } => self
                 .remove(sandbox_id, node_id)
                 .await
@@ -194,7 +193,7 @@ impl Reconciler {
         };
         match outcome {
             Ok(outcome) => {
-                tracing::info!(?action, failed = outcome.failed, "reconciled");
+                tracing::info!(?action, outcome.recovered, outcome.failed, "reconciled");
                 outcome
             }
             Err((sandbox_id, status)) => {
@@ -204,50 +203,45 @@ impl Reconciler {
         }
     }
 
-    async fn report_dead(
-        &self,
-        session_id: &str,
-        sandbox_id: &str,
-        node_id: &str,
-        reason: &str,
-    ) -> Result<Outcome, Failure> {
-        let reason = if reason.is_empty() { "sandbox died" } else { reason };
-        let failed = self.report_lost(session_id, sandbox_id, reason).await?;
-        self.remove(sandbox_id, node_id).await?;
-        Ok(Outcome { failed, ..Outcome::default() })
-    }
-
-    /// The list may be older than the sandbox, so its node has the last word.
-    async fn report_absent(
-        &self,
-        session_id: &str,
-        sandbox_id: &str,
-        node_id: &str,
-    ) -> Result<Outcome, Failure> {
-        let mut client = SchedulerServiceClient::new(self.scheduler.clone());
-        let request = GetSandboxRequest { sandbox_id: sandbox_id.to_owned(), node_id: node_id.to_owned() };
-        match self.observer.call(client.get_sandbox(request)).await {
-            Ok(_) => Ok(Outcome::default()),
-            Err(status) if status.code() == Code::NotFound => {
-                let failed = self.report_lost(session_id, sandbox_id, "sandbox is gone").await?;
-                Ok(Outcome { failed, ..Outcome::default() })
+    /// Tells the session role of a lost sandbox: it knows best whether the session gets another one.
+    async fn settle(&self, lost: &Lost) -> Result<Outcome, Failure> {
+        match &lost.how {
+            How::Dead { reason } => {
+                let reason = if reason.is_empty() { "sandbox died" } else { reason };
+                let outcome = self.report_lost(lost, reason).await?;
+                self.remove(&lost.sandbox_id, &lost.node_id).await?;
+                Ok(outcome)
             }
-            Err(status) => Err((sandbox_id.to_owned(), status)),
+            // The list may be older than the sandbox, so its node has the last word.
+            How::Absent if self.is_there(lost).await? => Ok(Outcome::default()),
+            How::Absent => self.report_lost(lost, "sandbox is gone").await,
         }
     }
 
-    /// Tells the session role; returns how many sessions ended by it.
-    async fn report_lost(&self, session_id: &str, sandbox_id: &str, reason: &str) -> Result<u32, Failure> {
+    async fn is_there(&self, lost: &Lost) -> Result<bool, Failure> {
+        let mut client = SchedulerServiceClient::new(self.scheduler.clone());
+        let (sandbox_id, node_id) = (lost.sandbox_id.clone(), lost.node_id.clone());
+        match self.observer.call(client.get_sandbox(GetSandboxRequest { sandbox_id, node_id })).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err((lost.sandbox_id.clone(), status)),
+        }
+    }
+
+    /// Tells the session role, and returns what became of the session.
+    async fn report_lost(&self, lost: &Lost, reason: &str) -> Result<Outcome, Failure> {
         let mut client = SessionEventServiceClient::new(self.sessions.clone());
         let request = ReportSandboxLostRequest {
-            session_id: session_id.to_owned(),
-            sandbox_id: sandbox_id.to_owned(),
+            session_id: lost.session_id.clone(),
+            sandbox_id: lost.sandbox_id.clone(),
             reason: reason.to_owned(),
+            node_lost: lost.node_lost,
         };
         match self.observer.call(client.report_sandbox_lost(request)).await {
-            Ok(response) => Ok(u32::from(response.applied)),
-            Err(status) if status.code() == Code::NotFound => Ok(0),
-            Err(status) => Err((sandbox_id.to_owned(), status)),
+            Ok(answer) if answer.recovering => Ok(Outcome { recovered: 1, ..Outcome::default() }),
+            Ok(answer) => Ok(Outcome { failed: answer.applied.into(), ..Outcome::default() }),
+            Err(status) if status.code() == Code::NotFound => Ok(Outcome::default()),
+            Err(status) => Err((lost.sandbox_id.clone(), status)),
         }
     }
 

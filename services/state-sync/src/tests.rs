@@ -46,6 +46,8 @@ struct World {
     /// The calls that were made and change something.
     done: Vec<String>,
     passes: usize,
+    /// How many items a page has; 0: a few, so that every list has several pages.
+    page: usize,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -63,7 +65,7 @@ impl World {
         self.fails("ListSessions")?;
         let matching = self.sessions.iter().filter(|session| session.state == request.state);
         let all: Vec<Session> = matching.cloned().collect();
-        let (sessions, next_page_token) = page(&all, &request.page_token);
+        let (sessions, next_page_token) = page(&all, &request.page_token, self.page);
         Ok(ListSessionsResponse { sessions, next_page_token, total: 0 })
     }
 
@@ -83,8 +85,13 @@ impl World {
         let session = self.sessions.iter_mut().find(|session| session.session_id == request.session_id);
         let session = session.ok_or_else(|| Status::not_found("no such session"))?;
         let applied = session.state() == State::Running;
-        session.set_state(State::Failed);
-        Ok(ReportSandboxLostResponse { applied })
+        let recovering = applied && session.recoveries_left > 0;
+        if recovering {
+            session.recoveries_left -= 1;
+            session.sandbox_id = format!("{}+", session.sandbox_id);
+        }
+        session.set_state(if recovering { State::Creating } else { State::Failed });
+        Ok(ReportSandboxLostResponse { applied, recovering })
     }
 
     fn list_sandboxes(&mut self, request: &ListSandboxesRequest) -> Result<ListSandboxesResponse, Status> {
@@ -94,7 +101,8 @@ impl World {
             self.fails("ListSandboxes#")?;
         }
         let listed = self.sandboxes.iter().filter(|sandbox| !self.unlisted.contains(&sandbox.sandbox_id));
-        let (sandboxes, next_page_token) = page(&listed.cloned().collect::<Vec<_>>(), &request.page_token);
+        let (sandboxes, next_page_token) =
+            page(&listed.cloned().collect::<Vec<_>>(), &request.page_token, self.page);
         let unreachable_nodes = self.unreachable.iter().map(|&node| node.to_owned()).collect();
         Ok(ListSandboxesResponse { sandboxes, next_page_token, unreachable_nodes })
     }
@@ -124,9 +132,10 @@ impl World {
     }
 }
 
-fn page<T: Clone>(all: &[T], token: &str) -> (Vec<T>, String) {
+fn page<T: Clone>(all: &[T], token: &str, size: usize) -> (Vec<T>, String) {
     let start: usize = token.parse().unwrap_or(0);
-    let items: Vec<T> = all.iter().skip(start).take(PAGE).cloned().collect();
+    let size = if size == 0 { PAGE } else { size };
+    let items: Vec<T> = all.iter().skip(start).take(size).cloned().collect();
     let next = start + items.len();
     (items, if next < all.len() { next.to_string() } else { String::new() })
 }
@@ -421,4 +430,44 @@ async fn a_role_without_a_link_to_the_scheduler_is_not_made() {
     let mesh = Mesh::builder("/nowhere").link(RoleName::Session, Link::local(Router::new())).build();
     let error = create(&Config::default(), &mesh).await.unwrap_err();
     assert!(error.to_string().contains("mesh.links.scheduler"), "{error}");
+}
+
+#[tokio::test]
+async fn a_session_that_may_recover_gets_another_sandbox_and_its_old_one_is_removed() {
+    let recovers = Session { recoveries_left: 1, ..session(1, State::Running) };
+    let mut bench = bench(world(vec![recovers], vec![sandbox(1, sandbox::State::Dead)]));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.unhealthy, report.recovered, report.failed), (1, 1, 0));
+    assert_eq!(bench.done(), ["lost s1 b1: sandbox died", "delete b1"]);
+    // The next one comes up, dies too, and that was one too many.
+    {
+        let mut world = lock(&bench.world);
+        world.sessions[0].set_state(State::Running);
+        let next = Sandbox { sandbox_id: "b1+".to_owned(), ..sandbox(1, sandbox::State::Running) };
+        world.sandboxes.push(next);
+    }
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.healthy, report.recovered, report.failed), (1, 0, 0));
+    lock(&bench.world).sandboxes[0].set_state(sandbox::State::Dead);
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.unhealthy, report.recovered, report.failed), (1, 0, 1));
+}
+
+#[tokio::test]
+async fn ten_thousand_sessions_are_compared_page_by_page_and_only_what_differs_is_touched() {
+    const COUNT: usize = 10_000;
+    let sessions = (0..COUNT).map(|n| Session { recoveries_left: 3, ..session(n, State::Running) }).collect();
+    let state = |n: usize| if n % 100 == 7 { sandbox::State::Dead } else { sandbox::State::Running };
+    // Some are dead, some are gone, and some are nobody's.
+    let with = (0..COUNT).filter(|n| n % 100 != 13).map(|n| sandbox(n, state(n)));
+    let orphans = (COUNT..COUNT + 50).map(|n| sandbox(n, sandbox::State::Running));
+    let world = World { page: 200, ..world(sessions, with.chain(orphans).collect()) };
+    let mut bench = bench(world);
+    bench.clock.advance(Duration::from_secs(3600));
+    let report = bench.reconcile().await.unwrap();
+    assert_eq!((report.checked, report.healthy, report.unhealthy), (10_000, 9_800, 200));
+    assert_eq!((report.recovered, report.failed, report.orphans_removed), (200, 0, 50));
+    assert_eq!(report.errors, Vec::<String>::new());
+    let again = bench.reconcile().await.unwrap();
+    assert_eq!((again.checked, again.unhealthy, again.orphans_removed), (10_000, 0, 0), "nothing twice");
 }

@@ -1,6 +1,6 @@
 //! Executions in JSON.
 
-use std::{collections::HashMap, fmt::Display};
+use std::collections::HashMap;
 
 use sandmesh_mesh::duration_from;
 use sandmesh_proto::{
@@ -9,16 +9,13 @@ use sandmesh_proto::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::{Mistakes, filled, time};
 use crate::{
-    error::{ApiError, Edge, Violation},
+    error::{ApiError, Edge},
     extract::IdempotencyKey,
 };
-
-/// How long a synchronous execution is waited for, in seconds, when the client does not say.
-const DEFAULT_SYNC_TIMEOUT: i64 = 300;
 
 /// What to run.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -58,10 +55,14 @@ pub(crate) struct Execute {
     /// How the code is entered.
     #[serde(default, deserialize_with = "super::word")]
     mode: Option<Mode>,
+    /// How often it is started again when it is lost with its sandbox or node; left out: 0. Never after an end
+    /// of its own or at a limit.
+    #[schema(minimum = 0, maximum = 10)]
+    max_retries: Option<u32>,
     /// With `execute-sync`: as the query parameter, which wins.
-    sync_timeout: Option<i64>,
+    pub(super) sync_timeout: Option<i64>,
     /// With `execute-sync`: accepted for existing clients; nothing polls.
-    poll_interval: Option<f64>,
+    pub(super) poll_interval: Option<f64>,
 }
 
 /// The language of the code.
@@ -107,6 +108,7 @@ impl Execute {
                 Some(Mode::Handler) => WireMode::Handler.into(),
                 Some(Mode::Script) => WireMode::Script.into(),
             },
+            max_retries: self.max_retries.unwrap_or_default(),
             ..pb::ExecutionSpec::default()
         };
         Ok(pb::StartExecutionRequest {
@@ -129,51 +131,6 @@ impl Execute {
             mistakes.add("event", "dict_type", "must be an object");
         }
         mistakes.check()
-    }
-}
-
-/// How a synchronous execution is waited for.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct SyncOptions {
-    /// How many seconds to wait for the end.
-    #[param(minimum = 10, maximum = 3600, default = 300)]
-    sync_timeout: Option<i64>,
-    /// Accepted for existing clients; nothing polls.
-    #[param(minimum = 0.1, maximum = 10.0)]
-    poll_interval: Option<f64>,
-}
-
-impl SyncOptions {
-    /// The seconds to wait, checked, from the query or else from the body.
-    pub(crate) fn sync_timeout(&self, body: &Execute) -> Result<u32, ApiError> {
-        let place = |in_query: bool| if in_query { "query" } else { "body" };
-        let mut wrong = Vec::new();
-        let seconds = self.sync_timeout.or(body.sync_timeout).unwrap_or(DEFAULT_SYNC_TIMEOUT);
-        if let Some(violation) = outside(seconds, 10, 3600) {
-            let loc = [place(self.sync_timeout.is_some()), "sync_timeout"];
-            wrong.push(Violation::new(&loc, violation.0, violation.1));
-        }
-        let interval = self.poll_interval.or(body.poll_interval).unwrap_or(1.0);
-        if let Some(violation) = outside(interval, 0.1, 10.0) {
-            let loc = [place(self.poll_interval.is_some()), "poll_interval"];
-            wrong.push(Violation::new(&loc, violation.0, violation.1));
-        }
-        match u32::try_from(seconds) {
-            Ok(seconds) if wrong.is_empty() => Ok(seconds),
-            _ => Err(ApiError::invalid(wrong)),
-        }
-    }
-}
-
-/// The kind and text of a number that is out of its bounds.
-fn outside<T: Copy + PartialOrd + Display>(value: T, least: T, most: T) -> Option<(&'static str, String)> {
-    if value > most {
-        Some(("less_than_equal", format!("must be at most {most}")))
-    } else if value >= least {
-        None
-    } else {
-        Some(("greater_than_equal", format!("must be at least {least}")))
     }
 }
 
@@ -329,6 +286,8 @@ pub(crate) struct Execution {
     artifacts: Vec<Artifact>,
     /// How often it was retried after the loss of its sandbox.
     retry_count: u32,
+    /// How often it may be retried.
+    max_retries: u32,
     /// When it was accepted.
     #[schema(required = true, format = DateTime)]
     created_at: Option<String>,
@@ -416,6 +375,7 @@ impl TryFrom<pb::Execution> for Execution {
             metrics: execution.metrics.as_ref().map(Metrics::from),
             artifacts: execution.artifacts.into_iter().map(Artifact::from).collect(),
             retry_count: execution.retry_count,
+            max_retries: execution.max_retries,
             created_at: time(execution.created_at.as_ref()),
             started_at: time(execution.started_at.as_ref()),
             completed_at: time(execution.completed_at.as_ref()),

@@ -10,14 +10,17 @@ pub(crate) mod health;
 pub(crate) mod node;
 mod quantity;
 pub(crate) mod session;
+pub(crate) mod sync;
 pub(crate) mod template;
+
+use std::collections::HashMap;
 
 use chrono::SecondsFormat;
 use prost_types::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::error::Violation;
+use crate::error::{ApiError, Violation};
 use execution::ExecutionStatus;
 use session::SessionStatus;
 
@@ -89,6 +92,9 @@ pub(crate) struct ListSessions {
     pub(crate) status: Option<SessionStatus>,
     /// Only those of this template.
     pub(crate) template_id: Option<String>,
+    /// Only those with these labels, as `KEY=VALUE`, separated by commas; at most 8.
+    #[param(example = "team=blue,stage=test")]
+    labels: Option<String>,
     /// How many at most; clamped to 1..200.
     #[param(default = 50)]
     limit: Option<i64>,
@@ -103,6 +109,16 @@ impl ListSessions {
     /// Which part of the list is wanted.
     pub(crate) fn paging(&self) -> Paging {
         Paging::new(self.limit, self.offset, self.page_token.as_deref())
+    }
+
+    /// The labels that are wanted.
+    pub(crate) fn labels(&self) -> Result<HashMap<String, String>, ApiError> {
+        let pairs = self.labels.as_deref().unwrap_or_default().split(',').filter(|pair| !pair.is_empty());
+        let pair = |pair: &str| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pairs.map(pair).collect::<Option<_>>().ok_or_else(|| {
+            let problem = "must be KEY=VALUE, separated by commas";
+            ApiError::field(Violation::new(&["query", "labels"], "string_pattern_mismatch", problem))
+        })
     }
 
     /// The state on the wire; unspecified when every state is wanted.
@@ -198,8 +214,8 @@ impl Mistakes {
         }
     }
 
-    fn check(self) -> Result<(), crate::error::ApiError> {
-        if self.0.is_empty() { Ok(()) } else { Err(crate::error::ApiError::invalid(self.0)) }
+    fn check(self) -> Result<(), ApiError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ApiError::invalid(self.0)) }
     }
 }
 

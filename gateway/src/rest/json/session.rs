@@ -278,6 +278,10 @@ pub(crate) struct Session {
     /// When the installation ended.
     #[schema(required = true, format = DateTime)]
     dependency_install_completed_at: Option<String>,
+    /// Its labels.
+    labels: HashMap<String, String>,
+    /// How often its sandbox was lost and made anew.
+    recovery_count: u32,
     /// When it was created.
     #[schema(required = true, format = DateTime)]
     created_at: Option<String>,
@@ -392,6 +396,8 @@ impl TryFrom<pb::Session> for Session {
             dependency_install_started_at: time(installation.started_at.as_ref()),
             dependency_install_completed_at: time(installation.completed_at.as_ref()),
             installed_dependencies: installation.installed.into_iter().map(Into::into).collect(),
+            labels: session.labels,
+            recovery_count: session.recoveries,
             created_at: time(session.created_at.as_ref()),
             updated_at: time(session.updated_at.as_ref()),
             last_activity_at: time(session.last_activity_at.as_ref()),

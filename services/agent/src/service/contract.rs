@@ -191,7 +191,8 @@ pub(crate) async fn a_log_is_followed_until_its_sandbox_is_gone(bench: &impl Ben
     assert!(once.collect::<Vec<_>>().await.into_iter().all(|part| part.is_ok()));
     let followed = agent.service.read_log(&id(1), 1 << 20, true).unwrap().collect::<Vec<_>>();
     let followed = tokio::time::timeout(Duration::from_secs(10), followed);
-    let (ended, deleted) = futures::join!(followed, agent.service.delete(&id(1)));
+    let gone = id(1);
+    let (ended, deleted) = futures::join!(followed, agent.service.delete(&gone));
     deleted.unwrap();
     ended.expect("it ends with its sandbox");
     agent.stop().await;

@@ -1,5 +1,7 @@
 //! `sandmesh session`: create, list, get, terminate, delete.
 
+use std::collections::HashMap;
+
 use clap::{Args, Subcommand, ValueEnum};
 use sandmesh_proto::{
     executor::Resources,
@@ -88,6 +90,9 @@ pub struct ListArgs {
     /// Only sessions of this template
     #[arg(short, long, value_name = "ID")]
     pub template: Option<String>,
+    /// Only sessions with this label; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = args::pair)]
+    pub labels: Vec<(String, String)>,
     /// At most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
@@ -166,6 +171,7 @@ async fn create(args: CreateArgs, context: &Context) -> Result<(), Failure> {
 async fn list(args: ListArgs, context: &Context) -> Result<(), Failure> {
     let state = args.status.map_or(State::Unspecified, State::from);
     let template_id = args.template.unwrap_or_default();
+    let labels: HashMap<String, String> = args.labels.into_iter().collect();
     let found = pages::collect(args.limit, async |page_size, page_token| {
         let request = ListSessionsRequest {
             state: state.into(),
@@ -173,6 +179,7 @@ async fn list(args: ListArgs, context: &Context) -> Result<(), Failure> {
             page_size,
             page_token,
             offset: 0,
+            labels: labels.clone(),
         };
         let page = context.client.sessions().list_sessions(timed(request)).await?.into_inner();
         Ok(Found { items: page.sessions, next_page_token: page.next_page_token, total: page.total })

@@ -28,7 +28,8 @@ async fn terminate(api: &Api, id: &str) -> Value {
 }
 
 async fn killed_executor_crashes_its_executions_with_a_cause(wiring: Wiring) {
-    let server = wiring.start().await;
+    // Without recovery, which has tests of its own.
+    let server = wiring.start_with(&[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let api = &server.api;
     let id = api.session().await;
     let mark = format!("1{}004", server.port);
@@ -165,7 +166,12 @@ async fn killed_server_keeps_its_sessions_and_their_workspace(wiring: Wiring) {
     server.start_again().await;
     let run = server.api.ended(&lost).await;
     assert_eq!((&run["status"], &run["cause"]), (&json!("crashed"), &json!("executor_lost")), "{run}");
-    server.api.session_is(&id, "failed").await;
+    // Its session gets another sandbox, and what may have run in the lost one does not run there.
+    server.api.session_is(&id, "running").await;
+    let session = server.api.get(&format!("/sessions/{id}")).await.is(200);
+    assert_eq!(session["recovery_count"], 1, "{session}");
+    assert_eq!(server.api.run(&id, "shell", "cat state").await["stdout"], "kept\n");
+    terminate(&server.api, &id).await;
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
@@ -194,7 +200,7 @@ async fn graceful_stop_keeps_sandboxes_that_are_to_be_kept(wiring: Wiring) {
 }
 
 async fn graceful_stop_leaves_nothing_when_sandboxes_are_to_be_destroyed(wiring: Wiring) {
-    let mut server = wiring.start().await;
+    let mut server = wiring.start_with(&[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let id = server.api.session().await;
     let running = server.api.start(&id, shell("echo begun; sleep 100")).await;
     server.api.wrote(&running, "begun").await;

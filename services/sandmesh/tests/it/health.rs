@@ -65,7 +65,7 @@ async fn health_of_sandboxes_nodes_and_dependencies_can_be_followed(wiring: Wiri
 }
 
 async fn a_killed_executor_ends_its_executions_within_two_seconds(wiring: Wiring) {
-    let server = wiring.start().await;
+    let server = wiring.start_with(&[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let api = &server.api;
     let id = api.session().await;
     let code = json!({"language": "shell", "code": "echo begun; sleep 100", "timeout": 120});

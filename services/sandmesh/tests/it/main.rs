@@ -55,6 +55,7 @@ mod grpc_executions;
 mod grpc_sessions;
 mod health;
 mod operators;
+mod recovery;
 mod slow_readers;
 mod streams;
 mod streams_input;

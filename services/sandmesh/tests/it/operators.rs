@@ -93,7 +93,7 @@ async fn a_drained_node_takes_nothing_new_also_after_a_restart(wiring: Wiring) {
     let kept = server.api.session().await;
     let nodes = server.api.get("/nodes").await.is(200);
     assert_eq!((&nodes["total"], &nodes["items"][0]["status"]), (&json!(1), &json!("healthy")), "{nodes}");
-    assert_eq!(nodes["items"][0]["sandboxes"].as_u64().is_some(), true);
+    assert!(nodes["items"][0]["sandboxes"].is_u64());
     let id = nodes["items"][0]["id"].as_str().unwrap().to_owned();
     let drain = |verb: &str| server.api.request("POST", &format!("/nodes/{id}/{verb}"));
     let drained = server.api.send(drain("drain")).await.is(200);

@@ -142,7 +142,7 @@ async fn watchers_see_every_byte_once_whatever_is_killed_and_started_again(wirin
 }
 
 async fn what_a_watcher_saw_is_in_the_record_when_the_executor_dies(wiring: Wiring) {
-    let server = wiring.start().await;
+    let server = wiring.start_with(&[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let flood = json!({
         "language": "shell", "timeout": 60,
         "code": "i=0; while :; do echo line $i; echo note $i >&2; i=$((i+1)); done",

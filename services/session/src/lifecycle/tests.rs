@@ -7,6 +7,7 @@ fn session_event() -> impl Strategy<Value = SessionEvent> {
         Just(SessionEvent::SandboxReady),
         Just(SessionEvent::CreationFailed),
         Just(SessionEvent::SandboxLost),
+        Just(SessionEvent::SandboxReplaced),
         Just(SessionEvent::LifetimeReached),
         Just(SessionEvent::IdleReached),
         Just(SessionEvent::Ended),
@@ -21,6 +22,7 @@ fn execution_event() -> impl Strategy<Value = ExecutionEvent> {
         Just(ExecutionEvent::StartFailed),
         Just(ExecutionEvent::Cancelled),
         Just(ExecutionEvent::SandboxLost),
+        Just(ExecutionEvent::Retried),
     ]
 }
 
@@ -31,7 +33,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 fn times(state: SessionState) -> SessionTimes {
     SessionTimes {
         state,
-        created_at: at(0),
+        creating_since: at(0),
         expires_at: at(300),
         last_activity_at: at(0),
         idle_timeout: Some(Duration::from_secs(60)),
@@ -62,7 +64,8 @@ proptest! {
         let mut ends = 0;
         for event in events {
             if let Some(next) = next_execution(state, event) {
-                prop_assert_ne!(next, ExecutionState::Pending, "nothing leads back");
+                let back = next == ExecutionState::Pending;
+                prop_assert_eq!(back, event == ExecutionEvent::Retried, "nothing else leads back");
                 ends += u32::from(next.is_final());
                 state = next;
             }
@@ -140,4 +143,28 @@ fn a_limit_that_kills_is_a_crash_and_a_time_limit_is_not() {
     assert_eq!(exited(Some(Cause::Timeout)), Some(ExecutionState::Timeout));
     assert_eq!(exited(Some(Cause::SessionEnded)), Some(ExecutionState::Cancelled));
     assert_eq!(exited(None), Some(ExecutionState::Completed));
+}
+
+#[test]
+fn a_lost_sandbox_is_replaced_as_often_as_is_allowed_and_never_after_the_end_of_the_lifetime() {
+    assert_eq!(after_loss(at(300), 0, 3, at(1)), SessionEvent::SandboxReplaced);
+    assert_eq!(after_loss(at(300), 2, 3, at(1)), SessionEvent::SandboxReplaced);
+    assert_eq!(after_loss(at(300), 3, 3, at(1)), SessionEvent::SandboxLost);
+    assert_eq!(after_loss(at(300), 0, 0, at(1)), SessionEvent::SandboxLost);
+    assert_eq!(after_loss(at(300), 0, 3, at(300)), SessionEvent::LifetimeReached);
+}
+
+#[test]
+fn only_the_faults_of_the_machinery_are_retried_and_ever_more_slowly() {
+    for cause in Cause::ALL {
+        let retried = retry_after(Some(cause), 0, 10).is_some();
+        assert_eq!(retried, matches!(cause, Cause::ExecutorLost | Cause::NodeLost), "{cause:?}");
+    }
+    assert_eq!(retry_after(None, 0, 10), None, "it ended by itself");
+    assert_eq!(retry_after(Some(Cause::ExecutorLost), 0, 0), None);
+    let pauses: Vec<u128> = (0..10)
+        .map_while(|n| retry_after(Some(Cause::NodeLost), n, 9))
+        .map(|pause| pause.as_millis())
+        .collect();
+    assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
 }

@@ -145,6 +145,9 @@ impl Service {
             last_activity_at: now.into(),
             expires_at: (now + chrono::TimeDelta::seconds(timeout.into())).into(),
             completed_at: None,
+            recoveries: 0,
+            loss: None,
+            creating_since: None,
             deleted_at: None,
             workspace: String::new(),
         };
@@ -206,6 +209,10 @@ impl Service {
             return Ok(());
         };
         match self.ask_for_sandbox(&session).await? {
+            Ok(sandbox) if is_weaker(&session, &sandbox) => {
+                let reason = "its sandbox was lost, and another one would have another isolation";
+                self.end(&session, SessionEvent::CreationFailed, reason).await?;
+            }
             Ok(sandbox) => {
                 // One that takes the place of another goes on with its files.
                 self.restore_workspace(&session, &sandbox.endpoint).await?;
@@ -220,6 +227,7 @@ impl Service {
                 self.give_up(&session, waiter, error).await?;
             }
             Err(Refusal::Final(reason)) => {
+                let reason = after_recovery(&session, reason);
                 self.end(&session, SessionEvent::CreationFailed, &reason).await?;
             }
             Err(Refusal::Moot) => {}
@@ -250,7 +258,7 @@ impl Service {
     async fn ask_for_sandbox(&self, session: &Model) -> Result<Result<agent::Sandbox, Refusal>, Error> {
         let mut backoff = Backoff::new(self.config.retry_max.0);
         loop {
-            let age = (self.clock.now() - session.created_at.utc()).to_std().unwrap_or_default();
+            let age = (self.clock.now() - session.creating_since()).to_std().unwrap_or_default();
             let Some(left) = self.config.creating_timeout.0.checked_sub(age).filter(|left| !left.is_zero())
             else {
                 let limit = self.config.creating_timeout;
@@ -263,8 +271,11 @@ impl Service {
                 Ok(_) => Some(Refusal::Final("the scheduler answered without a sandbox".to_owned())),
                 Err(status) => refusal(&status),
             };
-            if let Some(refusal) = refusal {
-                return Ok(Err(refusal));
+            match refusal {
+                // A session that had a sandbox waits for room rather than end for the lack of it.
+                Some(Refusal::NoCapacity { .. }) if session.recoveries > 0 => {}
+                Some(refusal) => return Ok(Err(refusal)),
+                None => {}
             }
             let creating =
                 self.store.session(&session.id).await?.is_some_and(|s| s.state == SessionState::Creating);
@@ -285,9 +296,23 @@ impl Service {
             template_id: session.template_id.clone(),
             max_concurrent_executions: self.config.max_concurrent_executions,
             expires_at: Some(timestamp(session.expires_at.utc() + ORPHAN_GRACE)),
-            restarts: 0,
+            restarts: session.recovered(),
         };
         scheduler::CreateSandboxRequest { sandbox_id: session.sandbox_id.clone(), spec: Some(spec) }
+    }
+}
+
+/// Whether a sandbox that takes the place of another has not the isolation that the session had.
+fn is_weaker(session: &Model, sandbox: &agent::Sandbox) -> bool {
+    let had = session.isolation.as_ref().filter(|_| session.recoveries > 0);
+    had.is_some_and(|had| *had != encode::isolation_from(sandbox.isolation.clone().unwrap_or_default()))
+}
+
+/// Why a session ends: one that had a sandbox says first how it was lost.
+pub(super) fn after_recovery(session: &Model, reason: String) -> String {
+    match session.status_reason.strip_prefix("recovering: ") {
+        Some(loss) => format!("{loss}; {reason}"),
+        None => reason,
     }
 }
 

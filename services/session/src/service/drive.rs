@@ -6,6 +6,7 @@
 
 mod end;
 mod input;
+mod retry;
 mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -22,7 +23,7 @@ use super::{Service, end::of_session};
 use crate::{
     drivers::{Registration, Stop},
     error::Error,
-    lifecycle::{ExecutionState, SessionState},
+    lifecycle::{Cause, ExecutionState, SessionState},
     live::Live,
     peers::{Backoff, call},
     store::{execution, session},
@@ -57,6 +58,8 @@ struct Driver {
     turn: Option<Turn>,
     /// No executor can know it: it was accepted by this process and not sent yet.
     unsent: bool,
+    /// How much of each stream earlier runs of it wrote.
+    before: (u64, u64),
     /// Its process exists, or existed.
     started: bool,
     /// When to write that it started, unless it ends before.
@@ -142,6 +145,7 @@ async fn drive(
         registration,
         turn: Some(turn).filter(|_| row.started_at.is_none()),
         unsent,
+        before: (0, 0),
         started: row.started_at.is_some(),
         write_start_at: None,
         stopping: Stopping::default(),
@@ -152,8 +156,15 @@ async fn drive(
         row,
         service,
     };
-    let end = driver.run().await?;
-    driver.finish(end).await
+    loop {
+        let end = match driver.lost_before() {
+            Some(end) => end,
+            None => driver.run().await?,
+        };
+        if !driver.is_retried(&end).await? {
+            return driver.finish(end).await;
+        }
+    }
 }
 
 /// The rows of an execution that has not ended, and of its session.
@@ -252,6 +263,11 @@ impl Driver {
 
     /// Whether it ends without its executor being asked to run it.
     async fn before_connecting(&mut self) -> Result<Option<End>, Error> {
+        if self.has_lost_sandbox()
+            && let Some(end) = self.after_loss("its sandbox died").await?
+        {
+            return Ok(Some(end));
+        }
         self.note_end_of_session();
         self.note_stop();
         let stop = *self.registration.stop.borrow();
@@ -351,26 +367,36 @@ impl Driver {
 
     /// Asks what became of the sandbox; `None` when it lives or nobody knows.
     async fn ask_for_sandbox(&mut self) -> Result<Option<End>, Error> {
+        if self.has_lost_sandbox() {
+            return self.after_loss("its sandbox died").await;
+        }
         let request = scheduler::GetSandboxRequest {
             sandbox_id: self.session.sandbox_id.clone(),
             node_id: self.session.node_id.clone(),
         };
-        let reason = match call(ASK_LIMIT, self.service.peers.scheduler().get_sandbox(request)).await {
+        let (cause, reason) = match call(ASK_LIMIT, self.service.peers.scheduler().get_sandbox(request)).await
+        {
             Ok(scheduler::GetSandboxResponse { sandbox: Some(sandbox) }) => {
-                use agent::sandbox::State;
-                match State::try_from(sandbox.state) {
-                    Ok(State::Dead) if sandbox.reason.is_empty() => "its sandbox died".to_owned(),
-                    Ok(State::Dead) => format!("its sandbox died: {}", sandbox.reason),
-                    Ok(State::Deleted) => "its sandbox was removed".to_owned(),
-                    _ => return Ok(None),
-                }
+                let Some(reason) = dead(&sandbox) else { return Ok(None) };
+                (if sandbox.node_lost { Cause::NodeLost } else { Cause::ExecutorLost }, reason)
             }
-            Err(status) if status.code() == Code::NotFound => "its sandbox is gone".to_owned(),
+            Err(status) if status.code() == Code::NotFound => {
+                (Cause::ExecutorLost, "its sandbox is gone".to_owned())
+            }
             Ok(_) | Err(_) => return Ok(None),
         };
-        self.service.sandbox_lost(&self.session, &reason).await?;
-        let end = self.ended_with_session().await?;
-        // Nobody ends a session but through its row; a row that is not there was purged.
-        Ok(Some(if self.session.state.is_final() { end } else { End::purged(reason) }))
+        self.service.sandbox_lost(&self.session, cause, &reason).await?;
+        self.after_loss(&reason).await
+    }
+}
+
+/// Why a sandbox does not run any more; `None` when it does.
+fn dead(sandbox: &agent::Sandbox) -> Option<String> {
+    use agent::sandbox::State;
+    match State::try_from(sandbox.state) {
+        Ok(State::Dead) if sandbox.reason.is_empty() => Some("its sandbox died".to_owned()),
+        Ok(State::Dead) => Some(format!("its sandbox died: {}", sandbox.reason)),
+        Ok(State::Deleted) => Some("its sandbox was removed".to_owned()),
+        _ => None,
     }
 }

@@ -9,7 +9,7 @@ use sandmesh_proto::{scheduler, session as pb};
 use tokio::{sync::oneshot, time::Instant};
 use tonic::Code;
 
-use super::Service;
+use super::{Service, recover::Loss};
 use crate::{
     drivers::Stop,
     error::Error,
@@ -73,26 +73,19 @@ impl Service {
         self.finish("delete session", work).await
     }
 
-    /// Takes the news that a sandbox is gone. False when the session had moved on.
+    /// Takes the news that a sandbox is gone.
     pub(crate) async fn report_sandbox_lost(
         self: &Arc<Self>,
         report: pb::ReportSandboxLostRequest,
-    ) -> Result<bool, Error> {
+    ) -> Result<Loss, Error> {
         let session = self.store.session_or_deleted(&report.session_id).await?;
         let session = session.ok_or_else(|| Error::SessionNotFound(report.session_id.clone()))?;
         if session.sandbox_id != report.sandbox_id {
-            return Ok(false);
+            return Ok(Loss::Moot);
         }
         let reason = if report.reason.is_empty() { "its sandbox died".to_owned() } else { report.reason };
-        self.sandbox_lost(&session, &reason).await
-    }
-
-    /// The sandbox of a session is gone: the session failed, unless its time was over anyway.
-    pub(super) async fn sandbox_lost(self: &Arc<Self>, session: &Model, reason: &str) -> Result<bool, Error> {
-        if self.clock.now() >= session.expires_at.utc() {
-            return self.end(session, SessionEvent::LifetimeReached, "reached the end of its lifetime").await;
-        }
-        self.end(session, SessionEvent::SandboxLost, reason).await
+        let cause = if report.node_lost { Cause::NodeLost } else { Cause::ExecutorLost };
+        self.sandbox_lost(&session, cause, &reason).await
     }
 
     /// Ends a session, and begins to wind it down. False when it had moved on.
@@ -103,13 +96,24 @@ impl Service {
         reason: &str,
     ) -> Result<bool, Error> {
         let ended = self.store.end_session(session, event, reason, self.clock.now()).await?;
+        self.note_end(ended, session, event, reason);
+        Ok(ended)
+    }
+
+    /// Begins to wind down a session that has ended, if it has.
+    pub(super) fn note_end(
+        self: &Arc<Self>,
+        ended: bool,
+        session: &Model,
+        event: SessionEvent,
+        reason: &str,
+    ) {
         if ended {
             self.running.forget(&session.id);
             tracing::info!(session.id, ?event, reason, "session ended");
             self.session_changes.publish(&session.id);
             self.spawn_wind_down(session.id.clone(), None);
         }
-        Ok(ended)
     }
 
     /// Waits until nothing of an ended session is left, for a bounded time.
@@ -222,7 +226,7 @@ impl Service {
     ///
     /// # Errors
     /// Why nobody could say that it is gone.
-    async fn remove_sandbox(&self, session: &Model) -> Result<(), String> {
+    pub(super) async fn remove_sandbox(&self, session: &Model) -> Result<(), String> {
         let mut why = String::new();
         let mut backoff = Backoff::new(self.config.retry_max.0);
         for _ in 0..REMOVE_ATTEMPTS {
@@ -272,7 +276,9 @@ pub(super) fn of_session(session: &Model) -> (ExecutionEvent, Ending) {
                 UserError { class: "ExecutionStartError".into(), message: detail, traceback: String::new() };
             (ExecutionEvent::StartFailed, Ending { error: Some(error), ..Ending::default() })
         }
-        SessionState::Failed => (ExecutionEvent::SandboxLost, by(Cause::ExecutorLost)),
+        SessionState::Failed => {
+            (ExecutionEvent::SandboxLost, by(session.loss.unwrap_or(Cause::ExecutorLost)))
+        }
         _ => (ExecutionEvent::Cancelled, by(Cause::SessionEnded)),
     }
 }

@@ -104,6 +104,8 @@ impl Service {
             error: None,
             metrics: None,
             retry_count: 0,
+            max_retries: i32::try_from(new.max_retries).unwrap_or(i32::MAX),
+            retried_at: None,
             created_at: now.into(),
             started_at: None,
             completed_at: None,

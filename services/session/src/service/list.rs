@@ -1,5 +1,7 @@
 //! Lists of sessions and executions, page by page, newest first.
 
+use std::collections::HashMap;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use sandmesh_mesh::{page_size, page_token};
 use sandmesh_proto::session as pb;
@@ -10,6 +12,9 @@ use crate::{
     error::Error,
     store::{Instant, Page, Position, execution, session},
 };
+
+/// How many labels sessions may be filtered by at once.
+const MAX_LABELS: usize = 8;
 
 /// The most bytes of code, output and return values on one page, unless its first item alone has more.
 const PAGE_BYTES: u64 = 32 << 20;
@@ -71,7 +76,7 @@ impl Service {
         let (mut rows, total) = self.store.sessions(&filter, &paging.page()?).await?;
         let next_page_token = paging.cut(&mut rows, usize::MAX, |row| (row.created_at, &row.id));
         Ok(pb::ListSessionsResponse {
-            sessions: rows.into_iter().map(encode::session).collect(),
+            sessions: rows.into_iter().map(|row| encode::session(row, self.config.max_recoveries)).collect(),
             next_page_token,
             total,
         })
@@ -125,6 +130,17 @@ fn size(row: &execution::Model) -> u64 {
 pub(crate) fn session_state(state: i32) -> Result<Option<crate::lifecycle::SessionState>, Error> {
     let problem = || Error::field("state", "enum", "`state` must be a state of a session");
     pb::session::State::try_from(state).map(encode::session_state_from).map_err(|_| problem())
+}
+
+/// The labels to filter sessions by, in a fixed order.
+pub(crate) fn label_filter(labels: HashMap<String, String>) -> Result<Vec<(String, String)>, Error> {
+    if labels.len() > MAX_LABELS {
+        let problem = format!("at most {MAX_LABELS} labels can be asked for at once");
+        return Err(Error::field("labels", "too_long", problem));
+    }
+    let mut labels: Vec<_> = labels.into_iter().collect();
+    labels.sort_unstable();
+    Ok(labels)
 }
 
 fn execution_state(state: i32) -> Result<Option<crate::lifecycle::ExecutionState>, Error> {

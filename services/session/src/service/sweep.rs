@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::Service;
+use super::{Service, create::after_recovery};
 use crate::{
     error::Error,
     lifecycle::{SessionEvent, SessionState, SessionTimes, due},
@@ -96,7 +96,7 @@ impl Service {
         let now = self.clock.now();
         let times = SessionTimes {
             state: session.state,
-            created_at: session.created_at.utc(),
+            creating_since: session.creating_since(),
             expires_at: session.expires_at.utc(),
             last_activity_at: session.last_activity_at.utc(),
             idle_timeout: u64::try_from(session.idle_timeout_seconds)
@@ -114,7 +114,10 @@ impl Service {
         let reason = match event {
             SessionEvent::LifetimeReached => "reached the end of its lifetime".to_owned(),
             SessionEvent::IdleReached => format!("was idle for {} s", session.idle_timeout_seconds),
-            _ => format!("its sandbox was not created within {}", self.config.creating_timeout),
+            _ => {
+                let late = format!("its sandbox was not created within {}", self.config.creating_timeout);
+                after_recovery(session, late)
+            }
         };
         self.end(session, event, &reason).await?;
         Ok(())

@@ -55,11 +55,22 @@ pub(crate) struct Model {
     pub(crate) metrics: Option<Metrics>,
     pub(crate) object_prefix: String,
     pub(crate) retry_count: i32,
+    /// How often it may be started again after the loss of its sandbox.
+    pub(crate) max_retries: i32,
+    /// When it was decided last that it is started again.
+    pub(crate) retried_at: Option<Instant>,
     pub(crate) created_at: Instant,
     pub(crate) started_at: Option<Instant>,
     pub(crate) completed_at: Option<Instant>,
     /// Unset where it made none.
     pub(crate) artifacts: Option<Artifacts>,
+}
+
+impl Model {
+    /// Since when it is to be started, for the first time or again.
+    pub(crate) fn waits_since(&self) -> Instant {
+        self.retried_at.unwrap_or(self.created_at)
+    }
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -271,6 +282,31 @@ impl Store {
         Ok(self.pen.write(&update.into_query()).await? == 1)
     }
 
+    /// It is to be started again: PENDING once more, as it was before. Guarded by how often that was; false
+    /// when it has moved on.
+    pub(crate) async fn retry_execution(&self, row: &Model, now: DateTime<Utc>) -> Result<bool, Error> {
+        let change = ActiveModel {
+            started_at: Set(None),
+            retried_at: Set(Some(now.into())),
+            retry_count: Set(row.retry_count.saturating_add(1)),
+            ..Default::default()
+        };
+        let Some(update) = moved(&row.id, ExecutionEvent::Retried, change) else { return Ok(false) };
+        let update = update.filter(Column::RetryCount.eq(row.retry_count));
+        let retried = self.pen.write(&update.into_query()).await? == 1;
+        if retried {
+            self.tally.retried();
+        }
+        Ok(retried)
+    }
+
+    /// How many executions have not ended, by state.
+    pub(crate) async fn count_active_by_state(&self) -> Result<Vec<(ExecutionState, i64)>, Error> {
+        let counts =
+            Entity::find().select_only().column(Column::State).column_as(Column::Id.count(), "count");
+        Ok(counts.filter(active()).group_by(Column::State).into_tuple().all(&self.readers).await?)
+    }
+
     /// Ends an execution and notes that its session was used. False when it had ended before: the first
     /// end is the end.
     pub(crate) async fn end_execution(
@@ -285,7 +321,11 @@ impl Store {
         let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
-        Ok(self.pen.write(&update.into_query()).await? == 1)
+        let ended = self.pen.write(&update.into_query()).await? == 1;
+        if ended {
+            self.tally.ended(execution_sources(event).1, row.language, ending.cause);
+        }
+        Ok(ended)
     }
 
     /// How many executions of a session have not ended.

@@ -5,7 +5,8 @@ use std::sync::PoisonError;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set,
-    ConnectionTrait, DatabaseTransaction, Order, QueryOrder, QuerySelect, SqlErr, TransactionTrait,
+    ConnectionTrait, DatabaseTransaction, DbBackend, Order, QueryOrder, QuerySelect, SqlErr,
+    TransactionTrait,
     entity::prelude::*,
     sea_query::{Condition, ExprTrait, Query},
 };
@@ -13,7 +14,7 @@ use sea_orm::{
 use super::{Instant, Page, Position, Store, execution, only, settled};
 use crate::{
     error::Error,
-    lifecycle::{ExecutionState, SessionEvent, SessionState, session_sources},
+    lifecycle::{Cause, ExecutionState, SessionEvent, SessionState, session_sources},
     values::{Isolation, Pairs, Resources},
 };
 
@@ -52,10 +53,28 @@ pub(crate) struct Model {
     pub(crate) last_activity_at: Instant,
     pub(crate) expires_at: Instant,
     pub(crate) completed_at: Option<Instant>,
+    /// How often its sandbox was lost and made anew.
+    pub(crate) recoveries: i32,
+    /// How its last sandbox was lost, if it lost one.
+    pub(crate) loss: Option<Cause>,
+    /// Since when its sandbox is being made anew; unset: it never was.
+    pub(crate) creating_since: Option<Instant>,
     /// Set when somebody deleted it: it is not found any more, and its rows go when its sandbox is gone.
     pub(crate) deleted_at: Option<Instant>,
     /// The checksum of what says how the workspace is saved; empty while nothing is.
     pub(crate) workspace: String,
+}
+
+impl Model {
+    /// Since when its sandbox is being made, where it is.
+    pub(crate) fn creating_since(&self) -> DateTime<Utc> {
+        self.creating_since.unwrap_or(self.created_at).utc()
+    }
+
+    /// How often its sandbox was made anew.
+    pub(crate) fn recovered(&self) -> u32 {
+        u32::try_from(self.recoveries).unwrap_or(0)
+    }
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -92,6 +111,8 @@ pub(crate) enum Inserted {
 pub(crate) struct Filter {
     pub(crate) state: Option<SessionState>,
     pub(crate) template_id: Option<String>,
+    /// Labels that it must have, with their values.
+    pub(crate) labels: Vec<(String, String)>,
 }
 
 const LIVE: [SessionState; 2] = [SessionState::Creating, SessionState::Running];
@@ -101,7 +122,7 @@ fn this(session: &Model) -> Condition {
     Condition::all().add(Column::Id.eq(&session.id)).add(Column::SandboxId.eq(&session.sandbox_id))
 }
 
-fn end(reason: &str, now: DateTime<Utc>) -> ActiveModel {
+pub(super) fn end(reason: &str, now: DateTime<Utc>) -> ActiveModel {
     ActiveModel {
         status_reason: Set(reason.to_owned()),
         completed_at: Set(Some(now.into())),
@@ -176,6 +197,9 @@ impl Store {
         if let Some(template) = &filter.template_id {
             matching = matching.add(Column::TemplateId.eq(template));
         }
+        for (key, value) in &filter.labels {
+            matching = matching.add(has_label(self.readers.get_database_backend(), key, value));
+        }
         let total = Entity::find().filter(matching.clone()).count(&self.readers).await?;
         let mut rows = Entity::find().filter(matching);
         if let Some(Position { created_at, id }) = &page.after {
@@ -201,6 +225,7 @@ impl Store {
             runtime_type: Set(made.runtime_type),
             workspace_path: Set(made.workspace_path),
             isolation: Set(Some(made.isolation)),
+            status_reason: Set(String::new()),
             ..Default::default()
         };
         if !made.language_runtime.is_empty() {
@@ -384,8 +409,21 @@ impl Store {
     }
 }
 
+/// Has this label with this value. Each database has words of its own for it.
+fn has_label(backend: DbBackend, key: &str, value: &str) -> Expr {
+    let pair = || serde_json::json!({ key: value }).to_string();
+    match backend {
+        DbBackend::MySql => Expr::cust_with_values("JSON_CONTAINS(labels, ?)", [pair()]),
+        DbBackend::Postgres => Expr::cust_with_values("CAST(labels AS jsonb) @> CAST($1 AS jsonb)", [pair()]),
+        _ => Expr::cust_with_values(
+            "EXISTS (SELECT 1 FROM json_each(labels) AS label WHERE label.key = ? AND label.value = ?)",
+            [key, value],
+        ),
+    }
+}
+
 /// The one place where the state of a session changes: guarded by the state it is to leave.
-async fn move_session(
+pub(super) async fn move_session(
     connection: &impl ConnectionTrait,
     session: &Model,
     event: SessionEvent,

@@ -50,6 +50,9 @@ fn session(id: &str) -> session::Model {
         last_activity_at: now().into(),
         expires_at: now().into(),
         completed_at: None,
+        recoveries: 0,
+        loss: None,
+        creating_since: None,
         deleted_at: None,
         workspace: String::new(),
     }
@@ -87,6 +90,8 @@ fn execution(id: &str, session_id: &str) -> execution::Model {
         metrics: None,
         object_prefix: String::new(),
         retry_count: 0,
+        max_retries: 0,
+        retried_at: None,
         created_at: now().into(),
         started_at: None,
         completed_at: None,

@@ -41,6 +41,8 @@ pub(super) struct Inside {
     pub(super) deleted: Vec<String>,
     pub(super) scheduler_down: bool,
     pub(super) last_spec: Option<agent::SandboxSpec>,
+    /// The jail of the sandboxes that are made.
+    pub(super) jail: &'static str,
     pub(super) templates: HashMap<String, tpl::Template>,
 }
 
@@ -78,6 +80,7 @@ impl World {
             deleted: Vec::new(),
             scheduler_down: false,
             last_spec: None,
+            jail: "bubblewrap",
             templates: templates.into_iter().map(|t| (t.template_id.clone(), t)).collect(),
         })))
     }
@@ -123,7 +126,7 @@ impl World {
             runtime: "process".into(),
             language_runtime: "python3.11".into(),
             workspace_path: "/workspace".into(),
-            isolation: Some(ex::Isolation { jail: "bubblewrap".into(), ..ex::Isolation::default() }),
+            isolation: Some(ex::Isolation { jail: world.jail.into(), ..ex::Isolation::default() }),
             spec: Some(spec.clone()),
             ..agent::Sandbox::default()
         };

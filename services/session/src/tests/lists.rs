@@ -129,3 +129,31 @@ async fn a_list_shows_what_a_caller_reads_and_a_page_too_large_ends_earlier() {
     assert!(listed == alone, "each is whole");
     assert!(!listed[0].code.is_empty() && !listed[0].stdout_truncated);
 }
+
+#[tokio::test]
+async fn sessions_are_listed_by_their_labels_whatever_is_in_them() {
+    let mut bench = Bench::new().await;
+    let odd = ("a \"b\" $.c".to_owned(), "x'; -- \u{fc}".to_owned());
+    let team = |name: &str| ("team".to_owned(), name.to_owned());
+    for labels in [vec![team("blue")], vec![team("red")], vec![team("blue"), odd.clone()]] {
+        let labels = labels.into_iter().collect();
+        bench.create(pb::CreateSessionRequest { labels, ..new_session() }).await.unwrap();
+    }
+    for (labels, expected) in [
+        (vec![], 3),
+        (vec![team("blue")], 2),
+        (vec![team("blu")], 0),
+        (vec![("tea".to_owned(), "blue".to_owned())], 0),
+        (vec![odd.clone()], 1),
+        (vec![team("red"), odd.clone()], 0),
+        (vec![team("blue"), odd], 1),
+    ] {
+        let request =
+            pb::ListSessionsRequest { labels: labels.clone().into_iter().collect(), ..Default::default() };
+        let found = bench.client.list_sessions(request).await.unwrap().into_inner();
+        assert_eq!((found.total, found.sessions.len() as u64), (expected, expected), "{labels:?}");
+    }
+    let many = (0..9).map(|n| (n.to_string(), String::new())).collect();
+    let request = pb::ListSessionsRequest { labels: many, ..Default::default() };
+    refused(bench.client.list_sessions(request).await, Code::InvalidArgument, "INVALID_ARGUMENT");
+}

@@ -29,6 +29,9 @@ const MAX_WORD: usize = (128 << 10) - 1;
 /// The time limit of an execution that does not say, in seconds.
 const DEFAULT_TIMEOUT: u32 = 30;
 
+/// How often an execution may be started again.
+const MAX_RETRIES: u32 = 10;
+
 /// An execution to start.
 #[derive(Debug)]
 pub(crate) struct NewExecution {
@@ -47,6 +50,7 @@ pub(crate) struct NewExecution {
     pub(crate) keep_stdin_open: bool,
     pub(crate) entrypoint: String,
     pub(crate) command: Vec<String>,
+    pub(crate) max_retries: u32,
 }
 
 /// Checks a request to run something.
@@ -71,6 +75,11 @@ pub(crate) fn new_execution(request: pb::StartExecutionRequest) -> Result<NewExe
     if spec.stdin.len() > MAX_STDIN {
         check.fail("spec.stdin", "too_long", &format!("must be at most {MAX_STDIN} bytes long"));
     }
+    check.number("spec.max_retries", spec.max_retries, 0..=MAX_RETRIES);
+    if spec.max_retries > 0 && spec.keep_stdin_open {
+        let problem = "must be 0 with `keep_stdin_open`: what was sent to a lost run cannot be sent again";
+        check.fail("spec.max_retries", "value_error", problem);
+    }
     let env = check.env("spec.env", spec.env);
     check.done()?;
     Ok(NewExecution {
@@ -87,6 +96,7 @@ pub(crate) fn new_execution(request: pb::StartExecutionRequest) -> Result<NewExe
         keep_stdin_open: spec.keep_stdin_open,
         entrypoint: spec.entrypoint,
         command: spec.command,
+        max_retries: spec.max_retries,
     })
 }
 

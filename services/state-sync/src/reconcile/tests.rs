@@ -11,7 +11,8 @@ fn now() -> DateTime<Utc> {
 }
 
 fn session(phase: Phase) -> Session {
-    Session { session_id: "s".to_owned(), sandbox_id: "b".to_owned(), node_id: "n".to_owned(), phase }
+    let (session_id, sandbox_id, node_id) = ("s".to_owned(), "b".to_owned(), "n".to_owned());
+    Session { session_id, sandbox_id, node_id, phase, can_recover: false }
 }
 
 fn sandbox(condition: Condition, age_seconds: i64) -> Sandbox {
@@ -21,6 +22,7 @@ fn sandbox(condition: Condition, age_seconds: i64) -> Sandbox {
         node_id: "n".to_owned(),
         condition,
         reason: String::new(),
+        node_lost: false,
         created_at: Some(now() - TimeDelta::seconds(age_seconds)),
     }
 }
@@ -35,7 +37,7 @@ fn fate(fate: Fate) -> Desired {
 
 fn observed(sandboxes: &[Sandbox]) -> Observed {
     let nodes = BTreeSet::from(["n".to_owned()]);
-    Observed { sandboxes: sandboxes.to_vec(), nodes, some_unreachable: false }
+    Observed { sandboxes: sandboxes.to_vec(), nodes, ..Observed::default() }
 }
 
 fn planned(desired: &Desired, observed: &Observed) -> Plan {
@@ -57,14 +59,55 @@ fn a_dead_sandbox_is_reported_with_its_reason() {
     let dead = Sandbox { reason: "out of memory".to_owned(), ..sandbox(Condition::Dead, 1) };
     let plan = planned(&desired(&[session(Phase::Running)]), &observed(&[dead]));
     assert_eq!((plan.unhealthy, plan.actions.len()), (1, 1));
-    assert!(matches!(&plan.actions[0], Action::ReportDead { reason, .. } if reason == "out of memory"));
+    let reported = |action: &Action| match action {
+        Action::End(Lost { how: How::Dead { reason }, .. }) => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reported(&plan.actions[0]), "out of memory");
+}
+
+#[test]
+fn a_session_that_can_recover_does_and_another_one_ends() {
+    for (can_recover, sandboxes) in [
+        (true, vec![]),
+        (false, vec![]),
+        (true, vec![sandbox(Condition::Dead, 1)]),
+        (false, vec![sandbox(Condition::Dead, 1)]),
+    ] {
+        let session = Session { can_recover, ..session(Phase::Running) };
+        let plan = planned(&desired(&[session]), &observed(&sandboxes));
+        assert_eq!(matches!(plan.actions[..], [Action::Recover(_)]), can_recover, "{plan:?}");
+        assert_eq!(matches!(plan.actions[..], [Action::End(_)]), !can_recover, "{plan:?}");
+    }
+}
+
+#[test]
+fn what_was_on_a_lost_node_is_lost_with_it() {
+    let lost_nodes = BTreeSet::from(["n".to_owned()]);
+    let gone = Observed { nodes: BTreeSet::new(), lost_nodes, ..observed(&[]) };
+    let plan = planned(&desired(&[session(Phase::Running)]), &gone);
+    assert!(matches!(&plan.actions[..], [Action::End(lost)] if lost.node_lost), "{plan:?}");
+    let dead = Sandbox { node_lost: true, ..sandbox(Condition::Dead, 1) };
+    let plan = planned(&desired(&[session(Phase::Running)]), &Observed { sandboxes: vec![dead], ..gone });
+    assert!(matches!(&plan.actions[..], [Action::End(lost)] if lost.node_lost), "{plan:?}");
+}
+
+#[test]
+fn a_session_that_waits_for_another_sandbox_does_not_keep_the_one_it_lost() {
+    let waits = Session { sandbox_id: "b2".to_owned(), ..session(Phase::Creating) };
+    let removed =
+        |age| planned(&desired(std::slice::from_ref(&waits)), &observed(&[sandbox(Condition::Running, age)]));
+    assert_eq!(removed(5).actions, []);
+    assert!(
+        matches!(&removed(31).actions[..], [Action::RemoveOrphan { sandbox_id, .. }] if sandbox_id == "b")
+    );
 }
 
 #[test]
 fn an_absent_sandbox_is_reported_only_when_its_node_answers() {
     let running = desired(&[session(Phase::Running)]);
     let plan = planned(&running, &observed(&[]));
-    assert!(matches!(plan.actions[..], [Action::ReportAbsent { .. }]));
+    assert!(matches!(plan.actions[..], [Action::End(Lost { how: How::Absent, .. })]));
 
     let silent = Observed { nodes: BTreeSet::from(["other".to_owned()]), ..observed(&[]) };
     let plan = planned(&running, &silent);
@@ -135,23 +178,48 @@ fn a_warm_sandbox_is_its_pools_unless_it_is_dead() {
     assert!(is_removed(&Desired::default(), warm(Condition::Dead)));
 }
 
-/// Does what the plan says to a world in which every call goes well.
+/// Does what the plan says to a world in which every call goes well. A session that recovers waits for a
+/// sandbox that is not there yet, and does not recover a second time.
 fn apply(desired: &mut Desired, observed: &mut Observed, plan: &Plan) {
-    let mut end = |session_id: &String| {
-        desired.sessions.retain(|session| &session.session_id != session_id);
-        desired.fates.insert(session_id.clone(), Fate::Ended);
-    };
     for action in &plan.actions {
         match action {
-            Action::ReportDead { session_id, sandbox_id, .. } => {
-                end(session_id);
-                observed.sandboxes.retain(|sandbox| &sandbox.sandbox_id != sandbox_id);
+            Action::Recover(lost) => {
+                let session =
+                    desired.sessions.iter_mut().find(|session| session.session_id == lost.session_id);
+                let session = session.unwrap();
+                (session.phase, session.can_recover) = (Phase::Creating, false);
+                session.sandbox_id = format!("next of {}", lost.session_id);
             }
-            Action::ReportAbsent { session_id, .. } => end(session_id),
-            Action::RemoveOrphan { sandbox_id, .. } => {
-                observed.sandboxes.retain(|sandbox| &sandbox.sandbox_id != sandbox_id);
+            Action::End(lost) => {
+                desired.sessions.retain(|session| session.session_id != lost.session_id);
+                desired.fates.insert(lost.session_id.clone(), Fate::Ended);
             }
+            Action::RemoveOrphan { .. } => {}
         }
+        let gone = match action {
+            Action::Recover(Lost { sandbox_id, how: How::Dead { .. }, .. })
+            | Action::End(Lost { sandbox_id, how: How::Dead { .. }, .. })
+            | Action::RemoveOrphan { sandbox_id, .. } => sandbox_id,
+            Action::Recover(_) | Action::End(_) => continue,
+        };
+        observed.sandboxes.retain(|sandbox| &sandbox.sandbox_id != gone);
+    }
+}
+
+/// The sandboxes that sessions wait for come up.
+fn create(desired: &mut Desired, observed: &mut Observed) {
+    for session in desired.sessions.iter_mut().filter(|session| session.phase == Phase::Creating) {
+        if session.sandbox_id.is_empty() || observed.nodes.is_empty() {
+            continue;
+        }
+        (session.phase, session.node_id) = (Phase::Running, observed.nodes.first().unwrap().clone());
+        observed.sandboxes.retain(|sandbox| sandbox.sandbox_id != session.sandbox_id);
+        observed.sandboxes.push(Sandbox {
+            sandbox_id: session.sandbox_id.clone(),
+            session_id: session.session_id.clone(),
+            node_id: session.node_id.clone(),
+            ..sandbox(Condition::Running, 0)
+        });
     }
 }
 
@@ -160,10 +228,12 @@ fn any_name(prefix: &'static str) -> impl Strategy<Value = String> {
 }
 
 prop_compose! {
-    fn any_session()(session_id in "s[1-5]", sandbox_id in any_name("b"), node_id in any_name("n"), running: bool)
-        -> Session {
+    fn any_session()(
+        session_id in "s[1-5]", sandbox_id in any_name("b"), node_id in any_name("n"), running: bool,
+        can_recover: bool,
+    ) -> Session {
         let phase = if running { Phase::Running } else { Phase::Creating };
-        Session { session_id, sandbox_id, node_id, phase }
+        Session { session_id, sandbox_id, node_id, phase, can_recover }
     }
 }
 
@@ -171,10 +241,10 @@ prop_compose! {
     fn any_sandbox()(
         sandbox_id in "b[1-6]", session_id in any_name("s"), node_id in any_name("n"),
         condition in proptest::sample::select(vec![Condition::Unsettled, Condition::Running, Condition::Dead]),
-        age in proptest::option::of(-10i64..100),
+        age in proptest::option::of(-10i64..100), node_lost: bool,
     ) -> Sandbox {
         let created_at = age.map(|age| now() - TimeDelta::seconds(age));
-        Sandbox { sandbox_id, session_id, node_id, condition, reason: String::new(), created_at }
+        Sandbox { sandbox_id, session_id, node_id, condition, reason: String::new(), node_lost, created_at }
     }
 }
 
@@ -185,6 +255,7 @@ prop_compose! {
             "s[1-5]", proptest::sample::select(vec![Fate::Ended, Fate::Forgotten, Fate::Lives]), 0..4),
         sandboxes in proptest::collection::vec(any_sandbox(), 0..8),
         nodes in proptest::collection::btree_set("n[1-3]", 0..3),
+        lost_nodes in proptest::collection::btree_set("n[4-5]", 0..2),
         some_unreachable: bool,
     ) -> (Desired, Observed) {
         let by_id = |sessions: Vec<Session>| {
@@ -194,7 +265,7 @@ prop_compose! {
         let sandboxes: BTreeMap<_, _> = sandboxes.into_iter().map(|b| (b.sandbox_id.clone(), b)).collect();
         (
             Desired { sessions: by_id(sessions), fates },
-            Observed { sandboxes: sandboxes.into_values().collect(), nodes, some_unreachable },
+            Observed { sandboxes: sandboxes.into_values().collect(), nodes, lost_nodes, some_unreachable },
         )
     }
 }
@@ -216,7 +287,8 @@ proptest! {
 
     #[test]
     fn once_the_plan_is_done_little_is_left_to_do((mut desired, mut observed) in any_world()) {
-        // A session that ends may leave one more sandbox without an owner: two passes settle any world.
+        // A session that ends or recovers may leave one more sandbox without an owner: two passes settle any
+        // world.
         for _ in 0..2 {
             let plan = planned(&desired, &observed);
             apply(&mut desired, &mut observed, &plan);
@@ -225,15 +297,28 @@ proptest! {
     }
 
     #[test]
+    fn a_world_in_which_lost_sandboxes_come_back_settles_too((mut desired, mut observed) in any_world()) {
+        for _ in 0..4 {
+            let plan = planned(&desired, &observed);
+            apply(&mut desired, &mut observed, &plan);
+            create(&mut desired, &mut observed);
+        }
+        let plan = planned(&desired, &observed);
+        prop_assert_eq!(&plan.actions, &vec![]);
+        let recovered = desired.sessions.iter().filter(|session| session.sandbox_id.starts_with("next of "));
+        prop_assert!(recovered.filter(|session| session.phase == Phase::Running).count() <= plan.healthy as usize);
+    }
+
+    #[test]
     fn the_sandbox_of_a_session_that_is_well_or_being_created_is_never_touched((desired, observed) in any_world()) {
         let plan = planned(&desired, &observed);
         for session in &desired.sessions {
             let sandbox = observed.sandboxes.iter().find(|sandbox| sandbox.sandbox_id == session.sandbox_id);
             let well = sandbox.is_some_and(|sandbox| sandbox.condition == Condition::Running);
-            if well || session.phase == Phase::Creating {
+            let creating = session.phase == Phase::Creating;
+            if well || creating {
                 let touched = plan.actions.iter().any(|action| match action {
-                    Action::ReportDead { session_id, .. } | Action::ReportAbsent { session_id, .. } =>
-                        session_id == &session.session_id,
+                    Action::Recover(lost) | Action::End(lost) => lost.session_id == session.session_id,
                     Action::RemoveOrphan { sandbox_id, .. } => sandbox_id == &session.sandbox_id,
                 });
                 prop_assert!(!touched, "{:?} {:?}", session, plan);
@@ -243,9 +328,12 @@ proptest! {
 
     #[test]
     fn nothing_is_absent_on_a_node_that_does_not_answer((desired, observed) in any_world()) {
-        let silent = Observed { nodes: BTreeSet::new(), ..observed };
+        let silent = Observed { nodes: BTreeSet::new(), lost_nodes: BTreeSet::new(), ..observed };
         let plan = planned(&desired, &silent);
-        let absent = plan.actions.iter().any(|action| matches!(action, Action::ReportAbsent { .. }));
+        let absent = plan.actions.iter().any(|action| match action {
+            Action::Recover(lost) | Action::End(lost) => lost.how == How::Absent,
+            Action::RemoveOrphan { .. } => false,
+        });
         prop_assert!(!absent, "{:?}", plan);
     }
 
@@ -256,8 +344,7 @@ proptest! {
         let mut sandboxes = BTreeSet::new();
         for action in &plan.actions {
             match action {
-                Action::ReportDead { session_id, .. } | Action::ReportAbsent { session_id, .. } =>
-                    prop_assert!(sessions.insert(session_id)),
+                Action::Recover(lost) | Action::End(lost) => prop_assert!(sessions.insert(&lost.session_id)),
                 Action::RemoveOrphan { sandbox_id, .. } => prop_assert!(sandboxes.insert(sandbox_id)),
             }
         }

@@ -57,7 +57,11 @@ impl Campaign {
     /// Runs it on a mesh of its own.
     pub(crate) async fn run(self) -> Report {
         let interpreters = if self.fresh { "fresh" } else { "warm" };
-        let settings = [("SANDMESH_AGENT__ISOLATION__INTERPRETERS", interpreters)];
+        // A session whose executor is killed ends, so that each execution has one end to be checked.
+        let settings = [
+            ("SANDMESH_AGENT__ISOLATION__INTERPRETERS", interpreters),
+            ("SANDMESH_SESSION__MAX_RECOVERIES", "0"),
+        ];
         let mut server = Wiring::Split.start_with(&settings).await;
         let began = Instant::now();
         let shared = Arc::new(Shared::default());

@@ -56,7 +56,12 @@ impl End {
 
     /// What ran is lost, and nobody knows its session any more.
     pub(super) fn purged(detail: String) -> Self {
-        let ending = Ending { cause: Some(Cause::ExecutorLost), cause_detail: detail, ..Ending::default() };
+        Self::by_loss(Cause::ExecutorLost, detail)
+    }
+
+    /// Its sandbox is lost, for `cause`, and its session has another.
+    pub(super) fn by_loss(cause: Cause, detail: String) -> Self {
+        let ending = Ending { cause: Some(cause), cause_detail: detail, ..Ending::default() };
         Self::without_exit(ExecutionEvent::SandboxLost, ending)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::pin, time::Duration};
 
-use sandmesh_mesh::duration_pb;
+use sandmesh_mesh::{duration_pb, was_not_sent};
 use sandmesh_proto::executor::{
     self, ExecuteRequest, ExecuteResponse, ExecutionAttach, ExecutionStart, ExecutionStarted,
     execute_request::Frame as Request, execute_response::Frame,
@@ -74,14 +74,17 @@ impl Driver {
         let (frames, requests) = mpsc::channel(FRAMES);
         self.inputs.start_over();
         let first = self.first_frame().await?;
-        self.unsent = false;
+        let unsent = std::mem::replace(&mut self.unsent, false);
         if frames.try_send(ExecuteRequest { frame: Some(first) }).is_err() {
             return Ok(Err(Status::internal("a new channel is full")));
         }
         let opening = call(OPEN_LIMIT, executor.execute(ReceiverStream::new(requests)));
         let mut stream = match self.unless_given_up(opening).await? {
             Ok(Ok(stream)) => stream,
-            Ok(Err(status)) => return Ok(Err(status)),
+            Ok(Err(status)) => {
+                self.unsent = unsent && was_not_sent(&status);
+                return Ok(Err(status));
+            }
             Err(end) => return Ok(Ok(end)),
         };
         // Its executor has it.
@@ -142,6 +145,10 @@ impl Driver {
                 Ok(()) if self.is_sandbox_lost() => Ok(Next::End(Box::new(self.ended_with_session().await?))),
                 _ => { self.note_stop(); Ok(Next::More) }
             },
+            Ok(()) = self.registration.lost.changed() => Ok(match self.has_lost_sandbox() {
+                true => Next::Broken(Status::unavailable("its sandbox is lost")),
+                false => Next::More,
+            }),
             Some(input) = self.registration.input.recv(), if self.inputs.may_pass() => {
                 self.inputs.pass(input, frames);
                 self.registration.note_reach(self.inputs.reach());
@@ -156,8 +163,8 @@ impl Driver {
         if self.started {
             return Ok(Request::Attach(ExecutionAttach {
                 execution_id: self.row.id.clone(),
-                stdout_offset: self.registration.live.stdout.next(),
-                stderr_offset: self.registration.live.stderr.next(),
+                stdout_offset: self.registration.live.stdout.next().saturating_sub(self.before.0),
+                stderr_offset: self.registration.live.stderr.next().saturating_sub(self.before.1),
             }));
         }
         let program = self.service.program(&self.row).await?;
@@ -187,12 +194,14 @@ impl Driver {
             Frame::InputTaken(_) => Ok(Next::More),
             Frame::Started(started) => Ok(self.process_started(started)),
             Frame::Stdout(chunk) => {
-                let taken = self.registration.live.stdout.take(chunk.offset, &chunk.data).await?;
+                let taken =
+                    self.registration.live.stdout.take(self.before.0 + chunk.offset, &chunk.data).await?;
                 self.registration.live.ring();
                 Ok(gap("stdout", taken.is_err()))
             }
             Frame::Stderr(chunk) => {
-                let taken = self.registration.live.stderr.take(chunk.offset, &chunk.data).await?;
+                let taken =
+                    self.registration.live.stderr.take(self.before.1 + chunk.offset, &chunk.data).await?;
                 self.registration.live.ring();
                 Ok(gap("stderr", taken.is_err()))
             }

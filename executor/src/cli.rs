@@ -4,7 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{check, destroy, disk, isolation::IsolationOptions, parent, serve};
+use crate::{
+    check, destroy, disk,
+    isolation::{IsolationOptions, layer::Layer},
+    parent, relay, seal, serve,
+};
 
 /// The daemon inside one sandbox.
 #[derive(Debug, Parser)]
@@ -22,12 +26,17 @@ enum Command {
     Check(IsolationOptions),
     /// Kill everything in a sandbox and remove its control groups and its directory.
     Destroy(DestroyOptions),
+    /// Kill everything in an installer's sandbox, and take what it installed out of it.
+    Seal(SealOptions),
     /// Be the warm parent in a jail; not for people.
     #[command(hide = true)]
     Parent,
     /// Print what the files below a directory take; not for people.
     #[command(hide = true)]
     Measure(MeasureOptions),
+    /// Run a program of the installer's jail with a way to the proxy; not for people.
+    #[command(hide = true)]
+    Relay(RelayOptions),
 }
 
 /// A language to be warm for.
@@ -81,6 +90,15 @@ pub(crate) struct ServeOptions {
     /// When to end by itself, in seconds since 1970.
     #[arg(long)]
     pub(crate) expires_at: Option<u64>,
+    /// The directory of all layers of packages.
+    #[arg(long)]
+    pub(crate) layers: Option<PathBuf>,
+    /// The layer that executions find at first, as LANGUAGE:KEY.
+    #[arg(long, requires = "layers")]
+    pub(crate) layer: Option<Layer>,
+    /// The socket of a proxy, which the jail is to show: for the sandbox of an installer.
+    #[arg(long)]
+    pub(crate) proxy: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) isolation: IsolationOptions,
 }
@@ -104,6 +122,33 @@ pub(crate) struct DestroyOptions {
     pub(crate) cgroup_parent: String,
 }
 
+/// Arguments of `seal`.
+#[derive(Debug, Args)]
+pub(crate) struct SealOptions {
+    #[command(flatten)]
+    pub(crate) place: DestroyOptions,
+    /// What was installed, below the workspace.
+    #[arg(long)]
+    pub(crate) from: PathBuf,
+    /// Where it is to go, on the same file system; must not exist.
+    #[arg(long)]
+    pub(crate) to: PathBuf,
+    /// The language that it is for.
+    #[arg(long, value_enum)]
+    pub(crate) language: Language,
+}
+
+/// Arguments of `relay`.
+#[derive(Debug, Args)]
+pub(crate) struct RelayOptions {
+    /// A directory to make first.
+    #[arg(long)]
+    pub(crate) make: Vec<PathBuf>,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
 /// Arguments of `measure`.
 #[derive(Debug, Args)]
 pub(crate) struct MeasureOptions {
@@ -119,6 +164,8 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Parent => return parent::run(),
         Command::Measure(options) => return disk::print_size(&options),
+        Command::Relay(options) => relay::run(&options),
+        Command::Seal(options) => seal::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Check(options) => check::run(&options),
         Command::Serve(options) => serve::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),

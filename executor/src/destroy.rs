@@ -19,6 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kills and removes.
 pub(crate) fn run(options: &DestroyOptions) -> anyhow::Result<()> {
+    kill(options)?;
+    remove_dir(&options.dir).with_context(|| format!("cannot remove {}", options.dir.display()))
+}
+
+/// Kills every process of a sandbox, and removes its control groups.
+pub(crate) fn kill(options: &DestroyOptions) -> anyhow::Result<()> {
     check_id("--sandbox-id", &options.sandbox_id)
         .map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
     kill_executor(&options.dir.join("executor.pid"))?;
@@ -28,7 +34,7 @@ pub(crate) fn run(options: &DestroyOptions) -> anyhow::Result<()> {
     {
         bail!("processes of sandbox {} do not die", options.sandbox_id);
     }
-    remove_dir(&options.dir).with_context(|| format!("cannot remove {}", options.dir.display()))
+    Ok(())
 }
 
 fn kill_executor(pid_file: &Path) -> anyhow::Result<()> {

@@ -15,9 +15,11 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    cli::Language,
     clock,
     execution::{Cursor, Execution},
     feed::feed,
+    isolation::layer::Layer,
     service::Service,
     status::Error,
 };
@@ -75,6 +77,18 @@ impl ExecutorService for Grpc {
         Ok(Response::new(pb::ListExecutionsResponse {
             executions: self.0.list().iter().map(summary).collect(),
         }))
+    }
+
+    async fn mount_layer(&self, request: Request<pb::MountLayerRequest>) -> Answer<pb::MountLayerResponse> {
+        let request = request.get_ref();
+        let language = match request.language() {
+            pb::Language::Python => Language::Python,
+            pb::Language::Javascript => Language::Javascript,
+            _ => return Err(Error::invalid("language", "must be python or javascript").into()),
+        };
+        let layer = Layer::new(&request.key, language).map_err(|problem| Error::invalid("key", problem))?;
+        self.0.mount_layer(layer).await?;
+        Ok(Response::new(pb::MountLayerResponse {}))
     }
 
     async fn get_executor(&self, _: Request<pb::GetExecutorRequest>) -> Answer<pb::GetExecutorResponse> {

@@ -61,6 +61,9 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
         disk_bytes: options.disk_bytes,
         disk_reserve_bytes: options.disk_reserve_bytes,
         isolation: &options.isolation,
+        layers: options.layers.as_deref(),
+        layer: options.layer.as_ref(),
+        proxy: options.proxy.as_deref(),
     };
     let (sandbox, listener) = house::build(&plan)?;
     let capacity = Capacity {

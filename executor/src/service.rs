@@ -16,7 +16,7 @@ use crate::{
     cli::Language,
     clock,
     execution::{Cursor, Execution, Stop},
-    isolation::Sandbox,
+    isolation::{Sandbox, layer::Layer},
     replay::Keep,
     request::Start,
     run::Run,
@@ -54,6 +54,8 @@ pub(crate) struct Service {
     /// How many executions arrived so far, which gives each its place in their order.
     arrivals: AtomicU64,
     languages: OnceCell<Vec<pb::LanguageRuntime>>,
+    /// Held by whoever changes the layer of packages.
+    mounting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +87,7 @@ impl Service {
             registry: Mutex::default(),
             arrivals: AtomicU64::new(0),
             languages: OnceCell::new(),
+            mounting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -194,6 +197,27 @@ impl Service {
             queued: count(inside.saturating_sub(running)),
             usage: Some(self.sandbox.usage()),
         }
+    }
+
+    /// Shows executions another layer of packages from now on. When that does not work they see what they saw.
+    pub(crate) async fn mount_layer(&self, layer: Layer) -> Result<(), Error> {
+        if !self.sandbox.has_jail() {
+            return Err(Error::NoJail);
+        }
+        if !self.sandbox.has_layer(&layer) {
+            return Err(Error::NoLayer);
+        }
+        let _mounting = self.mounting.lock().await;
+        if self.sandbox.layer().as_ref() == Some(&layer) {
+            return Ok(());
+        }
+        let before = self.sandbox.set_layer(Some(layer));
+        let Err(err) = self.warm.renew().await else { return Ok(()) };
+        tracing::error!(stage = err.stage, error = %err.source, "the layer of packages cannot be shown");
+        self.sandbox.set_layer(before);
+        // Where that fails too, the next execution tries again.
+        let _ = self.warm.renew().await;
+        Err(Error::NotMounted(format!("{} ({})", err.source, err.stage)))
     }
 
     /// How many executions run.

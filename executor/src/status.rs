@@ -22,6 +22,12 @@ pub(crate) enum Error {
     StillRunning(String),
     /// The executor is about to end.
     Draining,
+    /// There is no such layer of packages on this node.
+    NoLayer,
+    /// There is no jail that could show a layer of packages.
+    NoJail,
+    /// A layer of packages could not be shown.
+    NotMounted(String),
     /// The executor failed.
     Internal(String),
 }
@@ -39,6 +45,9 @@ impl Error {
             Self::Full(_) => (Code::ResourceExhausted, "TOO_MANY_EXECUTIONS"),
             Self::StillRunning(_) => (Code::FailedPrecondition, "EXECUTION_STILL_RUNNING"),
             Self::Draining => (Code::Unavailable, "UNAVAILABLE"),
+            Self::NoLayer => (Code::NotFound, "LAYER_NOT_FOUND"),
+            Self::NoJail => (Code::FailedPrecondition, "NO_JAIL"),
+            Self::NotMounted(_) => (Code::Unavailable, "LAYER_NOT_MOUNTED"),
             Self::Internal(_) => (Code::Internal, "INTERNAL"),
         }
     }
@@ -51,6 +60,9 @@ impl Error {
                 format!("{stream} has no byte {offset} to continue from")
             }
             Self::Full(what) | Self::Internal(what) => what.clone(),
+            Self::NoLayer => "the node has no such layer of packages".to_owned(),
+            Self::NoJail => "packages are only shown in a jail, and this sandbox has none".to_owned(),
+            Self::NotMounted(why) => format!("the packages cannot be shown: {why}"),
             Self::StillRunning(id) => format!("execution `{id}` still runs"),
             Self::Draining => "the sandbox is about to end".to_owned(),
         }

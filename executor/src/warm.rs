@@ -169,6 +169,20 @@ impl Warm {
         Ok((self.make(kind, Kinship::Siblings).await?, kind))
     }
 
+    /// Replaces the parents, as what their jails show has changed: what is taken from now on comes of new ones,
+    /// and what runs goes on.
+    pub(crate) async fn renew(self: &Arc<Self>) -> Result<(), SpawnError> {
+        for host in [Host::Python, Host::Program] {
+            let mut slot = self.slot(host).lock().await;
+            let Some(old) = slot.take() else { continue };
+            old.condemn();
+            let next = slot.insert(Arc::new(Parent::start(host, &self.sandbox)?));
+            next.is_warm().await?;
+        }
+        self.replenish_soon();
+        Ok(())
+    }
+
     /// Makes spares in the background, now that there may be time.
     pub(crate) fn replenish_soon(self: &Arc<Self>) {
         if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {

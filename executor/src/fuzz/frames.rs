@@ -129,7 +129,7 @@ fn accepted(given: &pb::ExecutionStart, start: &Start) {
     assert_eq!(start.env.iter().cloned().collect::<BTreeMap<_, _>>(), env);
     for (runner, kind) in ways(&start.program) {
         let limits = Limits { memory_bytes: 512 << 20, cpu_millis: 1000, max_processes: 64 };
-        let request = runner.prepare(kind, start, limits, &Scene::inside()).concat();
+        let request = runner.prepare(kind, start, limits, &Scene::inside(None)).concat();
         assert!(request.len() <= MOST, "{} bytes", request.len());
         check_request(&runner, kind, start, &request);
     }
@@ -209,7 +209,7 @@ fn very_many_variables_become_a_request() {
         ..pb::ExecutionStart::default()
     };
     let start = Start::try_from(start).unwrap();
-    let request = Runner::Command.prepare(Kind::Program, &start, Limits::default(), &Scene::inside());
+    let request = Runner::Command.prepare(Kind::Program, &start, Limits::default(), &Scene::inside(None));
     let spec = Spec::read(&mut request.concat().as_slice()).unwrap();
     assert_eq!(spec.env.len(), 200_004);
 }

@@ -17,7 +17,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -38,6 +38,7 @@ use super::{
     cgroup::{Group, Limits},
     interpreters::Interpreters,
     jail,
+    layer::Layer,
     run_group::RunGroups,
     seccomp,
 };
@@ -65,6 +66,11 @@ pub(crate) struct Plan<'a> {
     pub(crate) disk_bytes: u64,
     pub(crate) disk_reserve_bytes: u64,
     pub(crate) isolation: &'a IsolationOptions,
+    /// The directory of all layers of packages, and the one that is shown at first.
+    pub(crate) layers: Option<&'a Path>,
+    pub(crate) layer: Option<&'a Layer>,
+    /// The socket that leads an installer out.
+    pub(crate) proxy: Option<&'a Path>,
 }
 
 /// Builds the house, binds the socket and drops every privilege. Must be called before any thread
@@ -80,11 +86,8 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     let (parents, runs) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();
     // After what may be refused, and before the mounts, which may cover the way there.
     let listener = bind(&plan.dir.join("executor.sock"))?;
-    let rooms = if Uid::effective().is_root() {
-        own_mounts(plan.dir, &interpreters)?
-    } else {
-        Rooms::in_place(plan.dir)?
-    };
+    let rooms =
+        if Uid::effective().is_root() { own_mounts(plan, &interpreters)? } else { Rooms::in_place(plan)? };
     furnish(&rooms)?;
     if let Some((uid, gid)) = owner {
         drop_privileges(uid, gid)?;
@@ -112,7 +115,11 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         seccomp,
         dedicated_user: owner.is_some(),
         interpreters,
+        layer: Mutex::new(plan.layer.cloned()),
     };
+    if let Some(layer) = plan.layer.filter(|layer| !sandbox.has_jail() || !sandbox.has_layer(layer)) {
+        bail!("the layer of packages {layer:?} is not there, or there is no jail to show it in");
+    }
     Ok((sandbox, listener))
 }
 
@@ -146,6 +153,10 @@ pub(crate) struct Rooms {
     pub(crate) executor: PathBuf,
     /// Prefixes of configured interpreters: where they are, and where they must appear.
     pub(crate) prefixes: Vec<(PathBuf, PathBuf)>,
+    /// The layers of packages of this node.
+    pub(crate) layers: Option<PathBuf>,
+    /// The socket of a proxy.
+    pub(crate) proxy: Option<PathBuf>,
 }
 
 impl Rooms {
@@ -157,14 +168,23 @@ impl Rooms {
             etc: base.join("etc"),
             executor: base.join("executor"),
             prefixes: Vec::new(),
+            layers: None,
+            proxy: None,
         }
     }
 
-    fn in_place(dir: &Path) -> anyhow::Result<Self> {
-        let dir = dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))?;
-        let executor = own_program()?;
-        let house = dir.join("house");
-        Ok(Self { workspace: dir.join("workspace"), spool: dir.join("spool"), executor, ..Self::at(&house) })
+    fn in_place(plan: &Plan<'_>) -> anyhow::Result<Self> {
+        let resolve =
+            |path: &Path| path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()));
+        let dir = resolve(plan.dir)?;
+        Ok(Self {
+            workspace: dir.join("workspace"),
+            spool: dir.join("spool"),
+            executor: own_program()?,
+            layers: plan.layers.map(resolve).transpose()?,
+            proxy: plan.proxy.map(resolve).transpose()?,
+            ..Self::at(&dir.join("house"))
+        })
     }
 }
 
@@ -276,7 +296,8 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
 }
 
 /// A mount namespace of our own with everything the sandbox needs at fixed places.
-fn own_mounts(dir: &Path, interpreters: &Interpreters) -> anyhow::Result<Rooms> {
+fn own_mounts(plan: &Plan<'_>, interpreters: &Interpreters) -> anyhow::Result<Rooms> {
+    let dir = plan.dir;
     let context = "cannot make the sandbox's own mounts";
     unshare(CloneFlags::CLONE_NEWNS).context(context)?;
     // Slave, not private: what the host unmounts is not kept busy by us.
@@ -295,6 +316,16 @@ fn own_mounts(dir: &Path, interpreters: &Interpreters) -> anyhow::Result<Rooms> 
         let here = house.join(format!("prefix{index}"));
         trees.push((clone_mount(prefix)?, here.clone(), prefix.is_dir()));
         rooms.prefixes.push((here, prefix.clone()));
+    }
+    if let Some(layers) = plan.layers {
+        let here = house.join("layers");
+        trees.push((clone_mount(layers)?, here.clone(), true));
+        rooms.layers = Some(here);
+    }
+    if let Some(proxy) = plan.proxy {
+        let here = house.join("proxy");
+        trees.push((clone_mount(proxy)?, here.clone(), false));
+        rooms.proxy = Some(here);
     }
     fs::create_dir_all(house).with_context(|| format!("cannot create {HOUSE}"))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

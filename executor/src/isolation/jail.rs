@@ -14,13 +14,18 @@ use std::{
 use super::{
     house::{Rooms, put},
     interpreters::Interpreters,
+    layer::{Layer, PACKAGES},
 };
+use crate::cli::Language;
 
 /// Name of the executor in the jail's tools directory.
 pub(crate) const EXECUTOR: &str = "executor";
 
 /// Where the jail shows the tools; a dot, since it is not the user's business.
 const TOOLS: &str = "/.sandmesh";
+
+/// Where the jail of an installer shows the socket of the proxy.
+pub(crate) const PROXY: &str = "/.proxy";
 
 /// The identity of user code inside the jail.
 const JAIL_USER: &str = "1000";
@@ -33,15 +38,18 @@ pub(crate) struct Scene {
     pub(crate) tools: PathBuf,
     /// For the files of one execution, which vanish with it.
     pub(crate) scratch: PathBuf,
+    /// The packages that are there.
+    pub(crate) layer: Option<Layer>,
 }
 
 impl Scene {
-    pub(crate) fn inside() -> Self {
+    pub(crate) fn inside(layer: Option<Layer>) -> Self {
         Self {
             workspace: "/workspace".into(),
             tmp: "/tmp".into(),
             tools: TOOLS.into(),
             scratch: "/tmp/.sandmesh".into(),
+            layer,
         }
     }
 
@@ -51,6 +59,7 @@ impl Scene {
             tmp: "/tmp".into(),
             tools: rooms.tools.clone(),
             scratch: rooms.spool.join(number.to_string()),
+            layer: None,
         }
     }
 
@@ -61,9 +70,10 @@ impl Scene {
 }
 
 /// What a jail runs for the warm parent that is a Python interpreter: arguments of the interpreter.
-pub(crate) fn python_parent() -> [OsString; 4] {
+pub(crate) fn python_parent(layer: Option<&Layer>) -> Vec<OsString> {
     let runner = Path::new(TOOLS).join(crate::runner::PYTHON_RUNNER);
-    ["-B".into(), "-s".into(), runner.into(), "parent".into()]
+    let packages = layer.filter(|layer| layer.is_for(Language::Python)).map(|_| PACKAGES.into());
+    ["-B".into(), "-s".into(), runner.into(), "parent".into()].into_iter().chain(packages).collect()
 }
 
 /// What a jail runs for the warm parent that executes programs.
@@ -75,6 +85,8 @@ pub(crate) fn program_parent() -> [OsString; 2] {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Arguments {
     words: Vec<OsString>,
+    /// Where the layers of packages are.
+    layers: Option<PathBuf>,
     /// The size of a temporary file system of an execution.
     temporary_bytes: u64,
 }
@@ -89,6 +101,7 @@ impl Arguments {
         // For the warm parent: to make namespaces, and to take these two away from its children.
         let mut args = Self::walls(&["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
+        args.layers.clone_from(&rooms.layers);
         args.bind("--ro-bind", &rooms.etc, "/etc");
         args.bind("--ro-bind", &rooms.tools, TOOLS);
         args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(EXECUTOR));
@@ -105,14 +118,30 @@ impl Arguments {
             // Without a mount namespace of our own the configured prefixes are where they are.
             interpreters.prefixes.iter().for_each(|prefix| args.bind("--ro-bind", prefix, prefix));
         }
+        if let Some(proxy) = &rooms.proxy {
+            args.bind("--ro-bind", proxy, PROXY);
+        }
         args.bind("--bind", &rooms.workspace, "/workspace");
+        args
+    }
+
+    /// All of them, for a jail that shows this layer of packages.
+    pub(crate) fn with_layer(&self, layer: Option<&Layer>) -> Vec<OsString> {
+        let mut args = self.clone();
+        if let (Some(layers), Some(layer)) = (&self.layers, layer) {
+            args.bind("--ro-bind", &layer.files(layers), PACKAGES);
+            if layer.is_for(Language::Javascript) {
+                // Every directory looks for modules here at last, `import` too, which knows no variable.
+                args.add(&["--symlink", &format!("{PACKAGES}/node_modules")[1..], "/node_modules"]);
+            }
+        }
         args.add(&["--chdir", "/workspace", "--remount-ro", "/"]);
-        for (name, value) in crate::runner::base_environment(&Scene::inside()) {
+        for (name, value) in crate::runner::base_environment(&Scene::inside(layer.cloned())) {
             args.add(&["--setenv", name, &value]);
         }
         // So that the children of a warm parent find every function of a library resolved.
         args.add(&["--setenv", "LD_BIND_NOW", "1", "--"]);
-        args
+        args.words
     }
 
     /// The options of an execution's temporary file systems. What is in them counts as memory of the
@@ -152,7 +181,7 @@ impl Arguments {
 
     /// Every namespace, no capability but these, a fixed identity, and the read-only system.
     fn walls(capabilities: &[&str]) -> Self {
-        let mut args = Self { words: Vec::with_capacity(128), temporary_bytes: 0 };
+        let mut args = Self { words: Vec::with_capacity(128), layers: None, temporary_bytes: 0 };
         args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
         args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
         args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);

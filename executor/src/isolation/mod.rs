@@ -8,6 +8,7 @@ pub(crate) mod cgroup;
 pub(crate) mod house;
 pub(crate) mod interpreters;
 pub(crate) mod jail;
+pub(crate) mod layer;
 pub(crate) mod parent;
 pub(crate) mod process;
 mod run_group;
@@ -16,7 +17,7 @@ pub(crate) mod seccomp;
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -29,6 +30,7 @@ use self::{
     cgroup::{Group, Limits},
     house::Rooms,
     interpreters::Interpreters,
+    layer::Layer,
     run_group::RunGroups,
 };
 
@@ -130,9 +132,26 @@ pub(crate) struct Sandbox {
     seccomp: Option<seccomp::Filters>,
     dedicated_user: bool,
     interpreters: Interpreters,
+    /// The packages that a jail shows that is made from now on.
+    layer: Mutex<Option<Layer>>,
 }
 
 impl Sandbox {
+    /// The packages that a jail shows that is made now.
+    pub(crate) fn layer(&self) -> Option<Layer> {
+        self.layer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what a jail shows that is made from now on, and gives back what it was.
+    pub(crate) fn set_layer(&self, layer: Option<Layer>) -> Option<Layer> {
+        std::mem::replace(&mut *self.layer.lock().unwrap_or_else(PoisonError::into_inner), layer)
+    }
+
+    /// Whether the node has this layer.
+    pub(crate) fn has_layer(&self, layer: &Layer) -> bool {
+        self.rooms.layers.as_deref().is_some_and(|layers| layer.files(layers).is_dir())
+    }
+
     /// The interpreters that user code can be run with.
     pub(crate) fn interpreters(&self) -> &Interpreters {
         &self.interpreters
@@ -179,7 +198,11 @@ impl Sandbox {
 
     /// Where the code of the child of this number finds things.
     pub(crate) fn scene(&self, number: u64) -> jail::Scene {
-        if self.jail.is_some() { jail::Scene::inside() } else { jail::Scene::outside(&self.rooms, number) }
+        if self.jail.is_some() {
+            jail::Scene::inside(self.layer())
+        } else {
+            jail::Scene::outside(&self.rooms, number)
+        }
     }
 
     /// Whether executions are forked from parents that they share.

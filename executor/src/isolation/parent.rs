@@ -183,9 +183,10 @@ fn command(host: Host, sandbox: &Sandbox) -> Command {
     let mut command = match &sandbox.jail {
         Some(arguments) => {
             let mut command = Command::new(bubblewrap());
-            command.args(arguments.as_slice());
+            let layer = sandbox.layer();
+            command.args(arguments.with_layer(layer.as_ref()));
             match (host, sandbox.interpreters.python.as_deref()) {
-                (Host::Python, Some(python)) => command.arg(python).args(jail::python_parent()),
+                (Host::Python, Some(python)) => command.arg(python).args(jail::python_parent(layer.as_ref())),
                 _ => command.args(jail::program_parent()),
             };
             command

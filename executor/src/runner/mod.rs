@@ -18,8 +18,9 @@ use sandmesh_proto::executor as pb;
 use serde::Deserialize;
 
 use crate::{
+    cli::Language,
     clock,
-    isolation::{Sandbox, cgroup::Limits, jail::Scene},
+    isolation::{Sandbox, cgroup::Limits, jail::Scene, layer::PACKAGES},
     parent::Spec,
     request::{Program, Start},
 };
@@ -101,7 +102,9 @@ impl Runner {
 
     /// The request that makes a process of this kind run an execution.
     pub(crate) fn prepare(&self, kind: Kind, start: &Start, limits: Limits, scene: &Scene) -> Vec<Bytes> {
-        let env = |runners: Vec<(String, String)>| environment(runners, &start.env, scene);
+        // Where modules are, our own runner in Python is told in another way, so that it finds its own first.
+        let leads = !matches!(self, Self::Python(_));
+        let env = |runners: Vec<(String, String)>| environment(runners, &start.env, scene, leads);
         let whole = |spec: Spec, request: Vec<Bytes>| {
             let spec = Spec { env: env(spec.env), workdir: scene.workspace.display().to_string(), ..spec };
             [vec![spec.encode().into()], request].concat()
@@ -186,29 +189,34 @@ fn read_tagged(mut raw: Bytes) -> Returned {
 
 /// The first part of the request of a Node.js that is to be warm before its execution is known.
 pub(crate) fn warm_node(interpreter: &Path, scene: &Scene) -> Bytes {
-    let env = environment(Vec::new(), &[], scene);
+    let env = environment(Vec::new(), &[], scene, true);
     let workdir = scene.workspace.display().to_string();
     Spec { env, workdir, ..javascript::spec(interpreter, scene) }.encode().into()
 }
 
 /// What every process finds in its environment unless the caller says otherwise.
 pub(crate) fn base_environment(scene: &Scene) -> [(&'static str, String); 4] {
+    let programs = scene.layer.as_ref().map(|layer| format!("{}:", layer.programs())).unwrap_or_default();
     [
-        ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("PATH", format!("{programs}/usr/local/bin:/usr/bin:/bin")),
         ("HOME", scene.workspace.display().to_string()),
         ("LANG", "C.UTF-8".to_owned()),
         ("TMPDIR", scene.tmp.display().to_string()),
     ]
 }
 
-/// The whole environment: ours, the caller's over it, the runner's over both.
+/// The whole environment: ours, the caller's over it, the runner's over both. `leads` tells whether it is to
+/// lead a Python that is started in it to the packages of the session.
 fn environment(
     runner: Vec<(String, String)>,
     given: &[(String, String)],
     scene: &Scene,
+    leads: bool,
 ) -> Vec<(String, String)> {
     let base = base_environment(scene).map(|(name, value)| (name.to_owned(), value));
-    let all = base.into_iter().chain(given.iter().cloned()).chain(runner);
+    let packages = scene.layer.as_ref().filter(|layer| leads && layer.is_for(Language::Python));
+    let packages = packages.map(|_| ("PYTHONPATH".to_owned(), PACKAGES.to_owned()));
+    let all = base.into_iter().chain(packages).chain(given.iter().cloned()).chain(runner);
     all.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 

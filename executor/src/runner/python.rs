@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use crate::{isolation::jail::Scene, parent::Spec};
+use crate::{
+    cli::Language,
+    isolation::{jail::Scene, layer::PACKAGES},
+    parent::Spec,
+};
 
 pub(super) const SOURCE: (&str, &str) = ("runner.py", include_str!("runner.py"));
 
@@ -13,6 +17,9 @@ pub(super) const SOURCE: (&str, &str) = ("runner.py", include_str!("runner.py"))
 /// are meant to count.
 pub(super) fn spec(interpreter: &Path, scene: &Scene) -> Spec {
     let runner = scene.tools.join(SOURCE.0).display().to_string();
-    let argv = vec![interpreter.display().to_string(), "-B".to_owned(), "-s".to_owned(), runner];
+    let mut argv = vec![interpreter.display().to_string(), "-B".to_owned(), "-s".to_owned(), runner];
+    if scene.layer.as_ref().is_some_and(|layer| layer.is_for(Language::Python)) {
+        argv.extend(["fresh", PACKAGES].map(str::to_owned));
+    }
     Spec { argv, has_result: true, has_request: true, ..Spec::default() }
 }

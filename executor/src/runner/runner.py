@@ -4,7 +4,8 @@ Started by sandmesh-executor inside the jail. Descriptor 4 holds the request: te
 code, then the event. Descriptor 3 takes the answer: "R" and the return value as JSON, or "E" and
 a JSON object with type, message and traceback. The standard streams belong to the user's code.
 
-With the argument "parent" it is warmed up once and then forked for each execution by the native
+The first argument says how it starts, the second, if there is one, where the packages of the session are.
+With "parent" it is warmed up once and then forked for each execution by the native
 library beside it; the parent itself never sees a request. What a child does costs most by the pages of
 memory that it is the first to write to (about 4 us each). So what can be done before the fork is done there.
 """
@@ -376,6 +377,19 @@ def become_main():
     """What the user's code is to find."""
     sys.path[0] = os.getcwd()
     sys.argv[:] = ["main.py"]
+    if PACKAGES:
+        # After the standard library, which no package is to replace, and before what the host has.
+        hosts = (i for i, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages")))
+        sys.path.insert(next(hosts, len(sys.path)), PACKAGES)
+        # For the interpreters that it starts.
+        os.environ.setdefault("PYTHONPATH", PACKAGES)
+
+
+def add_packages():
+    """What packages want to be done at the start of an interpreter. It is code of theirs: only a child runs it."""
+    import site
+
+    site.addsitedir(PACKAGES)
 
 
 def main(is_forked):
@@ -391,6 +405,8 @@ def main(is_forked):
         become_main()
     status, answer, pid = 0, b"", os.getpid()
     try:
+        if HAS_PTH:
+            add_packages()
         text = run(head, code, event, begin(head))
         if text is not None:
             answer = b"R" + to_utf8(text)
@@ -410,7 +426,9 @@ def main(is_forked):
 
 
 MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}
-IS_PARENT = sys.argv[1:] == ["parent"]
+IS_PARENT = sys.argv[1:2] == ["parent"]
+PACKAGES = "".join(sys.argv[2:3])
+HAS_PTH = bool(PACKAGES) and any(name.endswith(".pth") for name in os.listdir(PACKAGES))
 if IS_PARENT:
     become_child()
 main(IS_PARENT)

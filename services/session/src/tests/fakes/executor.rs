@@ -366,6 +366,13 @@ impl ExecutorService for FakeExecutor {
         Ok(Response::new(ex::ListExecutionsResponse { executions: runs.runs.iter().map(summary).collect() }))
     }
 
+    async fn mount_layer(
+        &self,
+        _: Call<ex::MountLayerRequest>,
+    ) -> Result<Response<ex::MountLayerResponse>, Status> {
+        Err(Status::unimplemented("not asked by this role"))
+    }
+
     async fn get_executor(
         &self,
         _: Call<ex::GetExecutorRequest>,

@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+mod packages;
+
+pub use self::packages::Packages;
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +58,8 @@ pub struct Config {
     pub advertise: String,
     /// Labels of this node, for placement.
     pub labels: BTreeMap<String, String>,
+    /// The installation of packages.
+    pub packages: Packages,
 }
 
 impl Default for Config {
@@ -81,6 +86,7 @@ impl Default for Config {
             heartbeat_interval: HumanDuration(Duration::from_secs(2)),
             advertise: String::new(),
             labels: BTreeMap::new(),
+            packages: Packages::default(),
         }
     }
 }
@@ -234,6 +240,7 @@ impl Config {
         self.validate_identity()?;
         self.validate_limits()?;
         self.validate_capacity()?;
+        self.packages.validate()?;
         if self.start_timeout.0 < Duration::from_millis(100) {
             return Err(invalid("start_timeout", "must be at least 100ms"));
         }

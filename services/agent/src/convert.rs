@@ -1,11 +1,12 @@
 //! Between the wire types and the agent's own; requests are checked here and nowhere below.
 
-use sandmesh_mesh::{FieldViolation, datetime, timestamp};
+use sandmesh_mesh::{FieldViolation, Secret, datetime, timestamp};
 use sandmesh_proto::{agent as pb, executor};
 
 use crate::{
     Error,
     config::EXECUTIONS_MAX,
+    packages::{self, Layer, Package, PackageSet},
     sandbox::{Isolation, Language, Resources, Sandbox, SandboxId, Spec, State, WORKSPACE_PATH},
     service::{Identity, Load},
 };
@@ -72,7 +73,84 @@ pub(crate) fn spec(sent: Option<pb::SandboxSpec>) -> Result<Spec, Error> {
         max_concurrent_executions: sent.max_concurrent_executions,
         expires_at: expires_at.flatten(),
         restarts: sent.restarts,
+        packages: None,
     })
+}
+
+/// The most packages of a set.
+const PACKAGES_MAX: usize = 250;
+/// The longest name or specifier of a package.
+const WORD_MAX: usize = 256;
+/// The longest URL of an index.
+const URL_MAX: usize = 2048;
+
+/// Reads a set of packages. What they are to be is checked where they are asked for: here is only seen to it
+/// that nothing can be an option, an address or a path.
+///
+/// # Errors
+/// `Invalid`, naming each field that is wrong.
+pub(crate) fn package_set(sent: pb::PackageSet) -> Result<PackageSet, Error> {
+    let mut wrong = Vec::new();
+    let language = language_from_pb(sent.language()).filter(|language| *language != Language::Shell);
+    if language.is_none() {
+        wrong.push(FieldViolation::new("packages.language", "enum", "must be python or javascript"));
+    }
+    if sent.packages.is_empty() || sent.packages.len() > PACKAGES_MAX {
+        let problem = format!("must be 1 to {PACKAGES_MAX}");
+        wrong.push(FieldViolation::new("packages.packages", "too_long", problem));
+    }
+    for (index, package) in sent.packages.iter().enumerate() {
+        if !is_package_name(&package.name) || !is_package_version(&package.version) {
+            let field = format!("packages.packages[{index}]");
+            wrong.push(FieldViolation::new(
+                field,
+                "value_error",
+                "is not a name and a specifier of versions",
+            ));
+        }
+    }
+    if !is_index(&sent.index_url) {
+        wrong.push(FieldViolation::new("packages.index_url", "value_error", "must be an http or https URL"));
+    }
+    let (Some(language), true) = (language, wrong.is_empty()) else { return Err(Error::Invalid(wrong)) };
+    let packages = sent.packages.into_iter().map(|pb::Package { name, version }| Package { name, version });
+    Ok(PackageSet { language, packages: packages.collect(), index_url: Secret::new(sent.index_url) })
+}
+
+fn is_package_name(name: &str) -> bool {
+    // A scope and a name, for npm.
+    let parts: Vec<&str> = match name.strip_prefix('@') {
+        Some(rest) => rest.split('/').collect(),
+        None => vec![name],
+    };
+    let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '~');
+    let fits =
+        |part: &&str| part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(inside);
+    let count = if name.starts_with('@') { 2 } else { 1 };
+    name.len() <= WORD_MAX && parts.len() == count && parts.iter().all(fits)
+}
+
+fn is_package_version(version: &str) -> bool {
+    let inside = |c: char| c.is_ascii_alphanumeric() || " .,_-+!*<>=~^|".contains(c);
+    version.len() <= WORD_MAX && version.chars().all(inside)
+}
+
+fn is_index(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let visible = url.chars().all(|c| c.is_ascii_graphic());
+    url.len() <= URL_MAX && visible && rest.is_some_and(|rest| !rest.is_empty())
+}
+
+/// The layer of a sandbox as it travels. Lists leave out what is in it.
+pub(crate) fn layer_pb(layer: &Layer, whole: bool) -> pb::Layer {
+    let package =
+        |package: &Package| pb::Package { name: package.name.clone(), version: package.version.clone() };
+    pb::Layer {
+        key: layer.key.to_string(),
+        installed: layer.installed.iter().filter(|_| whole).map(package).collect(),
+        location: packages::LOCATION.to_owned(),
+        installed_at: Some(timestamp(layer.installed_at)),
+    }
 }
 
 fn resources(sent: executor::Resources, wrong: &mut Vec<FieldViolation>) -> Resources {
@@ -105,7 +183,7 @@ pub(crate) fn language_from_pb(language: executor::Language) -> Option<Language>
     }
 }
 
-fn language_pb(language: Language) -> executor::Language {
+pub(crate) fn language_pb(language: Language) -> executor::Language {
     match language {
         Language::Python => executor::Language::Python,
         Language::Javascript => executor::Language::Javascript,
@@ -139,6 +217,7 @@ pub(crate) fn spec_pb(spec: &Spec) -> pb::SandboxSpec {
         max_concurrent_executions: spec.max_concurrent_executions,
         expires_at: spec.expires_at.map(timestamp),
         restarts: spec.restarts,
+        packages: None,
     }
 }
 
@@ -152,7 +231,12 @@ fn state_pb(state: State) -> pb::sandbox::State {
 }
 
 /// A sandbox as it travels; `node_id` and `runtime` are those of its node.
-pub(crate) fn sandbox_pb(sandbox: &Sandbox, node_id: &str, runtime: &str) -> pb::Sandbox {
+pub(crate) fn sandbox_pb(
+    sandbox: &Sandbox,
+    node_id: &str,
+    runtime: &str,
+    layer: Option<pb::Layer>,
+) -> pb::Sandbox {
     pb::Sandbox {
         sandbox_id: sandbox.id.to_string(),
         spec: Some(spec_pb(&sandbox.spec)),
@@ -166,6 +250,7 @@ pub(crate) fn sandbox_pb(sandbox: &Sandbox, node_id: &str, runtime: &str) -> pb:
         language_runtime: sandbox.facts.language_runtime.clone(),
         workspace_path: WORKSPACE_PATH.to_owned(),
         node_lost: false,
+        layer,
     }
 }
 

@@ -59,6 +59,33 @@ pub(crate) enum Error {
         /// What went wrong.
         why: String,
     },
+    /// An installation failed; nothing is left of it.
+    #[error("{message}")]
+    InstallFailed {
+        /// How it ended, and what the installer said.
+        message: String,
+        /// It was stopped at its time limit.
+        timed_out: bool,
+    },
+    /// Packages cannot be installed on this node.
+    #[error("node `{node}` cannot install packages: {why}")]
+    NoInstaller {
+        /// The node.
+        node: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A sandbox could not be shown other packages; to try again is right.
+    #[error("sandbox `{id}` cannot be shown its packages: {why}")]
+    NotMounted {
+        /// The sandbox.
+        id: SandboxId,
+        /// What went wrong.
+        why: String,
+    },
+    /// The agent ends: another one, or this one after its start, can.
+    #[error("the agent of node `{0}` is shutting down")]
+    Stopping(String),
     /// A watcher was too slow and missed changes.
     #[error("the watch fell behind by {0} changes; list again")]
     WatchLagged(u64),
@@ -71,6 +98,11 @@ impl Error {
     /// An unexpected error, whose text is logged and not sent.
     pub(crate) fn internal(error: impl Into<anyhow::Error>) -> Self {
         Self::Internal(Arc::new(error.into()))
+    }
+
+    /// An installation failed by itself.
+    pub(crate) fn install_failed(message: impl Into<String>) -> Self {
+        Self::InstallFailed { message: message.into(), timed_out: false }
     }
 }
 
@@ -86,8 +118,11 @@ impl Fault for Error {
             Self::NotFound(_) => Code::NotFound,
             Self::Exists(_) | Self::Dead(..) => Code::AlreadyExists,
             Self::Full { .. } => Code::ResourceExhausted,
-            Self::Unsupported { .. } | Self::StartFailed { .. } => Code::FailedPrecondition,
-            Self::DestroyFailed { .. } => Code::Unavailable,
+            Self::Unsupported { .. }
+            | Self::StartFailed { .. }
+            | Self::InstallFailed { .. }
+            | Self::NoInstaller { .. } => Code::FailedPrecondition,
+            Self::DestroyFailed { .. } | Self::NotMounted { .. } | Self::Stopping(_) => Code::Unavailable,
             Self::WatchLagged(_) => Code::Aborted,
             Self::Internal(_) => Code::Internal,
         }
@@ -103,7 +138,9 @@ impl Fault for Error {
             Self::Full { .. } => "NO_CAPACITY",
             Self::Unsupported { .. } => "NODE_UNSUITABLE",
             Self::StartFailed { .. } => "SANDBOX_START_FAILED",
-            Self::DestroyFailed { .. } => "UNAVAILABLE",
+            Self::InstallFailed { .. } => "INSTALL_FAILED",
+            Self::NoInstaller { .. } => "NO_INSTALLER",
+            Self::DestroyFailed { .. } | Self::NotMounted { .. } | Self::Stopping(_) => "UNAVAILABLE",
             Self::WatchLagged(_) => "WATCH_LAGGED",
             Self::Internal(_) => "INTERNAL",
         }

@@ -1,24 +1,26 @@
 //! `AgentService` on the wire: parse, call, encode.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
-use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size, page_token, status};
+use sandmesh_mesh::{FieldViolation, MAX_MESSAGE_BYTES, page_size, page_token, status};
 use sandmesh_proto::agent::{
     CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
     DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
-    GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest,
-    ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox, WatchSandboxesRequest,
+    GetSandboxResponse, InstallFailure, InstallPackagesRequest, InstallPackagesResponse,
+    ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest, ReadSandboxLogResponse,
+    ResumeNodeRequest, ResumeNodeResponse, Sandbox, SandboxSpec, WatchSandboxesRequest,
     WatchSandboxesResponse,
     agent_service_server::{AgentService, AgentServiceServer},
+    install_packages_response::Outcome,
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
     Error,
-    convert::{node_pb, sandbox_id, sandbox_pb, spec},
-    sandbox,
-    service::Service,
+    convert::{layer_pb, node_pb, package_set, sandbox_id, sandbox_pb, spec},
+    sandbox::{self, Spec},
+    service::{Given, Service},
 };
 
 /// How many sandboxes a page has.
@@ -46,7 +48,22 @@ pub(crate) async fn node(service: &Service) -> Node {
 
 impl Grpc {
     fn encode(&self, sandbox: &sandbox::Sandbox) -> Sandbox {
-        sandbox_pb(sandbox, &self.0.identity().node_id, self.0.runtime_name())
+        self.encode_with(sandbox, true)
+    }
+
+    fn encode_with(&self, sandbox: &sandbox::Sandbox, whole: bool) -> Sandbox {
+        let layer = self.0.layer_of(sandbox).map(|layer| layer_pb(&layer, whole));
+        sandbox_pb(sandbox, &self.0.identity().node_id, self.0.runtime_name(), layer)
+    }
+
+    /// The spec, with the key of the packages that it names.
+    fn spec(&self, sent: Option<SandboxSpec>) -> Result<Spec, Error> {
+        let packages = sent.as_ref().and_then(|spec| spec.packages.clone());
+        let mut spec = spec(sent)?;
+        if let Some(packages) = packages {
+            spec.packages = Some(self.0.layer_key(&package_set(packages)?)?);
+        }
+        Ok(spec)
     }
 }
 
@@ -60,9 +77,13 @@ impl AgentService for Grpc {
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
         let CreateSandboxRequest { sandbox_id: id, spec: sent } = request.into_inner();
-        let (id, spec) = (sandbox_id(&id).map_err(status)?, spec(sent).map_err(status)?);
+        let (id, spec) = (sandbox_id(&id).map_err(status)?, self.spec(sent).map_err(status)?);
+        let asked = spec.packages.clone();
         let sandbox = self.0.create(id, spec).await.map_err(status)?;
-        Ok(Response::new(CreateSandboxResponse { sandbox: Some(self.encode(&sandbox)) }))
+        let mut sent = self.encode(&sandbox);
+        // Of packages that are not those, nothing is told.
+        sent.layer = sent.layer.filter(|_| sandbox.facts.layer() == asked.as_ref());
+        Ok(Response::new(CreateSandboxResponse { sandbox: Some(sent) }))
     }
 
     async fn delete_sandbox(
@@ -92,7 +113,7 @@ impl AgentService for Grpc {
         let (page, more) = self.0.list(after.as_ref(), page_size(asked, PAGE, PAGE) as usize);
         let last = page.last().filter(|_| more);
         let next_page_token = last.map(|last| page_token::encode(&[last.id.as_str()])).unwrap_or_default();
-        let sandboxes = page.iter().map(|sandbox| self.encode(sandbox)).collect();
+        let sandboxes = page.iter().map(|sandbox| self.encode_with(sandbox, false)).collect();
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token }))
     }
 
@@ -102,10 +123,21 @@ impl AgentService for Grpc {
     ) -> Result<Response<Self::WatchSandboxesStream>, Status> {
         let this = self.clone();
         let changes = self.0.watch().map(move |change| match change {
-            Ok(sandbox) => Ok(WatchSandboxesResponse { sandbox: Some(this.encode(&sandbox)) }),
+            Ok(sandbox) => Ok(WatchSandboxesResponse { sandbox: Some(this.encode_with(&sandbox, false)) }),
             Err(error) => Err(status(error)),
         });
         Ok(Response::new(Box::pin(changes)))
+    }
+
+    async fn install_packages(
+        &self,
+        request: Request<InstallPackagesRequest>,
+    ) -> Result<Response<InstallPackagesResponse>, Status> {
+        let InstallPackagesRequest { sandbox_id: id, packages, timeout } = request.into_inner();
+        let (id, limit) = (sandbox_id(&id).map_err(status)?, install_limit(timeout).map_err(status)?);
+        let set = package_set(packages.unwrap_or_default()).map_err(status)?;
+        let given = self.0.install_packages(&id, set, limit).await;
+        given.map_or_else(failure, |given| Ok(installed(&given))).map(Response::new).map_err(status)
     }
 
     async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<GetNodeResponse>, Status> {
@@ -139,6 +171,29 @@ impl AgentService for Grpc {
         });
         Ok(Response::new(Box::pin(parts)))
     }
+}
+
+/// The longest that an installation may take.
+const INSTALL_MAX: Duration = Duration::from_secs(3600);
+
+fn install_limit(sent: Option<prost_types::Duration>) -> Result<Duration, Error> {
+    let limit = sent.and_then(|limit| Duration::try_from(limit).ok());
+    limit.filter(|limit| !limit.is_zero() && *limit <= INSTALL_MAX).ok_or_else(|| {
+        let problem = format!("must be more than nothing and at most {INSTALL_MAX:?}");
+        Error::Invalid(vec![FieldViolation::new("timeout", "value_error", problem)])
+    })
+}
+
+fn installed(given: &Given) -> InstallPackagesResponse {
+    let outcome = Some(Outcome::Layer(layer_pb(&given.layer, true)));
+    InstallPackagesResponse { outcome, reused: given.reused }
+}
+
+/// That an installation failed is an answer.
+fn failure(error: Error) -> Result<InstallPackagesResponse, Error> {
+    let Error::InstallFailed { message, timed_out } = error else { return Err(error) };
+    let outcome = Some(Outcome::Failure(InstallFailure { message, timed_out }));
+    Ok(InstallPackagesResponse { outcome, reused: false })
 }
 
 fn cursor(token: &str) -> Result<Option<sandbox::SandboxId>, Error> {

@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     Error,
+    packages::LayerKey,
     sandbox::{Resources, Sandbox, SandboxId, State},
 };
 
@@ -130,6 +131,16 @@ impl Ledger {
         }
         self.put(Sandbox { state: State::Dead, reason: reason.to_owned(), ..sandbox.clone() }, None);
         true
+    }
+
+    /// A running sandbox has another layer of packages; watchers are told.
+    pub(crate) fn mounted(&mut self, id: &SandboxId, created_at: DateTime<Utc>, key: &LayerKey) {
+        let Some(Slot { sandbox: Some(sandbox), job }) = self.slots.get_mut(id) else { return };
+        if sandbox.created_at == created_at {
+            sandbox.facts.note_layer(key);
+            let (sandbox, job) = (sandbox.clone(), job.clone());
+            self.put(sandbox, job);
+        }
     }
 
     /// A destruction failed: what is left is dead, and may be destroyed again.

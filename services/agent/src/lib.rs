@@ -3,14 +3,18 @@
 //! It has no database: what runs on the node is the truth, and is found again after a restart. It does
 //! not choose nodes (the scheduler does) and does not run code (the executor in each sandbox does).
 //! Parts: `service.rs` (what is done), `ledger.rs` (who is there, admission), `runtime.rs` (the port to
-//! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler).
+//! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler); and for packages
+//! `layers.rs` (what is installed) and `proxy.rs` (the way out of an installer).
 
 pub mod config;
 mod convert;
 mod drain;
 mod error;
 mod grpc;
+mod layers;
 mod ledger;
+mod packages;
+mod proxy;
 mod register;
 mod runtime;
 mod sandbox;
@@ -31,10 +35,11 @@ use self::{
     config::RuntimeKind,
     drain::Drain,
     error::Error,
+    layers::Layers,
     ledger::Limits,
     runtime::{Runtime, process::ProcessRuntime},
     sandbox::SandboxId,
-    service::{Identity, Service},
+    service::{Identity, Installs, Service},
 };
 
 /// The role.
@@ -78,7 +83,10 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
         ability,
     };
     let drain = Drain::load(mesh.data_dir());
-    let service = Arc::new(Service::new(identity, runtime, drain, mesh.clock(), mesh.tasks().clone()));
+    let layers = Layers::new(mesh.data_dir(), config.packages.keep());
+    layers.load().context("the layers of packages cannot be read")?;
+    let installs = Installs::new(layers, config.packages.max_concurrent);
+    let service = Arc::new(Service::new(identity, runtime, (drain, installs), mesh.clock(), mesh.tasks().clone()));
     let half_made = Mutex::new(service.adopt().await?);
     Ok(Arc::new(Agent { config: config.clone(), service, scheduler, half_made }))
 }

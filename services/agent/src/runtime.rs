@@ -3,13 +3,16 @@
 //! A runtime does what it is told and remembers nothing but what runs: who may create, and what becomes
 //! of whom, is decided in `service.rs`. The rules that every runtime keeps are in `runtime/contract.rs`.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     Error,
+    packages::{Layer, Package, PackageSet},
     sandbox::{Facts, Isolation, Language, Sandbox, SandboxId, Spec},
 };
 
@@ -24,6 +27,8 @@ pub(crate) struct Ability {
     pub(crate) isolation: Isolation,
     /// The languages that are there.
     pub(crate) languages: Vec<Language>,
+    /// For each of them, what packages for it depend on: the version and the path of the interpreter.
+    pub(crate) runtimes: Vec<(Language, String)>,
     /// What works and could be better, for a person.
     pub(crate) warnings: Vec<String>,
 }
@@ -43,6 +48,17 @@ pub(crate) struct Order {
     pub(crate) spec: Spec,
     /// When it was asked for.
     pub(crate) created_at: DateTime<Utc>,
+    /// The packages that it is to have from the start.
+    pub(crate) layer: Option<Arc<Layer>>,
+}
+
+/// What an installer made.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Contents {
+    /// Everything that is installed, ordered by name.
+    pub(crate) installed: Vec<Package>,
+    /// What it takes of the disk.
+    pub(crate) bytes: u64,
 }
 
 /// What a runtime found on the machine at its start.
@@ -106,6 +122,25 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// # Errors
     /// `StartFailed` with the end of its log, or `Full`.
     async fn create(&self, order: &Order) -> Result<Facts, Error>;
+
+    /// Installs packages in a sandbox of its own, which reaches the hosts that packages come from and nothing
+    /// else, and puts what was installed at `files`, which must not exist. To be run to its end, or dropped
+    /// when this process ends. On an error nothing is left but, perhaps, a part at `files`.
+    ///
+    /// # Errors
+    /// `InstallFailed` with what the installer said.
+    async fn install(
+        &self,
+        set: &PackageSet,
+        files: &Path,
+        deadline: watch::Receiver<Instant>,
+    ) -> Result<Contents, Error>;
+
+    /// Shows a running sandbox another layer: executions that start after that find its packages.
+    ///
+    /// # Errors
+    /// `NotMounted`, and it has what it had.
+    async fn mount_layer(&self, id: &SandboxId, layer: &Layer) -> Result<(), Error>;
 
     /// Keeps what sandboxes leave on the machine within its bounds. Called every few seconds.
     async fn tend(&self) {}

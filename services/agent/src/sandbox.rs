@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
+
+use crate::packages::LayerKey;
 
 /// Where user code sees its workspace, in every runtime.
 pub(crate) const WORKSPACE_PATH: &str = "/workspace";
@@ -23,6 +26,11 @@ impl SandboxId {
     /// The id as text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// One that nobody has.
+    pub(crate) fn random() -> Self {
+        Self(format!("{ID_PREFIX}{:016x}", rand::rng().random::<u64>()))
     }
 }
 
@@ -140,6 +148,18 @@ pub(crate) struct Spec {
     /// How many sandboxes the session had before this one. Records of older agents do not have it.
     #[serde(default)]
     pub(crate) restarts: u32,
+    /// The key of the layer of packages that it is to have, if that is there.
+    #[serde(default)]
+    pub(crate) packages: Option<LayerKey>,
+}
+
+impl Spec {
+    /// Whether a sandbox of this is one of `other`, too. What packages it is to have at first is not asked:
+    /// they may be others by now.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let alike = Self { packages: other.packages.clone(), ..self.clone() };
+        alike == *other
+    }
 }
 
 /// The isolation that a sandbox, or a node, really has; see the proto for the words.
@@ -208,6 +228,22 @@ pub(crate) struct Facts {
     pub(crate) isolation: Isolation,
     /// The language runtime that its executor found.
     pub(crate) language_runtime: String,
+    /// The layers of packages that it has had; the last is what executions find that start now.
+    #[serde(default)]
+    pub(crate) layers: Vec<LayerKey>,
+}
+
+impl Facts {
+    /// The layer of packages that executions find that start now.
+    pub(crate) fn layer(&self) -> Option<&LayerKey> {
+        self.layers.last()
+    }
+
+    /// It has this layer from now on.
+    pub(crate) fn note_layer(&mut self, key: &LayerKey) {
+        self.layers.retain(|had| had != key);
+        self.layers.push(key.clone());
+    }
 }
 
 #[cfg(test)]

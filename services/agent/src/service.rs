@@ -3,6 +3,8 @@
 //! Each creation and each destruction is a task of its own that several callers may await and none can
 //! interrupt: a caller that goes away leaves nothing half done. There is one at a time for each id.
 
+mod install;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,9 +22,12 @@ use crate::{
     config::OnShutdown,
     drain::Drain,
     ledger::{Job, Ledger, Limits, Outcome},
+    packages::Layer,
     runtime::{Ability, Found, LogPart, LogStart, Order, Problems, Runtime},
     sandbox::{Facts, Resources, Sandbox, SandboxId, Spec, State},
 };
+
+pub(crate) use self::install::{Given, Installs, passed};
 
 /// How often sandboxes are tended.
 const TEND_EVERY: Duration = Duration::from_secs(10);
@@ -68,6 +73,7 @@ pub(crate) struct Service {
     runtime: Arc<dyn Runtime>,
     drain: Drain,
     ledger: Mutex<Ledger>,
+    installs: Installs,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
 }
@@ -83,12 +89,12 @@ impl Service {
     pub(crate) fn new(
         identity: Identity,
         runtime: Arc<dyn Runtime>,
-        drain: Drain,
+        (drain, installs): (Drain, Installs),
         clock: Arc<dyn Clock>,
         tasks: Tasks,
     ) -> Self {
         let ledger = Mutex::new(Ledger::new(identity.limits));
-        Self { identity, runtime, drain, ledger, clock, tasks }
+        Self { identity, runtime, drain, ledger, installs, clock, tasks }
     }
 
     /// What does not change about the node.
@@ -114,7 +120,12 @@ impl Service {
         let mut half_made = Vec::new();
         for found in self.runtime.adopt().await? {
             match found {
-                Found::Whole(sandbox) => self.ledger().put(*sandbox, None),
+                Found::Whole(sandbox) => {
+                    for key in &sandbox.facts.layers {
+                        self.installs.layers.hold(&sandbox.id, key, self.clock.now());
+                    }
+                    self.ledger().put(*sandbox, None);
+                }
                 Found::HalfMade(id) => half_made.push(id),
             }
         }
@@ -152,6 +163,7 @@ impl Service {
         let stopped = self.tasks.token();
         while stopped.run_until_cancelled(tokio::time::sleep(TEND_EVERY)).await.is_some() {
             self.runtime.tend().await;
+            self.tend_layers().await;
         }
     }
 
@@ -195,7 +207,7 @@ impl Service {
         if let Some(slot) = ledger.get(id) {
             return match (&slot.sandbox, &slot.job) {
                 (_, Some(Job::Delete(outcome))) => Ok(Begun::Busy(Job::Delete(outcome.clone()))),
-                (Some(sandbox), _) if sandbox.spec != *spec => Err(Error::Exists(id.clone())),
+                (Some(sandbox), _) if !sandbox.spec.is_same(spec) => Err(Error::Exists(id.clone())),
                 (_, Some(Job::Create(outcome))) => Ok(Begun::Busy(Job::Create(outcome.clone()))),
                 (Some(sandbox), None) if sandbox.state == State::Dead => {
                     Err(Error::Dead(id.clone(), sandbox.reason.clone()))
@@ -205,12 +217,27 @@ impl Service {
             };
         }
         self.admit(&ledger, id, spec)?;
-        let order = Order { id: id.clone(), spec: spec.clone(), created_at: self.clock.now() };
+        let order = Order {
+            id: id.clone(),
+            spec: spec.clone(),
+            created_at: self.clock.now(),
+            layer: self.held(id, spec),
+        };
         let sandbox = sandbox_of(&order, State::Creating, Facts::default());
         let service = Arc::clone(self);
         let outcome = self.spawn("create sandbox", async move { service.make(order).await });
         ledger.put(sandbox, Some(Job::Create(outcome.clone())));
         Ok(Begun::Busy(Job::Create(outcome)))
+    }
+
+    /// The packages that a new sandbox is to have, if they are there.
+    fn held(&self, id: &SandboxId, spec: &Spec) -> Option<Arc<Layer>> {
+        let key = spec.packages.as_ref()?;
+        let layer = self.installs.layers.hold(id, key, self.clock.now());
+        if layer.is_none() {
+            self.installs.layers.unhold(id, key);
+        }
+        layer
     }
 
     fn admit(&self, ledger: &Ledger, id: &SandboxId, spec: &Spec) -> Result<(), Error> {
@@ -240,6 +267,7 @@ impl Service {
             Err(error) => {
                 tracing::warn!(sandbox.id = %order.id, %error, "sandbox not created");
                 self.ledger().remove(&order.id);
+                self.installs.layers.release(&order.id, self.clock.now());
                 Err(error)
             }
         }
@@ -294,7 +322,10 @@ impl Service {
         let outcome = self.runtime.delete(id).await;
         let mut ledger = self.ledger();
         match &outcome {
-            Ok(()) => ledger.remove(id),
+            Ok(()) => {
+                ledger.remove(id);
+                self.installs.layers.release(id, self.clock.now());
+            }
             Err(error) => {
                 tracing::error!(sandbox.id = %id, %error, "sandbox not destroyed");
                 ledger.undeletable(id, &error.to_string());
@@ -421,7 +452,7 @@ impl Service {
 }
 
 fn sandbox_of(order: &Order, state: State, facts: Facts) -> Sandbox {
-    let Order { id, spec, created_at } = order.clone();
+    let Order { id, spec, created_at, .. } = order.clone();
     Sandbox { id, spec, state, reason: String::new(), created_at, facts }
 }
 

@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::*;
 use crate::runtime::{
-    contract::{id, spec},
+    contract::{Bench, id, spec},
     process::tests::ProcessBench,
 };
 
@@ -56,6 +56,13 @@ impl SchedulerService for FakeScheduler {
         _: Request<scheduler_pb::GetSandboxRequest>,
     ) -> Result<Response<scheduler_pb::GetSandboxResponse>, Status> {
         Err(Status::unimplemented("not asked by an agent"))
+    }
+
+    async fn install_packages(
+        &self,
+        _: Request<scheduler_pb::InstallPackagesRequest>,
+    ) -> Result<Response<scheduler_pb::InstallPackagesResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 
     async fn list_sandboxes(

@@ -6,9 +6,9 @@ use futures::{Stream, StreamExt};
 use sandmesh_mesh::{FieldViolation, MAX_MESSAGE_BYTES, page_size, page_token};
 use sandmesh_proto::scheduler::{
     CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
-    GetSandboxRequest, GetSandboxResponse, ListNodesRequest, ListNodesResponse, ListSandboxesRequest,
-    ListSandboxesResponse, RegisterNodeRequest, RegisterNodeResponse, WatchSandboxesRequest,
-    WatchSandboxesResponse,
+    GetSandboxRequest, GetSandboxResponse, InstallPackagesRequest, InstallPackagesResponse, ListNodesRequest,
+    ListNodesResponse, ListSandboxesRequest, ListSandboxesResponse, RegisterNodeRequest,
+    RegisterNodeResponse, WatchSandboxesRequest, WatchSandboxesResponse,
     scheduler_service_server::{SchedulerService, SchedulerServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -60,6 +60,16 @@ impl SchedulerService for Grpc {
         let GetSandboxRequest { sandbox_id, node_id } = request.into_inner();
         let sandbox = self.0.get(&sandbox_id, &node_id).await.map_err(Error::into_status)?;
         Ok(Response::new(GetSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn install_packages(
+        &self,
+        request: Request<InstallPackagesRequest>,
+    ) -> Result<Response<InstallPackagesResponse>, Status> {
+        let InstallPackagesRequest { request, node_id } = request.into_inner();
+        let request = required("request", request)?;
+        let response = self.0.install(request, &node_id).await.map_err(Error::into_status)?;
+        Ok(Response::new(InstallPackagesResponse { response: Some(response) }))
     }
 
     async fn list_sandboxes(

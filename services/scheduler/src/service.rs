@@ -10,7 +10,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt, future::join_all, stream};
 use sandmesh_mesh::{FieldViolation, Link, Mesh, RoleName};
 use sandmesh_proto::{
-    agent::{CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, Node, Sandbox, SandboxSpec},
+    agent::{
+        CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
+        InstallPackagesResponse, Node, Sandbox, SandboxSpec,
+    },
     scheduler::NodeStatus,
 };
 use tokio::time::Instant;
@@ -28,6 +31,9 @@ use crate::{
 
 /// How soon a call whose outcome is not known is made again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Longer than a node lets any installation take.
+const INSTALL_LIMIT: Duration = Duration::from_secs(3700);
 
 /// Places sandboxes on nodes.
 #[derive(Debug)]
@@ -184,6 +190,34 @@ impl Service {
         delete.await.map_err(|error| told(node_id, error))?;
         self.registry.unbind(id, node_id);
         Ok(())
+    }
+
+    /// Has packages installed for a sandbox by the node that has it. The deadline is the caller's: the node
+    /// ends the installation at its own.
+    ///
+    /// # Errors
+    /// `NotFound` when no node has it, `NodeUnavailable`, `NoNodes`, or what the node says.
+    pub(crate) async fn install(
+        &self,
+        request: InstallPackagesRequest,
+        node_id: &str,
+    ) -> Result<InstallPackagesResponse, Error> {
+        let nodes = self.nodes_of(&request.sandbox_id, node_id).await?;
+        let mut failure = Error::NotFound(request.sandbox_id.clone());
+        for node_id in nodes {
+            let install = async {
+                let mut sent = Request::new(request.clone());
+                sent.set_timeout(INSTALL_LIMIT);
+                agent(self.link(&node_id)?).install_packages(sent).await
+            };
+            match install.await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                // Another may have it.
+                Err(error) if error.code() == Code::NotFound => {}
+                Err(error) => failure = told(&node_id, error),
+            }
+        }
+        Err(failure)
     }
 
     /// Reads a sandbox from the node that has it.

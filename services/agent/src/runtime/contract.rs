@@ -28,6 +28,9 @@ pub(crate) trait Bench: Send + Sync {
     /// The runtime, as a new agent on this machine would make it.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
+    /// Where the agent keeps its data.
+    fn data_dir(&self) -> &std::path::Path;
+
     /// Kills a sandbox behind the runtime's back.
     async fn kill(&self, id: &SandboxId);
 
@@ -101,11 +104,12 @@ pub(crate) fn spec() -> Spec {
         max_concurrent_executions: 2,
         expires_at: Some(SystemClock.now() + Duration::from_secs(120)),
         restarts: 0,
+        packages: None,
     }
 }
 
 fn order(n: u32) -> Order {
-    Order { id: id(n), spec: spec(), created_at: SystemClock.now() }
+    Order { id: id(n), spec: spec(), created_at: SystemClock.now(), layer: None }
 }
 
 fn executor(endpoint: &str) -> ExecutorServiceClient<Link> {
@@ -169,7 +173,7 @@ pub(crate) async fn the_next_agent_takes_a_sandbox_over(bench: &impl Bench) {
     let facts = bench.runtime().create(&order).await.unwrap();
     let next = bench.runtime();
     let found = adopted(&next).await;
-    let Order { id, spec, created_at } = order;
+    let Order { id, spec, created_at, .. } = order;
     let reason = String::new();
     assert_eq!(found, [Sandbox { id: id.clone(), spec, state: State::Running, reason, created_at, facts }]);
     bench.kill(&id).await;

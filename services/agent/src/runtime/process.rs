@@ -4,6 +4,8 @@
 //! isolation; here is only starting it, finding it again, seeing it end and clearing it away.
 
 mod arrival;
+mod install;
+mod installer;
 mod life;
 mod log;
 mod program;
@@ -26,9 +28,13 @@ use rand::Rng;
 use rustix::process::Signal;
 use sandmesh_mesh::{Clock, Link};
 use sandmesh_proto::executor::{
-    GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient,
+    GetExecutorRequest, GetExecutorResponse, MountLayerRequest,
+    executor_service_client::ExecutorServiceClient,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
 use self::{
     arrival::Arrivals,
@@ -37,10 +43,13 @@ use self::{
     record::Record,
     uids::Uids,
 };
-use super::{Ability, Found, LogPart, LogStart, Order, Problems, Runtime};
+use super::{Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime};
 use crate::{
     Config, Error,
-    convert::{isolation_from_pb, language_from_pb},
+    convert::{isolation_from_pb, language_from_pb, language_pb},
+    layers,
+    packages::{Layer, LayerKey, PackageSet},
+    proxy::Host,
     sandbox::{Facts, Language, Sandbox, SandboxId, State},
 };
 
@@ -54,12 +63,20 @@ const RETRY: Duration = Duration::from_millis(1);
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many are asked at once at the start.
 const ADOPT_AT_ONCE: usize = 16;
+/// How long an executor may take to show other packages: it starts its interpreters anew.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes sandboxes of processes.
 #[derive(Debug)]
 pub(crate) struct ProcessRuntime {
     program: Program,
     root: PathBuf,
+    /// Where the sandboxes of installers are.
+    installs: PathBuf,
+    /// Where the layers of packages are.
+    layers: PathBuf,
+    /// What installers reach.
+    hosts: Arc<Vec<Host>>,
     start_timeout: Duration,
     clock: Arc<dyn Clock>,
     /// Present when the agent may give each sandbox a uid of its own.
@@ -87,9 +104,13 @@ impl ProcessRuntime {
     pub(crate) fn new(config: &Config, data_dir: &Path, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         Config::validate_data_dir(data_dir)?;
         let dedicated = rustix::process::geteuid().is_root();
+        let data_dir = std::path::absolute(data_dir)?;
         Ok(Self {
-            program: Program::locate(config, std::env::current_exe().ok().as_deref())?,
-            root: std::path::absolute(data_dir)?.join("sandboxes"),
+            program: Program::locate(config, &data_dir, std::env::current_exe().ok().as_deref())?,
+            root: data_dir.join("sandboxes"),
+            installs: install::root(&data_dir),
+            layers: layers::root(&data_dir),
+            hosts: Arc::new(config.packages.hosts()?),
             start_timeout: config.start_timeout.0,
             clock,
             uids: dedicated.then(|| Mutex::new(uids(config))),
@@ -128,7 +149,8 @@ impl ProcessRuntime {
             process: None,
             facts: None,
         };
-        let log = prepare(&self.root, &dir, &record)
+        let log = layers::make_root(&self.layers)
+            .and_then(|()| prepare(&self.root, &dir, &record))
             .map_err(|error| format!("cannot make its directory: {error}"))?;
         // Before it is started, so that its socket is not missed. Without, as with too many, it is looked for.
         let arrivals = Arrivals::into_dir(&dir).ok();
@@ -144,7 +166,9 @@ impl ProcessRuntime {
             answer = answered(&dir, &order.id, self.start_timeout, arrivals.as_ref()) => answer,
             status = process.ended() => Err(life::describe(status)),
         };
-        let facts = facts(&dir, order.spec.language, answer.map_err(|why| with_log(&why, &dir))?);
+        let layers = order.layer.iter().map(|layer| layer.key.clone()).collect();
+        let answer = answer.map_err(|why| with_log(&why, &dir))?;
+        let facts = facts(&dir, order.spec.language, answer, layers);
         record.facts = Some(facts.clone());
         record.save(&dir).map_err(|error| format!("cannot record it: {error}"))?;
         Ok(facts)
@@ -170,7 +194,8 @@ impl ProcessRuntime {
         };
         let process = match self.take_over(&record, &sandbox.id, &dir).await {
             Ok((process, answer)) => {
-                sandbox.facts = facts(&dir, sandbox.spec.language, answer);
+                let layers = std::mem::take(&mut sandbox.facts.layers);
+                sandbox.facts = facts(&dir, sandbox.spec.language, answer, layers);
                 Some(Arc::new(process))
             }
             Err(why) => {
@@ -223,6 +248,7 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn adopt(&self) -> Result<Vec<Found>, Error> {
+        self.clear_installers().await;
         let ids = ids_in(&self.root).map_err(|error| {
             Error::internal(
                 anyhow::Error::new(error).context(format!("cannot read `{}`", self.root.display())),
@@ -245,6 +271,27 @@ impl Runtime for ProcessRuntime {
                 Err(Error::StartFailed { id: id.clone(), why })
             }
         }
+    }
+
+    async fn install(
+        &self,
+        set: &PackageSet,
+        files: &Path,
+        deadline: watch::Receiver<Instant>,
+    ) -> Result<Contents, Error> {
+        self.run_installer(set, files, deadline).await
+    }
+
+    async fn mount_layer(&self, id: &SandboxId, layer: &Layer) -> Result<(), Error> {
+        let dir = self.dir(id);
+        let failed = |why: String| Error::NotMounted { id: id.clone(), why };
+        // First what is needed to keep it, then the use of it.
+        let mut record = Record::load(&dir).map_err(|error| failed(error.to_string()))?;
+        if let Some(facts) = &mut record.facts {
+            facts.note_layer(&layer.key);
+        }
+        record.save(&dir).map_err(|error| failed(error.to_string()))?;
+        mount(&dir, layer).await.map_err(failed)
     }
 
     async fn tend(&self) {
@@ -382,13 +429,24 @@ async fn ask(dir: &Path) -> Result<GetExecutorResponse, String> {
     answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
 }
 
-fn facts(dir: &Path, language: Language, answer: GetExecutorResponse) -> Facts {
+fn facts(dir: &Path, language: Language, answer: GetExecutorResponse, layers: Vec<LayerKey>) -> Facts {
     let runtime = answer.languages.iter().find(|found| language_from_pb(found.language()) == Some(language));
     Facts {
         endpoint: endpoint(dir),
         isolation: isolation_from_pb(answer.isolation.unwrap_or_default()),
         language_runtime: runtime.map(|found| language.runtime_name(&found.version)).unwrap_or_default(),
+        layers,
     }
+}
+
+/// Has the executor in `dir` show another layer.
+async fn mount(dir: &Path, layer: &Layer) -> Result<(), String> {
+    let link = Link::dial(&endpoint(dir)).map_err(|error| error.to_string())?;
+    let request =
+        MountLayerRequest { key: layer.key.to_string(), language: language_pb(layer.language).into() };
+    let mounted = timeout(MOUNT_TIMEOUT, ExecutorServiceClient::new(link).mount_layer(request)).await;
+    let mounted = mounted.map_err(|_| format!("its executor did not do it within {MOUNT_TIMEOUT:?}"))?;
+    mounted.map(drop).map_err(|status| status.message().to_owned())
 }
 
 /// `why`, with the end of the executor's log.

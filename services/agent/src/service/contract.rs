@@ -7,9 +7,17 @@ use sandmesh_mesh::SystemClock;
 
 use super::*;
 use crate::{
+    layers::{Keep, Layers},
     runtime::contract::{Bench, id, spec},
     sandbox::Language,
 };
+
+fn layers(bench: &impl Bench) -> Layers {
+    let keep = Keep { bytes: 1 << 30, unused: Duration::from_secs(3600) };
+    let layers = Layers::new(bench.data_dir(), keep);
+    layers.load().unwrap();
+    layers
+}
 
 /// An agent over the runtime of a bench.
 struct Agent {
@@ -30,8 +38,8 @@ impl Agent {
         };
         let tasks = Tasks::new();
         let dir = tempfile::tempdir().unwrap();
-        let drain = Drain::load(dir.path());
-        let service = Arc::new(Service::new(identity, runtime, drain, Arc::new(SystemClock), tasks.clone()));
+        let kept = (Drain::load(dir.path()), Installs::new(layers(bench), 2));
+        let service = Arc::new(Service::new(identity, runtime, kept, Arc::new(SystemClock), tasks.clone()));
         let half_made = service.adopt().await.unwrap();
         service.start(half_made, on_shutdown);
         Self { tasks, service, _dir: dir }

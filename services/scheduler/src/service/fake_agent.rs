@@ -18,10 +18,11 @@ use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
         DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
-        GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest,
-        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox, WatchSandboxesRequest,
-        WatchSandboxesResponse,
+        GetSandboxResponse, InstallPackagesRequest, InstallPackagesResponse, Layer, ListSandboxesRequest,
+        ListSandboxesResponse, Node, ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest,
+        ResumeNodeResponse, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
         agent_service_server::{AgentService, AgentServiceServer},
+        install_packages_response::Outcome,
         sandbox::State,
     },
     executor::Language,
@@ -172,6 +173,20 @@ impl AgentService for FakeAgent {
         let sandbox = self.0.sandboxes.lock().unwrap().get(&request.into_inner().sandbox_id).cloned();
         let sandbox = sandbox.ok_or_else(|| Status::not_found("not here"))?;
         Ok(Response::new(GetSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn install_packages(
+        &self,
+        request: Request<InstallPackagesRequest>,
+    ) -> Result<Response<InstallPackagesResponse>, Status> {
+        self.up()?;
+        let request = request.into_inner();
+        if !self.0.sandboxes.lock().unwrap().contains_key(&request.sandbox_id) {
+            return Err(Status::not_found("not here"));
+        }
+        let installed = request.packages.unwrap_or_default().packages;
+        let layer = Layer { key: self.0.id.clone(), installed, ..Layer::default() };
+        Ok(Response::new(InstallPackagesResponse { outcome: Some(Outcome::Layer(layer)), reused: false }))
     }
 
     async fn list_sandboxes(

@@ -1,7 +1,7 @@
 use chrono::DateTime;
 use sandmesh_mesh::{Fault, HumanDuration, ManualClock};
 use sandmesh_proto::{
-    agent::sandbox::State,
+    agent::{self, install_packages_response::Outcome, sandbox::State},
     executor::{Language, Resources},
 };
 use tempfile::TempDir;
@@ -216,6 +216,30 @@ async fn a_sandbox_of_an_unknown_node_is_deleted_everywhere_or_not_at_all() {
         "NODE_UNAVAILABLE"
     );
     bench.service.delete("sbx_0000000000000002", "a").await.unwrap();
+}
+
+#[tokio::test]
+async fn packages_are_installed_by_the_node_that_has_the_sandbox() {
+    let bench = Bench::new();
+    let (_a, _stop_a) = bench.node("a", 0).await;
+    let (_b, stop_b) = bench.node("b", 5).await;
+    bench.create(ID).await.unwrap();
+    let install = async |id: &str, node: &str| {
+        let package = agent::Package { name: "click".to_owned(), version: String::new() };
+        let packages = agent::PackageSet { packages: vec![package], ..agent::PackageSet::default() };
+        let (sandbox_id, packages) = (id.to_owned(), Some(packages));
+        let request = agent::InstallPackagesRequest { sandbox_id, packages, timeout: None };
+        bench.service.install(request, node).await
+    };
+    for known in ["", "b"] {
+        let Some(Outcome::Layer(layer)) = install(ID, known).await.unwrap().outcome else {
+            panic!("no layer")
+        };
+        assert_eq!((layer.key.as_str(), layer.installed[0].name.as_str()), ("b", "click"));
+    }
+    assert_eq!(install("sbx_0000000000000009", "").await.unwrap_err().reason(), "SANDBOX_NOT_FOUND");
+    stop_b.cancel();
+    assert_eq!(install(ID, "b").await.unwrap_err().reason(), "NODE_UNAVAILABLE");
 }
 
 #[tokio::test]

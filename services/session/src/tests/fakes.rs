@@ -22,7 +22,7 @@ use sandmesh_proto::{
         template_service_server::{TemplateService, TemplateServiceServer},
     },
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::Semaphore};
 use tonic::{Request as Call, Response, Status, service::Routes};
 
 pub(super) use self::executor::FakeExecutor;
@@ -44,6 +44,25 @@ pub(super) struct Inside {
     /// The jail of the sandboxes that are made.
     pub(super) jail: &'static str,
     pub(super) templates: HashMap<String, tpl::Template>,
+    /// What was to be installed.
+    pub(super) installs: Vec<agent::InstallPackagesRequest>,
+    /// Answers to the next installations; then they work.
+    pub(super) install_answers: VecDeque<Result<agent::install_packages_response::Outcome, Status>>,
+    /// Without permits installations take for ever.
+    pub(super) install_gate: Arc<Semaphore>,
+    /// Nodes have every layer of packages already.
+    pub(super) has_layers: bool,
+}
+
+/// Everything that was asked for, in version 1.0.
+fn layer(set: Option<&agent::PackageSet>) -> agent::Layer {
+    let package = |package: &agent::Package| agent::Package { version: "1.0".into(), ..package.clone() };
+    agent::Layer {
+        key: "key".into(),
+        installed: set.into_iter().flat_map(|set| &set.packages).map(package).collect(),
+        location: "/packages".into(),
+        installed_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
+    }
 }
 
 pub(super) struct FakeSandbox {
@@ -81,6 +100,10 @@ impl World {
             scheduler_down: false,
             last_spec: None,
             jail: "bubblewrap",
+            installs: Vec::new(),
+            install_answers: VecDeque::new(),
+            install_gate: Arc::new(Semaphore::new(1)),
+            has_layers: false,
             templates: templates.into_iter().map(|t| (t.template_id.clone(), t)).collect(),
         })))
     }
@@ -127,6 +150,7 @@ impl World {
             language_runtime: "python3.11".into(),
             workspace_path: "/workspace".into(),
             isolation: Some(ex::Isolation { jail: world.jail.into(), ..ex::Isolation::default() }),
+            layer: spec.packages.as_ref().filter(|_| world.has_layers).map(|set| layer(Some(set))),
             spec: Some(spec.clone()),
             ..agent::Sandbox::default()
         };
@@ -202,6 +226,23 @@ impl SchedulerService for World {
             }
             None => Err(Status::not_found("no such sandbox")),
         }
+    }
+
+    async fn install_packages(
+        &self,
+        call: Call<sch::InstallPackagesRequest>,
+    ) -> Result<Response<sch::InstallPackagesResponse>, Status> {
+        let request = call.into_inner().request.unwrap_or_default();
+        let (answer, gate) = {
+            let mut world = self.lock();
+            world.installs.push(request.clone());
+            (world.install_answers.pop_front(), Arc::clone(&world.install_gate))
+        };
+        let _open = gate.acquire().await;
+        let layer = || agent::install_packages_response::Outcome::Layer(layer(request.packages.as_ref()));
+        let answer = answer.unwrap_or_else(|| Ok(layer()))?;
+        let response = agent::InstallPackagesResponse { outcome: Some(answer), reused: false };
+        Ok(Response::new(sch::InstallPackagesResponse { response: Some(response) }))
     }
 
     async fn list_sandboxes(

@@ -11,18 +11,24 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
+use super::install::proxy_socket;
 use crate::{
     Config,
     config::IsolationPolicy,
-    runtime::{Ability, Order, Problems},
-    sandbox::{Isolation, Language, SandboxId},
+    layers,
+    packages::Layer,
+    runtime::{Ability, Contents, Order, Problems},
+    sandbox::{Isolation, Language, Resources, SandboxId},
 };
 
 /// How long a check or a destruction may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long taking out what was installed may take: it may be much, and goes to the disk.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How much of what a program printed is shown.
 pub(super) const TAIL_BYTES: usize = 2048;
 
@@ -31,9 +37,10 @@ pub(super) const TAIL_BYTES: usize = 2048;
 pub(super) struct Program {
     path: PathBuf,
     config: Config,
-    /// The versions of the interpreters that `check` found, in the words of `serve`: so that no sandbox
-    /// has to start them all to know.
-    versions: Arc<OnceLock<String>>,
+    /// The interpreters that `check` found: so that no sandbox has to start them all to know.
+    interpreters: Arc<OnceLock<Vec<Interpreter>>>,
+    /// Where the layers of packages are.
+    layers: PathBuf,
 }
 
 /// The answer of `sandmesh-executor check`.
@@ -58,31 +65,49 @@ struct Problem {
     fix: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Interpreter {
     language: Language,
+    #[serde(default)]
+    path: PathBuf,
     version: String,
 }
 
-impl Answer {
-    fn versions(&self) -> String {
-        let known = self.languages.iter().filter(|found| !found.version.is_empty());
-        let words: Vec<_> =
-            known.map(|found| format!("{}={}", found.language.as_str(), found.version)).collect();
-        words.join(",")
+impl Interpreter {
+    /// What packages for it depend on.
+    fn runtime(&self) -> (Language, String) {
+        let name = self.language.runtime_name(&self.version);
+        (self.language, format!("{name} {}", self.path.display()))
     }
+}
+
+/// The versions that are known, in the words of `serve`.
+fn versions(interpreters: &[Interpreter]) -> String {
+    let known = interpreters.iter().filter(|found| !found.version.is_empty());
+    let words: Vec<_> = known.map(|found| format!("{}={}", found.language.as_str(), found.version)).collect();
+    words.join(",")
+}
+
+/// An executor to start.
+struct Serve<'a> {
+    id: &'a SandboxId,
+    dir: &'a Path,
+    uid: Option<u32>,
+    resources: &'a Resources,
+    at_once: u32,
 }
 
 impl Program {
     /// The program that is configured, or else the one beside `running`.
-    pub(super) fn locate(config: &Config, running: Option<&Path>) -> Result<Self, Problems> {
+    pub(super) fn locate(config: &Config, data_dir: &Path, running: Option<&Path>) -> Result<Self, Problems> {
         let path = match (config.executor.as_os_str().is_empty(), running.and_then(Path::parent)) {
             (false, _) => config.executor.clone(),
             (true, Some(beside)) => beside.join("sandmesh-executor"),
             (true, None) => PathBuf::from("sandmesh-executor"),
         };
         if path.is_file() {
-            return Ok(Self { path, config: config.clone(), versions: Arc::default() });
+            let (config, layers) = (config.clone(), layers::root(data_dir));
+            return Ok(Self { path, config, interpreters: Arc::default(), layers });
         }
         Err(Problems(vec![format!(
             "program `{}` is missing; put `sandmesh-executor` beside the running program, or name it in setting \
@@ -98,10 +123,11 @@ impl Program {
         let output = self.answer(command).await.map_err(|why| Problems(vec![why]))?;
         match serde_json::from_slice::<Answer>(&output.stdout) {
             Ok(answer) if answer.ok => {
-                self.versions.get_or_init(|| answer.versions());
+                let interpreters = self.interpreters.get_or_init(|| answer.languages);
                 Ok(Ability {
                     isolation: answer.isolation,
-                    languages: answer.languages.into_iter().map(|found| found.language).collect(),
+                    languages: interpreters.iter().map(|found| found.language).collect(),
+                    runtimes: interpreters.iter().map(Interpreter::runtime).collect(),
                     warnings: answer.warnings.iter().map(describe).collect(),
                 })
             }
@@ -119,13 +145,45 @@ impl Program {
 
     /// Starts the executor of a sandbox in `dir`.
     pub(super) fn serve(&self, order: &Order, dir: &Path, uid: Option<u32>, log: File) -> io::Result<Child> {
-        let resources = &order.spec.resources;
         let at_once = match order.spec.max_concurrent_executions {
             0 => self.config.max_concurrent_executions,
             asked => asked,
         };
+        let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
+        let mut command = self.serve_command(&serve);
+        command.args(["--warm", order.spec.language.as_str()]);
+        command.arg("--layers").arg(&self.layers);
+        if let Some(layer) = &order.layer {
+            command.args(["--layer", &layer_flag(layer)]);
+        }
+        if let Some(end) = order.spec.expires_at {
+            // Rounded up: it must not end before its time.
+            let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);
+            command.args(["--expires-at", &seconds.to_string()]);
+        }
+        start(command, log)
+    }
+
+    /// Starts the executor of an installer in `dir`, whose jail shows the socket of its proxy. It ends by
+    /// itself, should nobody be there to end it.
+    pub(super) fn serve_installer(
+        &self,
+        (id, dir, uid): (&SandboxId, &Path, Option<u32>),
+        resources: &Resources,
+        expires_at: DateTime<Utc>,
+        log: File,
+    ) -> io::Result<Child> {
+        let mut command = self.serve_command(&Serve { id, dir, uid, resources, at_once: 1 });
+        command.arg("--proxy").arg(proxy_socket(dir));
+        command.args(["--expires-at", &expires_at.timestamp().to_string()]);
+        start(command, log)
+    }
+
+    /// Everything of `serve` that is the same for all sandboxes.
+    fn serve_command(&self, serve: &Serve<'_>) -> Command {
+        let Serve { id, dir, uid, resources, at_once } = *serve;
         let mut command = self.command("serve");
-        add_place(&mut command, dir, &order.id);
+        add_place(&mut command, dir, id);
         for (name, value) in [
             ("--memory-bytes", resources.memory_bytes),
             ("--cpu-millis", resources.cpu_millis.into()),
@@ -138,19 +196,43 @@ impl Program {
         ] {
             command.arg(name).arg(value.to_string());
         }
-        command.args(["--warm", order.spec.language.as_str()]);
-        if let Some(versions) = self.versions.get().filter(|versions| !versions.is_empty()) {
-            command.args(["--known-versions", versions]);
-        }
-        if let Some(end) = order.spec.expires_at {
-            // Rounded up: it must not end before its time.
-            let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);
-            command.args(["--expires-at", &seconds.to_string()]);
+        let versions = self.interpreters.get().map(|interpreters| versions(interpreters));
+        if let Some(versions) = versions.filter(|versions| !versions.is_empty()) {
+            command.args(["--known-versions", &versions]);
         }
         self.add_isolation(&mut command, uid);
-        let errors = log.try_clone()?;
-        // It leaves the agent's session by itself, which the leader of a process group could not.
-        command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+        command
+    }
+
+    /// Takes what was installed out of the sandbox of an installer, after all of it was killed.
+    pub(super) async fn seal(
+        &self,
+        (id, dir): (&SandboxId, &Path),
+        from: &str,
+        to: &Path,
+        language: Language,
+    ) -> Result<Contents, String> {
+        let mut command = self.command("seal");
+        add_place(&mut command, dir, id);
+        command.args(["--cgroup-parent", &self.config.cgroup_parent, "--from", from]);
+        command.arg("--to").arg(to).args(["--language", language.as_str()]);
+        let output = self.answer_within(SEAL_TIMEOUT, command).await?;
+        if !output.status.success() {
+            return Err(tail(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// The settings.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The interpreter of Python.
+    pub(super) fn python(&self) -> PathBuf {
+        let mut found = self.interpreters.get().into_iter().flatten();
+        let python = found.find(|found| found.language == Language::Python);
+        python.map_or_else(|| "/usr/bin/python3".into(), |python| python.path.clone())
     }
 
     /// Destroys all that there is of a sandbox.
@@ -196,14 +278,29 @@ impl Program {
         }
     }
 
-    async fn answer(&self, mut command: Command) -> Result<Output, String> {
+    async fn answer(&self, command: Command) -> Result<Output, String> {
+        self.answer_within(ANSWER_TIMEOUT, command).await
+    }
+
+    async fn answer_within(&self, limit: Duration, mut command: Command) -> Result<Output, String> {
         command.stdin(Stdio::null()).kill_on_drop(true);
-        match tokio::time::timeout(ANSWER_TIMEOUT, command.output()).await {
+        match tokio::time::timeout(limit, command.output()).await {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(error)) => Err(format!("cannot run `{}`: {error}", self.path.display())),
-            Err(_) => Err(format!("`{}` did not answer within {ANSWER_TIMEOUT:?}", self.path.display())),
+            Err(_) => Err(format!("`{}` did not answer within {limit:?}", self.path.display())),
         }
     }
+}
+
+/// Starts an executor that writes to this log.
+fn start(mut command: Command, log: File) -> io::Result<Child> {
+    let errors = log.try_clone()?;
+    // It leaves the agent's session by itself, which the leader of a process group could not.
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+}
+
+fn layer_flag(layer: &Layer) -> String {
+    format!("{}:{}", layer.language.as_str(), layer.key)
 }
 
 fn add_place(command: &mut Command, dir: &Path, id: &SandboxId) {
@@ -247,7 +344,8 @@ mod tests {
     #[test]
     fn a_missing_program_is_reported_with_its_setting() {
         let running = Path::new("/nowhere/sandmesh");
-        let problems = Program::locate(&Config::default(), Some(running)).unwrap_err().to_string();
+        let problems =
+            Program::locate(&Config::default(), Path::new("/data"), Some(running)).unwrap_err().to_string();
         assert!(problems.contains("`/nowhere/sandmesh-executor`") && problems.contains("`agent.executor`"));
     }
 

@@ -39,10 +39,6 @@ impl ProcessBench {
         Self { dir, config }
     }
 
-    pub(crate) fn data_dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
@@ -85,6 +81,10 @@ impl Drop for ProcessBench {
 impl Bench for ProcessBench {
     fn runtime(&self) -> Arc<dyn Runtime> {
         Arc::new(self.process_runtime())
+    }
+
+    fn data_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     async fn kill(&self, id: &SandboxId) {
@@ -144,7 +144,7 @@ fn groups(name: &str) -> Vec<PathBuf> {
 contract_suite!(ProcessBench::new());
 
 fn order(n: u32) -> Order {
-    Order { id: id(n), spec: spec(), created_at: SystemClock.now() }
+    Order { id: id(n), spec: spec(), created_at: SystemClock.now(), layer: None }
 }
 
 #[tokio::test]

@@ -1,0 +1,262 @@
+//! Packages for sandboxes: a set is installed once, as a layer, and shared by all who ask for the same.
+//!
+//! An installation is a task of its own that several callers may await and none can interrupt. Its time
+//! limit is the latest of those who wait for it.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::Service;
+use crate::{
+    Error,
+    layers::Layers,
+    ledger::Outcome,
+    packages::{Layer, LayerKey, PackageSet},
+    sandbox::{Sandbox, SandboxId, State},
+};
+
+/// How long an installation at its limit may take to be stopped and cleared away.
+const STOPPING: Duration = Duration::from_secs(30);
+
+/// What is installed, and what is being installed.
+#[derive(Debug)]
+pub(crate) struct Installs {
+    pub(crate) layers: Layers,
+    /// One permit for each installer that may run.
+    slots: Semaphore,
+    running: Mutex<HashMap<LayerKey, Install>>,
+}
+
+/// An installation that runs.
+#[derive(Debug, Clone)]
+struct Install {
+    outcome: Outcome<Arc<Layer>>,
+    deadline: watch::Sender<Instant>,
+}
+
+/// A layer that a sandbox has now.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    pub(crate) layer: Arc<Layer>,
+    /// It was there, or somebody else had it installed.
+    pub(crate) reused: bool,
+}
+
+impl Installs {
+    /// Nothing is being installed.
+    pub(crate) fn new(layers: Layers, at_once: u32) -> Self {
+        Self { layers, slots: Semaphore::new(at_once as usize), running: Mutex::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<LayerKey, Install>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Service {
+    /// The key of the layer that a set becomes here.
+    ///
+    /// # Errors
+    /// `NoInstaller` when there is no interpreter for it.
+    pub(crate) fn layer_key(&self, set: &PackageSet) -> Result<LayerKey, Error> {
+        let mut runtimes = self.identity.ability.runtimes.iter();
+        let runtime = runtimes.find(|(language, _)| *language == set.language);
+        let (_, runtime) = runtime.ok_or_else(|| self.no_installer(format!("it has no {}", set.language)))?;
+        Ok(set.key(runtime))
+    }
+
+    fn no_installer(&self, why: impl Into<String>) -> Error {
+        Error::NoInstaller { node: self.identity.node_id.clone(), why: why.into() }
+    }
+
+    /// What a sandbox has of packages.
+    pub(crate) fn layer_of(&self, sandbox: &Sandbox) -> Option<Arc<Layer>> {
+        sandbox.facts.layer().and_then(|key| self.installs.layers.get(key))
+    }
+
+    /// Installs packages, unless they are, and gives them to a sandbox. When the caller goes away an
+    /// installation goes on.
+    ///
+    /// # Errors
+    /// `NotFound`, `NoInstaller`, `InstallFailed`, `NotMounted`, `Stopping`.
+    pub(crate) async fn install_packages(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        set: PackageSet,
+        limit: Duration,
+    ) -> Result<Given, Error> {
+        let sandbox = self.get(id)?;
+        if sandbox.state != State::Running {
+            return Err(Error::NotFound(id.clone()));
+        }
+        if sandbox.facts.isolation.jail == "none" {
+            return Err(self.no_installer("it has no jail to install in: `agent.isolation.jail` is off"));
+        }
+        let key = self.layer_key(&set)?;
+        let held = self.installs.layers.hold(id, &key, self.clock.now());
+        let given = match held {
+            Some(layer) => Ok(Given { layer, reused: true }),
+            None => self.installed(&key, set, Instant::now() + limit).await,
+        };
+        let given = match given {
+            Ok(given) => self.give(&sandbox, &given.layer).await.map(|()| given),
+            Err(error) => Err(error),
+        };
+        if given.is_err() && self.get(id).map_or(true, |now| !now.facts.layers.contains(&key)) {
+            self.installs.layers.unhold(id, &key);
+        }
+        given
+    }
+
+    /// The layer, once it is installed.
+    async fn installed(
+        self: &Arc<Self>,
+        key: &LayerKey,
+        set: PackageSet,
+        deadline: Instant,
+    ) -> Result<Given, Error> {
+        let (install, reused) = self.begin_install(key, set, deadline);
+        let Some(install) = install else {
+            let layer = self.installs.layers.get(key);
+            let lost = || Error::internal(anyhow::anyhow!("layer `{key}` vanished"));
+            return layer.map(|layer| Given { layer, reused: true }).ok_or_else(lost);
+        };
+        let late = || Error::InstallFailed {
+            message: "the time limit was reached before the packages were installed".to_owned(),
+            timed_out: true,
+        };
+        // Where nobody has more patience it is stopped at this very moment, and its outcome says more.
+        let patience = if *install.deadline.borrow() > deadline { Duration::ZERO } else { STOPPING };
+        let outcome = tokio::time::timeout_at(deadline + patience, install.outcome).await;
+        let layer = outcome.unwrap_or_else(|_| Err(late()))?;
+        Ok(Given { layer, reused })
+    }
+
+    /// Begins an installation, or joins the one that runs, and whether it does. `None` when it has ended well
+    /// just now.
+    fn begin_install(
+        self: &Arc<Self>,
+        key: &LayerKey,
+        set: PackageSet,
+        deadline: Instant,
+    ) -> (Option<Install>, bool) {
+        let mut running = self.installs.running();
+        if let Some(install) = running.get(key) {
+            install.deadline.send_if_modified(|latest| {
+                let later = deadline > *latest;
+                *latest = deadline.max(*latest);
+                later
+            });
+            return (Some(install.clone()), true);
+        }
+        if self.installs.layers.get(key).is_some() {
+            return (None, true);
+        }
+        let (service, key) = (Arc::clone(self), key.clone());
+        let (latest, until) = watch::channel(deadline);
+        let name = key.clone();
+        let outcome = self.spawn("install packages", async move {
+            let stopped = service.tasks.token();
+            let node = || Error::Stopping(service.identity.node_id.clone());
+            let installed = stopped.run_until_cancelled(service.install(&key, &set, until)).await;
+            // After the layer is there: whoever comes in between joins this one or finds it.
+            service.installs.running().remove(&key);
+            installed.unwrap_or_else(|| Err(node()))
+        });
+        let install = Install { outcome, deadline: latest };
+        running.insert(name, install.clone());
+        (Some(install), false)
+    }
+
+    /// The task of an installation.
+    async fn install(
+        &self,
+        key: &LayerKey,
+        set: &PackageSet,
+        mut until: watch::Receiver<Instant>,
+    ) -> Result<Arc<Layer>, Error> {
+        let started = Instant::now();
+        let slot = tokio::select! {
+            slot = self.installs.slots.acquire() => slot,
+            () = passed(&mut until) => {
+                let message = "too many other installations run on the node".to_owned();
+                return Err(Error::InstallFailed { message, timed_out: true });
+            }
+        };
+        let dir = self.installs.layers.begin(key).map_err(Error::internal)?;
+        let made = self.make_layer(key, set, &dir, until).await;
+        drop(slot);
+        match &made {
+            Ok(layer) => tracing::info!(
+                layer.key = %key, packages = layer.installed.len(), bytes = layer.bytes,
+                seconds = started.elapsed().as_secs_f64(), "packages installed"
+            ),
+            Err(error) => {
+                tracing::info!(layer.key = %key, %error, "packages not installed");
+                self.installs.layers.discard(&dir);
+            }
+        }
+        made
+    }
+
+    async fn make_layer(
+        &self,
+        key: &LayerKey,
+        set: &PackageSet,
+        dir: &Path,
+        until: watch::Receiver<Instant>,
+    ) -> Result<Arc<Layer>, Error> {
+        let contents = self.runtime.install(set, &dir.join("files"), until).await?;
+        let layer = Layer {
+            key: key.clone(),
+            language: set.language,
+            installed: contents.installed,
+            bytes: contents.bytes,
+            installed_at: self.clock.now(),
+        };
+        self.installs.layers.finish(dir, layer).map_err(Error::internal)
+    }
+
+    /// Gives a layer to a sandbox that runs.
+    async fn give(&self, sandbox: &Sandbox, layer: &Layer) -> Result<(), Error> {
+        if sandbox.facts.layer() == Some(&layer.key) {
+            return Ok(());
+        }
+        self.runtime.mount_layer(&sandbox.id, layer).await?;
+        self.ledger().mounted(&sandbox.id, sandbox.created_at, &layer.key);
+        Ok(())
+    }
+
+    /// Removes layers that are not to be kept.
+    pub(super) async fn tend_layers(self: &Arc<Self>) {
+        let service = Arc::clone(self);
+        let now = self.clock.now();
+        // Many files may go.
+        let gone = tokio::task::spawn_blocking(move || service.installs.layers.evict(now)).await;
+        if let Ok(gone @ 1..) = gone {
+            tracing::info!(gone, "layers of packages removed that nobody used");
+        }
+    }
+}
+
+/// Waits for a deadline that may be moved.
+pub(crate) async fn passed(deadline: &mut watch::Receiver<Instant>) {
+    loop {
+        let until = *deadline.borrow_and_update();
+        tokio::select! {
+            () = sleep_until(until) => return,
+            changed = deadline.changed() => if changed.is_err() {
+                return sleep_until(until).await;
+            },
+        }
+    }
+}

@@ -71,6 +71,9 @@ need_system() {
   need bubblewrap interpreter bwrap
   need python3 interpreter python3
   need nodejs interpreter node
+  # They install the packages of sessions.
+  need python3-pip python -m pip --version
+  need npm interpreter npm
   need curl command -v curl
   need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
   need gcc command -v cc
@@ -89,7 +92,7 @@ install_system() {
   fi
   command -v apt-get >/dev/null ||
     die "missing: ${missing[*]}" "this is neither Debian nor Ubuntu: install these with your package manager"
-  step "installing ${missing[*]}" "sandboxes, interpreters and the build need them" "under a minute"
+  step "installing ${missing[*]}" "sandboxes, interpreters and the build need them" "a minute"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3)
   as_root timeout -k 10 600 "${apt[@]}" update ||
     note "the package lists could not be refreshed; trying with the old ones"

@@ -14,7 +14,8 @@ use sandmesh_proto::{
     health::health_probe_service_client::HealthProbeServiceClient,
     scheduler::node_service_client::NodeServiceClient,
     session::{
-        file_service_client::FileServiceClient, session_event_service_client::SessionEventServiceClient,
+        dependency_service_client::DependencyServiceClient, file_service_client::FileServiceClient,
+        session_event_service_client::SessionEventServiceClient,
         session_service_client::SessionServiceClient,
     },
     statesync::state_sync_service_client::StateSyncServiceClient,
@@ -99,10 +100,11 @@ impl App {
     }
 
     /// The services that clients may call by gRPC, and who answers.
-    pub(crate) fn public_services(&self) -> [(&'static str, Link); 5] {
+    pub(crate) fn public_services(&self) -> [(&'static str, Link); 6] {
         [
             ("sandmesh.session.v1.SessionService", self.0.session.clone()),
             ("sandmesh.session.v1.FileService", self.0.session.clone()),
+            ("sandmesh.session.v1.DependencyService", self.0.session.clone()),
             ("sandmesh.template.v1.TemplateService", self.0.template.clone()),
             ("sandmesh.health.v1.HealthProbeService", self.0.health.clone()),
             ("sandmesh.scheduler.v1.NodeService", self.0.scheduler.clone()),
@@ -155,6 +157,11 @@ impl Call {
     /// The numbers of the session role.
     pub(crate) fn statistics(&self) -> SessionEventServiceClient<Link> {
         SessionEventServiceClient::new(self.app.0.session.clone())
+    }
+
+    /// The session role, for the packages of sessions.
+    pub(crate) fn dependencies(&self) -> DependencyServiceClient<Link> {
+        DependencyServiceClient::new(self.app.0.session.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// The template role.

@@ -17,7 +17,10 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     app::App,
     error::ErrorBody,
-    rest::{ALIASES, artifacts, containers, executions, files, health, metrics, nodes, sessions, templates},
+    rest::{
+        ALIASES, artifacts, containers, dependencies, executions, files, health, metrics, nodes, sessions,
+        templates,
+    },
 };
 
 /// What every operation may answer, whatever it does.
@@ -41,6 +44,7 @@ const ERRORS: [(&str, &str); 3] = [
         containers::list, containers::get, containers::logs,
         nodes::list, nodes::get, nodes::drain, nodes::resume,
         sessions::create, sessions::list, sessions::get, sessions::terminate, sessions::delete,
+        dependencies::install,
         executions::execute, executions::execute_sync, executions::execute_stream, executions::get,
         executions::status, executions::result, executions::stream, executions::cancel, executions::list,
         files::list, files::upload, files::read, files::delete, files::rename, files::mkdir,

@@ -12,7 +12,7 @@ fn for_reason(reason: &str) -> Option<&'static str> {
         "SESSION_NOT_FOUND" => "check the id, or create a session with POST /api/v1/sessions",
         "SESSION_EXISTS" => "choose another id, or leave `id` out to have one made",
         "EXECUTION_EXISTS" => "choose another id, or leave `execution_id` out to have one made",
-        "DEPENDENCIES_NOT_SUPPORTED" => "leave `dependencies` out, or use a template that has the packages",
+        "INSTALL_RUNNING" => "wait until `dependency_install_status` is completed or failed",
         "SESSION_NOT_ACTIVE" => "create a new session: this one takes no more executions",
         "FILE_NOT_FOUND" => "list the files with GET /api/v1/sessions/{id}/files",
         "ARTIFACT_NOT_FOUND" => "list the artifacts with GET /api/v1/executions/{id}/artifacts",

@@ -5,6 +5,7 @@
 
 pub(crate) mod artifacts;
 pub(crate) mod containers;
+pub(crate) mod dependencies;
 mod download;
 mod escape;
 pub(crate) mod executions;
@@ -60,6 +61,7 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/api/v1/sessions", post(sessions::create).get(sessions::list)),
         ("/api/v1/sessions/{id}", get(sessions::get).delete(sessions::delete)),
         ("/api/v1/sessions/{id}/terminate", post(sessions::terminate)),
+        ("/api/v1/sessions/{id}/dependencies/install", post(dependencies::install)),
         ("/api/v1/sessions/{id}/execute", post(executions::execute)),
         ("/api/v1/sessions/{id}/execute-sync", post(executions::execute_sync)),
         ("/api/v1/sessions/{id}/execute-stream", post(executions::execute_stream)),

@@ -82,7 +82,7 @@ impl AgentService for Grpc {
         let sandbox = self.0.create(id, spec).await.map_err(status)?;
         let mut sent = self.encode(&sandbox);
         // Of packages that are not those, nothing is told.
-        sent.layer = sent.layer.filter(|_| sandbox.facts.layer() == asked.as_ref());
+        sent.layer = sent.layer.filter(|_| sandbox.facts.layer == asked);
         Ok(Response::new(CreateSandboxResponse { sandbox: Some(sent) }))
     }
 

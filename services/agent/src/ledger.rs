@@ -137,7 +137,7 @@ impl Ledger {
     pub(crate) fn mounted(&mut self, id: &SandboxId, created_at: DateTime<Utc>, key: &LayerKey) {
         let Some(Slot { sandbox: Some(sandbox), job }) = self.slots.get_mut(id) else { return };
         if sandbox.created_at == created_at {
-            sandbox.facts.note_layer(key);
+            sandbox.facts.show_layer(key);
             let (sandbox, job) = (sandbox.clone(), job.clone());
             self.put(sandbox, job);
         }

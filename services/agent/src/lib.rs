@@ -86,7 +86,8 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     let layers = Layers::new(mesh.data_dir(), config.packages.keep());
     layers.load().context("the layers of packages cannot be read")?;
     let installs = Installs::new(layers, config.packages.max_concurrent);
-    let service = Arc::new(Service::new(identity, runtime, (drain, installs), mesh.clock(), mesh.tasks().clone()));
+    let service =
+        Arc::new(Service::new(identity, runtime, (drain, installs), mesh.clock(), mesh.tasks().clone()));
     let half_made = Mutex::new(service.adopt().await?);
     Ok(Arc::new(Agent { config: config.clone(), service, scheduler, half_made }))
 }

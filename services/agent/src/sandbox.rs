@@ -228,21 +228,26 @@ pub(crate) struct Facts {
     pub(crate) isolation: Isolation,
     /// The language runtime that its executor found.
     pub(crate) language_runtime: String,
-    /// The layers of packages that it has had; the last is what executions find that start now.
+    /// The layers of packages that it has, had, or was about to have.
     #[serde(default)]
     pub(crate) layers: Vec<LayerKey>,
+    /// The one of them that executions find that start now.
+    #[serde(default)]
+    pub(crate) layer: Option<LayerKey>,
 }
 
 impl Facts {
-    /// The layer of packages that executions find that start now.
-    pub(crate) fn layer(&self) -> Option<&LayerKey> {
-        self.layers.last()
+    /// It is about to have this layer.
+    pub(crate) fn expect_layer(&mut self, key: &LayerKey) {
+        if !self.layers.contains(key) {
+            self.layers.push(key.clone());
+        }
     }
 
     /// It has this layer from now on.
-    pub(crate) fn note_layer(&mut self, key: &LayerKey) {
-        self.layers.retain(|had| had != key);
-        self.layers.push(key.clone());
+    pub(crate) fn show_layer(&mut self, key: &LayerKey) {
+        self.expect_layer(key);
+        self.layer = Some(key.clone());
     }
 }
 

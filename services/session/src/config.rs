@@ -5,6 +5,8 @@ use std::{path::Path, path::PathBuf, time::Duration};
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
+pub use crate::index::Packages;
+
 /// The settings of the session role, in section `session`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -51,6 +53,8 @@ pub struct Config {
     pub sweep_interval: HumanDuration,
     /// The longest pause between two attempts to reach a sandbox or the scheduler.
     pub retry_max: HumanDuration,
+    /// Where packages come from.
+    pub packages: Packages,
 }
 
 impl Default for Config {
@@ -77,6 +81,7 @@ impl Default for Config {
             retention: seconds(24 * 3600),
             sweep_interval: HumanDuration(Duration::from_millis(500)),
             retry_max: HumanDuration(Duration::from_millis(400)),
+            packages: Packages::default(),
         }
     }
 }
@@ -95,6 +100,7 @@ impl Config {
         if !self.object_dir.as_os_str().is_empty() && !self.object_dir.is_absolute() {
             return Err(ConfigError::invalid("session.object_dir", "give an absolute path"));
         }
+        self.packages.validate()?;
         self.validate_counts()?;
         self.validate_sizes()?;
         self.validate_durations()

@@ -8,6 +8,8 @@ use sandmesh_mesh::{datetime, duration_from, duration_pb, timestamp};
 use sandmesh_proto::{executor, session as pb};
 
 use crate::{
+    dependencies::{Dependency, InstallState, Installed},
+    index::masked,
     lifecycle::{Cause, ExecutionState, SessionState},
     service::FileEntry,
     store::{Instant, execution, session},
@@ -31,6 +33,8 @@ pub(crate) struct View {
 pub(crate) fn session(row: session::Model, max_recoveries: u32) -> pb::Session {
     let recoveries = row.recovered();
     let state = session_state(row.state).into();
+    let dependency_installation = installation(&row);
+    let requested = row.packages.as_ref().map(|packages| packages.shown().to_vec()).unwrap_or_default();
     pb::Session {
         session_id: row.id,
         template_id: row.template_id,
@@ -47,14 +51,14 @@ pub(crate) fn session(row: session::Model, max_recoveries: u32) -> pb::Session {
         timeout_seconds: unsigned(row.timeout_seconds),
         idle_timeout_seconds: unsigned(row.idle_timeout_seconds),
         labels: row.labels.0.into_iter().collect(),
-        requested_dependencies: Vec::new(),
-        dependency_installation: None,
+        requested_dependencies: requested.into_iter().map(dependency).collect(),
+        dependency_installation,
         expires_at: Some(time(row.expires_at)),
         created_at: Some(time(row.created_at)),
         updated_at: Some(time(row.updated_at)),
         last_activity_at: Some(time(row.last_activity_at)),
         completed_at: row.completed_at.map(time),
-        python_package_index_url: row.python_package_index_url,
+        python_package_index_url: masked(&row.python_package_index_url),
         recoveries,
         recoveries_left: max_recoveries.saturating_sub(recoveries),
     }
@@ -92,6 +96,39 @@ pub(crate) fn file(file: FileEntry) -> pb::File {
 
 fn mime_type(path: &str) -> String {
     mime_guess::from_path(path).first_or_octet_stream().to_string()
+}
+
+fn dependency(dependency: Dependency) -> pb::Dependency {
+    pb::Dependency { name: dependency.name, version: dependency.version }
+}
+
+/// How far the installation of packages is; `None` when there never was anything to install.
+fn installation(row: &session::Model) -> Option<pb::DependencyInstallation> {
+    use pb::dependency_installation::State;
+    let state = match row.install_state? {
+        InstallState::Pending => State::Pending,
+        InstallState::Installing => State::Installing,
+        InstallState::Completed => State::Completed,
+        InstallState::Failed => State::Failed,
+    };
+    let language = Language::of_runtime(&row.language_runtime).unwrap_or(Language::Shell);
+    let from_template =
+        |name: &str| row.packages.as_ref().is_some_and(|packages| packages.is_from_template(name, language));
+    let package = |installed: &Installed, one: &Dependency| pb::InstalledDependency {
+        name: one.name.clone(),
+        version: one.version.clone(),
+        install_location: installed.location.clone(),
+        installed_at: Some(time(Instant::from_micros(installed.installed_at))),
+        is_from_template: from_template(&one.name),
+    };
+    let installed = row.installed.iter();
+    Some(pb::DependencyInstallation {
+        state: state.into(),
+        error: row.install_error.clone().unwrap_or_default(),
+        installed: installed.flat_map(|all| all.packages.iter().map(|one| package(all, one))).collect(),
+        started_at: row.install_started_at.map(time),
+        completed_at: row.install_completed_at.map(time),
+    })
 }
 
 pub(crate) fn execution(view: View) -> pb::Execution {

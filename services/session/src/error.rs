@@ -45,9 +45,9 @@ pub(crate) enum Error {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Dependencies were asked for.
-    #[error("this server does not install dependencies; leave out `dependencies`")]
-    DependenciesNotSupported,
+    /// Packages are being installed into the session already.
+    #[error("packages are being installed into session `{0}` already")]
+    InstallRunning(String),
     /// There is no such execution.
     #[error("execution `{0}` not found")]
     ExecutionNotFound(String),
@@ -239,12 +239,12 @@ impl Fault for Error {
             Self::SessionExists(_) | Self::ExecutionExists(_) => Code::AlreadyExists,
             Self::SessionNotActive { .. }
             | Self::TemplateNotFound { .. }
+            | Self::InstallRunning(_)
             | Self::ExecutionEnded { .. }
             | Self::ExecutionNotRunning { .. } => Code::FailedPrecondition,
             Self::QuotaExceeded(_) | Self::NoCapacity { .. } | Self::TooManyExecutions { .. } => {
                 Code::ResourceExhausted
             }
-            Self::DependenciesNotSupported => Code::Unimplemented,
             Self::CursorExpired { .. } | Self::OutOfRange { .. } => Code::OutOfRange,
             Self::File { code, .. } => *code,
             Self::FileNotKept(_) | Self::ArtifactNotFound { .. } => Code::NotFound,
@@ -266,7 +266,7 @@ impl Fault for Error {
             Self::TemplateNotFound { .. } => "TEMPLATE_NOT_FOUND",
             Self::QuotaExceeded(_) => "QUOTA_EXCEEDED",
             Self::NoCapacity { .. } => "NO_CAPACITY",
-            Self::DependenciesNotSupported => "DEPENDENCIES_NOT_SUPPORTED",
+            Self::InstallRunning(_) => "INSTALL_RUNNING",
             Self::ExecutionNotFound(_) => "EXECUTION_NOT_FOUND",
             Self::ExecutionExists(_) => "EXECUTION_EXISTS",
             Self::ExecutionEnded { .. } => "EXECUTION_ENDED",

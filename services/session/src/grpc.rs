@@ -7,9 +7,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt, stream};
 use sandmesh_mesh::status;
 use sandmesh_proto::session::{
-    self as pb, attach_execution_response::Event as Attached, execute_response::Event as Executed,
-    interact_execution_response::Event as Interacted, session_event_service_server::SessionEventService,
-    session_service_server::SessionService,
+    self as pb, attach_execution_response::Event as Attached, dependency_service_server::DependencyService,
+    execute_response::Event as Executed, interact_execution_response::Event as Interacted,
+    session_event_service_server::SessionEventService, session_service_server::SessionService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -170,6 +170,17 @@ impl SessionService for Grpc {
     ) -> Result<Response<Self::InteractExecutionStream>, Status> {
         let events = self.0.interact(request.into_inner()).await.map_err(status)?;
         Ok(Response::new(events.map(|event| encoded(event, to_interacted)).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl DependencyService for Grpc {
+    async fn install_dependencies(
+        &self,
+        request: Request<pb::InstallDependenciesRequest>,
+    ) -> Result<Response<pb::InstallDependenciesResponse>, Status> {
+        let session = self.0.install_dependencies(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(pb::InstallDependenciesResponse { session: Some(self.session(session)) }))
     }
 }
 

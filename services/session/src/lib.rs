@@ -7,11 +7,13 @@
 
 pub mod config;
 mod content;
+mod dependencies;
 mod drivers;
 mod encode;
 mod error;
 mod grpc;
 mod id;
+mod index;
 mod lifecycle;
 mod live;
 mod migration;
@@ -34,8 +36,8 @@ use std::{future::Future, sync::Arc, time::Instant};
 use futures::future::{BoxFuture, FutureExt};
 use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 use sandmesh_proto::session::{
-    file_service_server::FileServiceServer, session_event_service_server::SessionEventServiceServer,
-    session_service_server::SessionServiceServer,
+    dependency_service_server::DependencyServiceServer, file_service_server::FileServiceServer,
+    session_event_service_server::SessionEventServiceServer, session_service_server::SessionServiceServer,
 };
 use tokio::sync::Semaphore;
 
@@ -81,6 +83,7 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         turns: Turns::default(),
         running: RunningSessions::default(),
         sandboxes: Locks::default(),
+        installs: Locks::default(),
         wind_downs: Locks::default(),
         removals: Retries::default(),
         workspaces: Workspaces::default(),
@@ -103,6 +106,7 @@ impl Role for Session {
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         );
         server.add(FileServiceServer::new(grpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES));
+        server.add(DependencyServiceServer::new(grpc.clone()));
         server.add(SessionEventServiceServer::new(grpc));
     }
 

@@ -4,6 +4,7 @@
 
 #![expect(elided_lifetimes_in_paths, reason = "the trait's own form, which an implementation must match")]
 
+mod dependencies;
 mod files;
 mod m0007_recovery;
 
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(Executions),
             Box::new(FewerIndexes),
             Box::new(files::Files),
+            Box::new(dependencies::Dependencies),
             Box::new(m0007_recovery::Recovery),
         ]
     }
@@ -241,8 +243,13 @@ mod tests {
 
     #[tokio::test]
     async fn migration_that_was_stopped_halfway_is_made_by_the_next_start() {
-        let last_steps = ["idx_sessions_state_sandbox_removed", STATE, ACTIVE];
-        for (before, last_step) in (0..).zip(last_steps) {
+        let last_steps = [
+            (0, "idx_sessions_state_sandbox_removed"),
+            (1, STATE),
+            (2, ACTIVE),
+            (4, "idx_sessions_install_state"),
+        ];
+        for (before, last_step) in last_steps {
             let directory = tempfile::tempdir().unwrap();
             let url = format!("sqlite://{}/session.db?mode=rwc", directory.path().display());
             let database = Database::connect(url).await.unwrap();

@@ -8,6 +8,7 @@ mod end;
 mod execute;
 mod files;
 mod follow;
+mod install;
 mod interact;
 mod leftovers;
 mod list;
@@ -65,6 +66,8 @@ pub(crate) struct Service {
     pub(crate) running: RunningSessions,
     /// Who makes or removes the sandbox of a session, or forgets the session.
     pub(crate) sandboxes: Locks,
+    /// Who has packages installed into a session.
+    pub(crate) installs: Locks,
     /// Who winds a session down.
     pub(crate) wind_downs: Locks,
     /// Whose sandbox could not be removed.

@@ -5,6 +5,7 @@
 
 mod column;
 pub(crate) mod execution;
+mod install;
 mod pen;
 mod recovery;
 pub(crate) mod session;

@@ -1,6 +1,7 @@
 //! The role through its own front door, with its peers played at the wire.
 
 mod database;
+mod dependencies;
 mod executions;
 mod fakes;
 mod input;
@@ -17,7 +18,9 @@ use sandmesh_mesh::{HumanDuration, Link, ManualClock, Mesh, RoleName, Tasks, grp
 use sandmesh_proto::{
     executor::Language,
     session::{
-        self as pb, session_event_service_client::SessionEventServiceClient,
+        self as pb, dependency_service_client::DependencyServiceClient,
+        dependency_service_server::DependencyServiceServer,
+        session_event_service_client::SessionEventServiceClient,
         session_event_service_server::SessionEventServiceServer,
         session_service_client::SessionServiceClient, session_service_server::SessionServiceServer,
     },
@@ -38,6 +41,7 @@ struct Bench {
     tasks: Tasks,
     client: SessionServiceClient<Link>,
     events: SessionEventServiceClient<Link>,
+    dependencies: DependencyServiceClient<Link>,
 }
 
 /// Without recovery: what a test loses stays lost, unless it is about that.
@@ -71,14 +75,16 @@ impl Bench {
         let grpc = Grpc(Arc::clone(&service));
         let mut routes = RoutesBuilder::default();
         routes.add_service(SessionServiceServer::new(grpc.clone()));
+        routes.add_service(DependencyServiceServer::new(grpc.clone()));
         routes.add_service(SessionEventServiceServer::new(grpc));
         let link = Link::local(grpc_router(routes.routes()));
         let tasks = mesh.tasks().clone();
         tasks.spawn("acknowledge leftovers", Arc::clone(&service).acknowledge_leftovers());
         tasks.spawn("sweep sessions", Arc::clone(&service).sweep_forever());
         let client = SessionServiceClient::new(link.clone()).max_decoding_message_size(64 << 20);
-        let events = SessionEventServiceClient::new(link);
-        Self { world, clock, config, directory, service, tasks, client, events }
+        let events = SessionEventServiceClient::new(link.clone());
+        let dependencies = DependencyServiceClient::new(link);
+        Self { world, clock, config, directory, service, tasks, client, events, dependencies }
     }
 
     /// Stops the role in the middle of whatever it does, and starts another on the same data.

@@ -8,9 +8,10 @@ mod file;
 mod session;
 
 pub(crate) use self::{
+    dependency::{dependencies, template_package},
     execution::{NewExecution, new_execution},
     file::{FilePath, NewFile, new_file},
-    session::{NewSession, check_resources, new_session},
+    session::{NewSession, check_resources, new_session, packages_to_install},
 };
 
 #[cfg(test)]

@@ -98,6 +98,37 @@ pub(crate) struct Dependency {
     version: Option<String>,
 }
 
+/// Packages to install into a session that runs.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = InstallDependencies)]
+pub(crate) struct InstallDependencies {
+    /// The packages.
+    #[schema(required = true, nullable = false, min_items = 1, max_items = 50)]
+    dependencies: Option<Vec<Dependency>>,
+    /// The index to install from; left out: the session's.
+    python_package_index_url: Option<String>,
+}
+
+impl InstallDependencies {
+    /// The message for the session role.
+    pub(crate) fn into_request(self, session_id: String) -> Result<pb::InstallDependenciesRequest, ApiError> {
+        let mut mistakes = Mistakes::default();
+        mistakes.required("dependencies", self.dependencies.as_ref());
+        mistakes.check()?;
+        Ok(pb::InstallDependenciesRequest {
+            session_id,
+            dependencies: self.dependencies.unwrap_or_default().into_iter().map(Into::into).collect(),
+            python_package_index_url: self.python_package_index_url.unwrap_or_default(),
+        })
+    }
+}
+
+impl From<Dependency> for pb::Dependency {
+    fn from(dependency: Dependency) -> Self {
+        Self { name: dependency.name, version: dependency.version.unwrap_or_default() }
+    }
+}
+
 impl CreateSession {
     /// The message for the session role.
     pub(crate) fn into_request(self, key: IdempotencyKey) -> Result<pb::CreateSessionRequest, ApiError> {
@@ -107,9 +138,7 @@ impl CreateSession {
         mistakes.not_empty("id", self.id.as_ref());
         mistakes.not_empty("request_id", self.request_id.as_ref());
         mistakes.check()?;
-        let dependencies = self.dependencies.unwrap_or_default().into_iter().map(|dependency| {
-            pb::Dependency { name: dependency.name, version: dependency.version.unwrap_or_default() }
-        });
+        let dependencies = self.dependencies.unwrap_or_default().into_iter().map(Into::into);
         Ok(pb::CreateSessionRequest {
             session_id: self.id.unwrap_or_default(),
             template_id: self.template_id.unwrap_or_default(),

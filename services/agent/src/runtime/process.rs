@@ -166,9 +166,11 @@ impl ProcessRuntime {
             answer = answered(&dir, &order.id, self.start_timeout, arrivals.as_ref()) => answer,
             status = process.ended() => Err(life::describe(status)),
         };
-        let layers = order.layer.iter().map(|layer| layer.key.clone()).collect();
         let answer = answer.map_err(|why| with_log(&why, &dir))?;
-        let facts = facts(&dir, order.spec.language, answer, layers);
+        let mut facts = facts(&dir, order.spec.language, answer);
+        if let Some(layer) = &order.layer {
+            facts.show_layer(&layer.key);
+        }
         record.facts = Some(facts.clone());
         record.save(&dir).map_err(|error| format!("cannot record it: {error}"))?;
         Ok(facts)
@@ -194,8 +196,8 @@ impl ProcessRuntime {
         };
         let process = match self.take_over(&record, &sandbox.id, &dir).await {
             Ok((process, answer)) => {
-                let layers = std::mem::take(&mut sandbox.facts.layers);
-                sandbox.facts = facts(&dir, sandbox.spec.language, answer, layers);
+                let Facts { layers, layer, .. } = std::mem::take(&mut sandbox.facts);
+                sandbox.facts = Facts { layers, layer, ..facts(&dir, sandbox.spec.language, answer) };
                 Some(Arc::new(process))
             }
             Err(why) => {
@@ -285,13 +287,16 @@ impl Runtime for ProcessRuntime {
     async fn mount_layer(&self, id: &SandboxId, layer: &Layer) -> Result<(), Error> {
         let dir = self.dir(id);
         let failed = |why: String| Error::NotMounted { id: id.clone(), why };
-        // First what is needed to keep it, then the use of it.
-        let mut record = Record::load(&dir).map_err(|error| failed(error.to_string()))?;
-        if let Some(facts) = &mut record.facts {
-            facts.note_layer(&layer.key);
-        }
-        record.save(&dir).map_err(|error| failed(error.to_string()))?;
-        mount(&dir, layer).await.map_err(failed)
+        let note = |note: fn(&mut Facts, &LayerKey)| {
+            let mut record = Record::load(&dir)?;
+            record.facts.iter_mut().for_each(|facts| note(facts, &layer.key));
+            record.save(&dir)
+        };
+        let not_noted = |error: io::Error| failed(format!("cannot record it: {error}"));
+        // First that it is to be kept, then the use of it, and only then that it is used.
+        note(Facts::expect_layer).map_err(not_noted)?;
+        mount(&dir, layer).await.map_err(failed)?;
+        note(Facts::show_layer).map_err(not_noted)
     }
 
     async fn tend(&self) {
@@ -429,13 +434,14 @@ async fn ask(dir: &Path) -> Result<GetExecutorResponse, String> {
     answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
 }
 
-fn facts(dir: &Path, language: Language, answer: GetExecutorResponse, layers: Vec<LayerKey>) -> Facts {
+fn facts(dir: &Path, language: Language, answer: GetExecutorResponse) -> Facts {
     let runtime = answer.languages.iter().find(|found| language_from_pb(found.language()) == Some(language));
     Facts {
         endpoint: endpoint(dir),
         isolation: isolation_from_pb(answer.isolation.unwrap_or_default()),
         language_runtime: runtime.map(|found| language.runtime_name(&found.version)).unwrap_or_default(),
-        layers,
+        layers: Vec::new(),
+        layer: None,
     }
 }
 

@@ -80,7 +80,7 @@ impl Service {
 
     /// What a sandbox has of packages.
     pub(crate) fn layer_of(&self, sandbox: &Sandbox) -> Option<Arc<Layer>> {
-        sandbox.facts.layer().and_then(|key| self.installs.layers.get(key))
+        sandbox.facts.layer.as_ref().and_then(|key| self.installs.layers.get(key))
     }
 
     /// Installs packages, unless they are, and gives them to a sandbox. When the caller goes away an
@@ -228,9 +228,6 @@ impl Service {
 
     /// Gives a layer to a sandbox that runs.
     async fn give(&self, sandbox: &Sandbox, layer: &Layer) -> Result<(), Error> {
-        if sandbox.facts.layer() == Some(&layer.key) {
-            return Ok(());
-        }
         self.runtime.mount_layer(&sandbox.id, layer).await?;
         self.ledger().mounted(&sandbox.id, sandbox.created_at, &layer.key);
         Ok(())

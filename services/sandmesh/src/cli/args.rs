@@ -3,6 +3,7 @@
 use std::{convert::Infallible, fs::File, io::Read};
 
 use sandmesh_mesh::{ByteSize, HumanDuration, Secret};
+use sandmesh_proto::session::Dependency;
 
 use super::failure::Failure;
 
@@ -65,6 +66,19 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is not of the form KEY=VALUE")),
     }
+}
+
+/// A package: `NAME` or `NAME==VERSION` and the like; for npm `NAME@RANGE`. What it may be the server knows.
+pub(super) fn dependency(text: &str) -> Result<Dependency, String> {
+    // A scope of npm begins with the sign that its version follows.
+    let npm = text.get(1..).and_then(|rest| rest.find('@')).map(|at| (at + 1, at + 2));
+    let python = text.find(['=', '<', '>', '!', '~', ' ']).map(|at| (at, at));
+    let (end, start) = npm.or(python).unwrap_or((text.len(), text.len()));
+    let (name, version) = (text[..end].trim(), text[start..].trim());
+    if name.is_empty() {
+        return Err(format!("`{text}` is not of the form NAME or NAME==VERSION"));
+    }
+    Ok(Dependency { name: name.to_owned(), version: version.to_owned() })
 }
 
 /// The event as JSON text: `text` itself, or the content of a file (`@path`) or of the standard input (`@-`).
@@ -135,6 +149,23 @@ mod tests {
         assert_eq!(pair("A="), Ok(("A".to_owned(), String::new())));
         assert!(pair("A").is_err());
         assert!(pair("=b").is_err());
+    }
+
+    #[test]
+    fn a_package_is_split_into_its_name_and_its_version() {
+        for (text, name, version) in [
+            ("click", "click", ""),
+            ("click==8.1", "click", "==8.1"),
+            ("six >= 1, <2", "six", ">= 1, <2"),
+            ("left-pad@^1.3", "left-pad", "^1.3"),
+            ("@scope/x@>=1 <2", "@scope/x", ">=1 <2"),
+            ("@scope/x", "@scope/x", ""),
+        ] {
+            let expected = Dependency { name: name.to_owned(), version: version.to_owned() };
+            assert_eq!(dependency(text), Ok(expected), "{text}");
+        }
+        assert!(dependency("==1").is_err());
+        assert!(dependency("").is_err());
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
 use sandmesh_proto::{
-    scheduler::node_service_client::NodeServiceClient, session::session_service_client::SessionServiceClient,
+    scheduler::node_service_client::NodeServiceClient,
+    session::{
+        dependency_service_client::DependencyServiceClient, session_service_client::SessionServiceClient,
+    },
     template::template_service_client::TemplateServiceClient,
 };
 use tonic::{
@@ -61,6 +64,11 @@ impl Client {
     /// Nodes and their sandboxes.
     pub(super) fn nodes(&self) -> NodeServiceClient<Keyed> {
         NodeServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Packages of sessions.
+    pub(super) fn dependencies(&self) -> DependencyServiceClient<Keyed> {
+        DependencyServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Templates.

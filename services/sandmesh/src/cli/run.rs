@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use sandmesh_proto::{
     executor::Mode,
     session::{
-        CreateSessionRequest, ExecutionSpec, GetSessionRequest, Session, TerminateSessionRequest,
+        CreateSessionRequest, Dependency, ExecutionSpec, GetSessionRequest, Session, TerminateSessionRequest,
         session::State,
     },
 };
@@ -32,6 +32,8 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const START_POLL: Duration = Duration::from_millis(100);
 /// How much longer than its execution a session lives, in seconds, should nobody terminate it.
 const SLACK_SECONDS: u32 = 60;
+/// What the server gives an installation of packages, in seconds.
+const INSTALL_SECONDS: u32 = 300;
 /// What the server gives an execution that asks for no time limit, in seconds.
 const DEFAULT_TIMEOUT_SECONDS: u32 = 30;
 /// The longest time limit and lifetime there is, in seconds.
@@ -69,6 +71,9 @@ pub struct RunArgs {
     /// Environment variable of the execution; may be repeated
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = args::pair)]
     pub env: Vec<(String, String)>,
+    /// Package to install first, for example click==8.1 or left-pad@^1.3; may be repeated
+    #[arg(long = "dep", value_name = "PACKAGE", value_parser = args::dependency, conflicts_with = "session")]
+    pub dependencies: Vec<Dependency>,
     /// The function to call [default: handler]
     #[arg(long, value_name = "NAME", conflicts_with = "script")]
     pub entrypoint: Option<String>,
@@ -141,7 +146,8 @@ impl Lease {
         }
         let request = CreateSessionRequest {
             template_id: args.template.clone().unwrap_or_else(|| program.template().to_owned()),
-            timeout_seconds: lifetime(args.timeout, args.keep),
+            timeout_seconds: lifetime(args.timeout, args.keep, !args.dependencies.is_empty()),
+            dependencies: args.dependencies.clone(),
             ..CreateSessionRequest::default()
         };
         let mut sessions = client.sessions();
@@ -186,22 +192,25 @@ impl Lease {
 }
 
 /// The lifetime to ask for: long enough for the execution, and short when nobody will use it again.
-fn lifetime(timeout: Option<u32>, keep: bool) -> Option<u32> {
-    let needed =
-        timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS).saturating_add(SLACK_SECONDS).min(MAX_TIMEOUT_SECONDS);
+/// Packages are installed in that time, too.
+fn lifetime(timeout: Option<u32>, keep: bool, installs: bool) -> Option<u32> {
+    let slack = SLACK_SECONDS + if installs { INSTALL_SECONDS } else { 0 };
+    let needed = timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS).saturating_add(slack).min(MAX_TIMEOUT_SECONDS);
     // A template gives 60 seconds at least and 300 mostly: only a longer run has to ask for more.
     (!keep || needed > 300).then_some(needed)
 }
 
 async fn until_running(client: &Client, mut session: Session) -> Result<(), Failure> {
-    let give_up_at = Instant::now() + START_LIMIT;
+    let installs = session.dependency_installation.is_some();
+    let limit = START_LIMIT + Duration::from_secs(if installs { INSTALL_SECONDS.into() } else { 0 });
+    let give_up_at = Instant::now() + limit;
     loop {
         let id = &session.session_id;
         match session.state() {
             State::Running => return Ok(()),
             State::Creating if Instant::now() < give_up_at => sleep(START_POLL).await,
             State::Creating => {
-                let limit = START_LIMIT.as_secs();
+                let limit = limit.as_secs();
                 return Err(Failure::broken(format!("session `{id}` does not run after {limit} s")));
             }
             state => {
@@ -220,14 +229,15 @@ mod tests {
 
     #[test]
     fn a_session_outlives_its_execution_and_not_by_much() {
-        assert_eq!(lifetime(None, false), Some(90));
-        assert_eq!(lifetime(Some(3600), false), Some(3600));
-        assert_eq!(lifetime(Some(u32::MAX), false), Some(3600));
+        assert_eq!(lifetime(None, false, false), Some(90));
+        assert_eq!(lifetime(None, false, true), Some(390));
+        assert_eq!(lifetime(Some(3600), false, false), Some(3600));
+        assert_eq!(lifetime(Some(u32::MAX), false, false), Some(3600));
     }
 
     #[test]
     fn a_kept_session_has_the_lifetime_of_its_template_unless_that_is_too_short() {
-        assert_eq!(lifetime(None, true), None);
-        assert_eq!(lifetime(Some(900), true), Some(960));
+        assert_eq!(lifetime(None, true, false), None);
+        assert_eq!(lifetime(Some(900), true, false), Some(960));
     }
 }

@@ -1,4 +1,6 @@
-//! `sandmesh session`: create, list, get, terminate, delete.
+//! `sandmesh session`: create, list, get, install, terminate, delete.
+
+use std::time::Duration;
 
 use std::collections::HashMap;
 
@@ -6,11 +8,13 @@ use clap::{Args, Subcommand, ValueEnum};
 use sandmesh_proto::{
     executor::Resources,
     session::{
-        CreateSessionRequest, DeleteSessionRequest, GetSessionRequest, ListSessionsRequest,
-        TerminateSessionRequest, session::State,
+        CreateSessionRequest, DeleteSessionRequest, Dependency, DependencyInstallation, GetSessionRequest,
+        InstallDependenciesRequest, InstalledDependency, ListSessionsRequest, Session,
+        TerminateSessionRequest, dependency_installation::State as InstallState, session::State,
     },
 };
 use serde::Serialize;
+use tokio::time::sleep;
 
 use super::{
     Context, Format, args,
@@ -18,7 +22,7 @@ use super::{
     failure::Failure,
     output,
     pages::{self, Found},
-    table::Table,
+    table::{Table, plain},
     view::SessionView,
 };
 
@@ -34,6 +38,18 @@ pub enum SessionCommand {
         /// The session
         #[arg(value_name = "ID")]
         session: String,
+    },
+    /// Install packages into a session that runs, and wait for the end of that
+    Install {
+        /// The session
+        #[arg(value_name = "ID")]
+        session: String,
+        /// Packages, for example click, click==8.1 or left-pad@^1.3
+        #[arg(required = true, value_name = "PACKAGE", value_parser = args::dependency)]
+        packages: Vec<Dependency>,
+        /// The index to install from [default: the session's]
+        #[arg(long, value_name = "URL")]
+        index_url: Option<String>,
     },
     /// End sessions; their records stay
     Terminate {
@@ -79,6 +95,12 @@ pub struct CreateArgs {
     /// Label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = args::pair)]
     pub labels: Vec<(String, String)>,
+    /// Package to install, for example click==8.1 or left-pad@^1.3; may be repeated
+    #[arg(long = "dep", value_name = "PACKAGE", value_parser = args::dependency)]
+    pub dependencies: Vec<Dependency>,
+    /// Keep the session when its packages cannot be installed
+    #[arg(long)]
+    pub keep_on_dependency_error: bool,
 }
 
 /// Which sessions to list.
@@ -133,6 +155,9 @@ pub(super) async fn run(command: SessionCommand, context: &Context) -> Result<()
         SessionCommand::Create(args) => create(args, context).await,
         SessionCommand::List(args) => list(args, context).await,
         SessionCommand::Get { session } => get(session, context).await,
+        SessionCommand::Install { session, packages, index_url } => {
+            install(session, packages, index_url, context).await
+        }
         SessionCommand::Terminate { sessions } => terminate(sessions, context).await,
         SessionCommand::Delete { sessions } => delete(sessions, context).await,
     }
@@ -152,6 +177,8 @@ async fn create(args: CreateArgs, context: &Context) -> Result<(), Failure> {
         idle_timeout_seconds: args.idle_timeout,
         env: args.env.into_iter().collect(),
         labels: args.labels.into_iter().collect(),
+        dependencies: args.dependencies,
+        fail_on_dependency_error: args.keep_on_dependency_error.then_some(false),
         ..CreateSessionRequest::default()
     };
     let session = context.client.sessions().create_session(timed(request)).await?.into_inner().session;
@@ -166,6 +193,46 @@ async fn create(args: CreateArgs, context: &Context) -> Result<(), Failure> {
         return Err(Failure::broken(format!("session `{id}` is failed: {reason}")));
     }
     Ok(())
+}
+
+/// How often a session is looked at while packages are being installed into it.
+const INSTALL_POLL: Duration = Duration::from_millis(250);
+
+async fn install(
+    session_id: String,
+    packages: Vec<Dependency>,
+    index_url: Option<String>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let request = InstallDependenciesRequest {
+        session_id: session_id.clone(),
+        dependencies: packages,
+        python_package_index_url: index_url.unwrap_or_default(),
+    };
+    let answer = context.client.dependencies().install_dependencies(timed(request)).await?;
+    let mut session = answer.into_inner().session.unwrap_or_default();
+    let installing = |session: &Session| {
+        let state = session.dependency_installation.as_ref().map(DependencyInstallation::state);
+        matches!(state, Some(InstallState::Pending | InstallState::Installing))
+    };
+    while installing(&session) {
+        sleep(INSTALL_POLL).await;
+        let request = timed(GetSessionRequest { session_id: session_id.clone() });
+        session =
+            context.client.sessions().get_session(request).await?.into_inner().session.unwrap_or_default();
+    }
+    let installation = session.dependency_installation.clone().unwrap_or_default();
+    match context.format {
+        Format::Json => output::json(&SessionView::from(session))?,
+        Format::Text => {
+            let line = |one: &InstalledDependency| format!("{} {}\n", plain(&one.name), plain(&one.version));
+            output::text(&installation.installed.iter().map(line).collect::<String>())?;
+        }
+    }
+    match installation.state() {
+        InstallState::Failed => Err(Failure::broken(format!("not installed: {}", installation.error))),
+        _ => Ok(()),
+    }
 }
 
 async fn list(args: ListArgs, context: &Context) -> Result<(), Failure> {
@@ -259,7 +326,7 @@ async fn each<T: Serialize>(
             Ok(answer) => {
                 answers.push(answer);
                 if context.format == Format::Text {
-                    output::text(&format!("{} {done}\n", super::table::plain(&session)))?;
+                    output::text(&format!("{} {done}\n", plain(&session)))?;
                 }
             }
             Err(failure) => failures.push(failure),

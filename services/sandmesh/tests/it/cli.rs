@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Server, Wiring, process::SANDMESH, tools};
+use crate::harness::{Index, Server, Wiring, process::SANDMESH, tools};
 
 in_both_wirings!(
     run_prints_output_and_value_and_exits_with_the_code,
@@ -38,6 +38,25 @@ fn file(server: &Server, name: &str, text: &str) -> String {
     let path = server.scratch().join(name);
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn packages_are_installed_from_the_command_line() {
+    let index = Index::start(1);
+    let server = Wiring::Embedded.start_with(&index.settings(&[])).await;
+    let code = "import alpha\ndef handler(event): return alpha.version";
+    let program = file(&server, "uses.py", code);
+    let (code, stdout, stderr) = run(&server, &["run", &program, "--dep", "alpha==1.0"]);
+    assert_eq!((code, stdout.as_str()), (0, "\"1.0\"\n"), "{stderr}");
+    let (code, _, stderr) = run(&server, &["run", &program, "--dep", "nosuchpackage"]);
+    assert_eq!(code, 125);
+    assert!(stderr.contains("nosuchpackage"), "{stderr}");
+    let id = server.api.session().await;
+    let (code, stdout, stderr) = run(&server, &["session", "install", &id, "alpha>=2", "beta"]);
+    assert_eq!((code, stdout.as_str()), (0, "alpha 2.0\nbeta 1.0\n"), "{stderr}");
+    let (code, _, stderr) = run(&server, &["session", "install", &id, "nosuchpackage"]);
+    assert_eq!(code, 125, "{stderr}");
+    assert!(stderr.contains("nosuchpackage"), "{stderr}");
 }
 
 async fn run_prints_output_and_value_and_exits_with_the_code(wiring: Wiring) {

@@ -49,6 +49,7 @@ mod clients;
 mod control;
 mod crash;
 mod crash_roles;
+mod dependencies;
 mod files_grpc;
 mod files_kept;
 mod grpc_executions;

@@ -9,21 +9,25 @@ use std::{
     time::Duration,
 };
 
-use sandmesh_mesh::timestamp;
+use sandmesh_mesh::{HumanDuration, timestamp};
 use sandmesh_proto::{agent, executor, scheduler, session as pb, template};
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::Service;
+use super::{
+    Service,
+    install::{DEFAULT_TIMEOUT as INSTALL_TIMEOUT, Install, installed},
+};
 use crate::{
+    dependencies::{InstallState, Installed, Packages, Wanted},
     encode,
     error::Error,
     id,
     lifecycle::{SessionEvent, SessionState},
     peers::{Backoff, call},
     store::session::{Inserted, Model, Placement},
-    validate::{NewSession, check_resources, new_session},
+    validate::{NewSession, check_resources, dependencies, new_session, template_package},
     values::{Language, Pairs, Resources},
 };
 
@@ -50,6 +54,16 @@ enum Refusal {
     /// It will not work.
     Final(String),
     /// The session ended meanwhile, or the service stops: nothing more to do here.
+    Moot,
+}
+
+/// How it went with the packages of a new sandbox.
+enum Furnished {
+    /// The session can run; with how the installation went, where there was anything to install.
+    Ready(Option<Result<Installed, String>>),
+    /// It cannot.
+    Failed(String),
+    /// The session ended meanwhile, or the service stops.
     Moot,
 }
 
@@ -116,6 +130,7 @@ impl Service {
             .timeout_seconds
             .unwrap_or_else(|| or(template.default_timeout_seconds, DEFAULT_TIMEOUT))
             .min(3600);
+        let packages = packages(&new, &template)?;
         let mut env: BTreeMap<String, String> = template.default_env.into_iter().collect();
         env.extend(new.env.0);
         let given = new.session_id.is_some();
@@ -150,6 +165,12 @@ impl Service {
             creating_since: None,
             deleted_at: None,
             workspace: String::new(),
+            install_state: packages.as_ref().map(|_| InstallState::Pending),
+            packages,
+            install_error: None,
+            installed: None,
+            install_started_at: None,
+            install_completed_at: None,
         };
         Ok((given, row))
     }
@@ -213,15 +234,7 @@ impl Service {
                 let reason = "its sandbox was lost, and another one would have another isolation";
                 self.end(&session, SessionEvent::CreationFailed, reason).await?;
             }
-            Ok(sandbox) => {
-                // One that takes the place of another goes on with its files.
-                self.restore_workspace(&session, &sandbox.endpoint).await?;
-                // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
-                if self.store.session_ready(&session, placement(sandbox), self.clock.now()).await? {
-                    tracing::info!(session.id = id, sandbox.id = session.sandbox_id, "session runs");
-                }
-                self.session_changes.publish(id);
-            }
+            Ok(sandbox) => self.furnish(session, sandbox).await?,
             Err(Refusal::NoCapacity { reason, retry_after }) => {
                 let error = Error::NoCapacity { reason, retry_after };
                 self.give_up(&session, waiter, error).await?;
@@ -233,6 +246,72 @@ impl Service {
             Err(Refusal::Moot) => {}
         }
         Ok(())
+    }
+
+    /// Sees to the packages of a session whose sandbox is there, and lets it run.
+    async fn furnish(self: &Arc<Self>, mut session: Model, sandbox: agent::Sandbox) -> Result<(), Error> {
+        let packages = match self.packages_at_creation(&mut session, &sandbox).await? {
+            Furnished::Ready(packages) => packages,
+            Furnished::Failed(why) => {
+                let reason = format!("its dependencies could not be installed: {why}");
+                self.end(&session, SessionEvent::CreationFailed, &reason).await?;
+                return Ok(());
+            }
+            Furnished::Moot => return Ok(()),
+        };
+        // One that takes the place of another goes on with its files.
+        self.restore_workspace(&session, &sandbox.endpoint).await?;
+        let made = Placement { packages, ..placement(sandbox) };
+        // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
+        if self.store.session_ready(&session, made, self.clock.now()).await? {
+            tracing::info!(session.id, sandbox.id = session.sandbox_id, "session runs");
+        }
+        self.session_changes.publish(&session.id);
+        Ok(())
+    }
+
+    /// Has the packages installed that a new sandbox has not from the start.
+    async fn packages_at_creation(
+        &self,
+        session: &mut Model,
+        sandbox: &agent::Sandbox,
+    ) -> Result<Furnished, Error> {
+        loop {
+            if matches!(self.package_set(session), Ok(None)) {
+                return Ok(Furnished::Ready(None));
+            }
+            if let Some(layer) = sandbox.layer.clone() {
+                return Ok(Furnished::Ready(Some(Ok(installed(layer)))));
+            }
+            let Some(begun) = self.store.creation_installs(session, self.clock.now()).await? else {
+                return Ok(Furnished::Moot);
+            };
+            *session = begun;
+            self.session_changes.publish(&session.id);
+            let why = match self.install(session, &sandbox.node_id).await? {
+                Install::Done(installed) => return Ok(Furnished::Ready(Some(Ok(installed)))),
+                Install::Moot => return Ok(Furnished::Moot),
+                Install::Failed(why) => why,
+            };
+            let packages = session.packages.as_ref();
+            if packages.is_some_and(|packages| packages.keep_on_error) {
+                return Ok(Furnished::Ready(Some(Err(why))));
+            }
+            self.store.install_failed(session, &why, self.clock.now()).await?;
+            // What could not be added to a session that had packages before is no reason to end it.
+            let added =
+                session.installed.is_some() && packages.is_some_and(|packages| packages.wanted.is_some());
+            match self.store.session(&session.id).await? {
+                Some(now) if added => *session = now,
+                _ => return Ok(Furnished::Failed(why)),
+            }
+        }
+    }
+
+    /// How long the creation of a session may take in all, with its packages.
+    pub(super) fn creating_limit(&self, session: &Model) -> Duration {
+        let installs = session.packages.as_ref().map_or(0, |packages| packages.timeout_seconds);
+        self.config.creating_timeout.0 + Duration::from_secs(installs.into())
     }
 
     /// There is no room: who waits gets an error and no session; who was told that it is being created
@@ -259,9 +338,9 @@ impl Service {
         let mut backoff = Backoff::new(self.config.retry_max.0);
         loop {
             let age = (self.clock.now() - session.creating_since()).to_std().unwrap_or_default();
-            let Some(left) = self.config.creating_timeout.0.checked_sub(age).filter(|left| !left.is_zero())
-            else {
-                let limit = self.config.creating_timeout;
+            let limit = self.creating_limit(session);
+            let Some(left) = limit.checked_sub(age).filter(|left| !left.is_zero()) else {
+                let limit = HumanDuration(limit);
                 return Ok(Err(Refusal::Final(format!("its sandbox was not created within {limit}"))));
             };
             let request = self.sandbox_request(session);
@@ -297,6 +376,8 @@ impl Service {
             max_concurrent_executions: self.config.max_concurrent_executions,
             expires_at: Some(timestamp(session.expires_at.utc() + ORPHAN_GRACE)),
             restarts: session.recovered(),
+            // Where that says why not, its installation does, too.
+            packages: self.package_set(session).ok().flatten(),
         };
         scheduler::CreateSandboxRequest { sandbox_id: session.sandbox_id.clone(), spec: Some(spec) }
     }
@@ -314,6 +395,32 @@ pub(super) fn after_recovery(session: &Model, reason: String) -> String {
         Some(loss) => format!("{loss}; {reason}"),
         None => reason,
     }
+}
+
+/// The packages of a new session: its own and its template's; `None` when there are none.
+fn packages(new: &NewSession, template: &template::Template) -> Result<Option<Packages>, Error> {
+    let language = Language::of_runtime(&template.runtime_type);
+    let requested = dependencies(&new.dependencies, language)?;
+    let mut of_template = Vec::new();
+    for text in language
+        .into_iter()
+        .filter(|one| *one != Language::Shell)
+        .flat_map(|_| &template.pre_installed_packages)
+    {
+        let package = language.and_then(|language| template_package(text, language));
+        let problem = || format!("has a package that cannot be installed: `{text}`");
+        of_template.push(package.ok_or_else(|| Error::field("template_id", "value_error", problem()))?);
+    }
+    if requested.is_empty() && of_template.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Packages {
+        template: of_template,
+        requested: Vec::new(),
+        wanted: Some(Wanted { packages: requested, index_url: String::new() }),
+        timeout_seconds: new.install_timeout_seconds.unwrap_or(INSTALL_TIMEOUT),
+        keep_on_error: !new.fail_on_dependency_error,
+    }))
 }
 
 /// What a failed attempt means; `None`: try again.
@@ -338,6 +445,7 @@ fn placement(sandbox: agent::Sandbox) -> Placement {
         language_runtime: sandbox.language_runtime,
         workspace_path: sandbox.workspace_path,
         isolation: encode::isolation_from(sandbox.isolation.unwrap_or_default()),
+        packages: None,
     }
 }
 

@@ -6,10 +6,12 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use sandmesh_mesh::HumanDuration;
 use tokio::time::Instant;
 
 use super::{Service, create::after_recovery};
 use crate::{
+    dependencies::InstallState,
     error::Error,
     lifecycle::{SessionEvent, SessionState, SessionTimes, due},
     store::session::Model,
@@ -36,6 +38,7 @@ impl Service {
             logged("use of sessions not written", self.store.write_use().await);
             logged("executions not driven", self.drive_undriven().await);
             logged("sessions not checked", self.check_sessions().await);
+            logged("packages not installed", self.resume_installs().await);
             logged("ended sessions not wound down", self.wind_down_ended().await);
             logged("old sessions not forgotten", self.purge_old().await);
             if !self.pause(self.config.sweep_interval.0).await {
@@ -90,7 +93,9 @@ impl Service {
         if session.deleted_at.is_some() {
             return self.end(session, SessionEvent::Ended, "deleted on request").await.map(|_| ());
         }
-        let active_executions = self.store.count_active(&session.id).await?;
+        // To install packages is to use it, too.
+        let installs = u64::from(session.install_state.is_some_and(InstallState::is_active));
+        let active_executions = self.store.count_active(&session.id).await? + installs;
         // After that: one that ended before was noted as a use before.
         let session = &self.store.as_used(session.clone());
         let now = self.clock.now();
@@ -105,7 +110,7 @@ impl Service {
                 .map(Duration::from_secs),
             active_executions,
         };
-        let Some(event) = due(&times, self.config.creating_timeout.0, now) else {
+        let Some(event) = due(&times, self.creating_limit(session), now) else {
             if session.state == SessionState::Creating {
                 self.resume_creation(session.id.clone());
             }
@@ -115,8 +120,8 @@ impl Service {
             SessionEvent::LifetimeReached => "reached the end of its lifetime".to_owned(),
             SessionEvent::IdleReached => format!("was idle for {} s", session.idle_timeout_seconds),
             _ => {
-                let late = format!("its sandbox was not created within {}", self.config.creating_timeout);
-                after_recovery(session, late)
+                let limit = HumanDuration(self.creating_limit(session));
+                after_recovery(session, format!("its sandbox was not created within {limit}"))
             }
         };
         self.end(session, event, &reason).await?;

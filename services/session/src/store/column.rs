@@ -10,6 +10,7 @@ use sea_orm::{
 };
 
 use crate::{
+    dependencies::InstallState,
     lifecycle::{Cause, ExecutionState, SessionState},
     values::{Language, Mode},
 };
@@ -57,7 +58,7 @@ macro_rules! word_column {
     )*};
 }
 
-word_column!(SessionState, ExecutionState, Cause, Language, Mode);
+word_column!(InstallState, SessionState, ExecutionState, Cause, Language, Mode);
 
 /// A time, as a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, sea_orm::DeriveValueType)]

@@ -11,8 +11,9 @@ use sea_orm::{
     sea_query::{Condition, ExprTrait, Query},
 };
 
-use super::{Instant, Page, Position, Store, execution, only, settled};
+use super::{Instant, Page, Position, Store, execution, install, only, settled};
 use crate::{
+    dependencies::{InstallState, Installed, Packages},
     error::Error,
     lifecycle::{Cause, ExecutionState, SessionEvent, SessionState, session_sources},
     values::{Isolation, Pairs, Resources},
@@ -63,6 +64,14 @@ pub(crate) struct Model {
     pub(crate) deleted_at: Option<Instant>,
     /// The checksum of what says how the workspace is saved; empty while nothing is.
     pub(crate) workspace: String,
+    /// What packages it is to have.
+    pub(crate) packages: Option<Packages>,
+    pub(crate) install_state: Option<InstallState>,
+    pub(crate) install_error: Option<String>,
+    /// What is installed, as far as anything ever was.
+    pub(crate) installed: Option<Installed>,
+    pub(crate) install_started_at: Option<Instant>,
+    pub(crate) install_completed_at: Option<Instant>,
 }
 
 impl Model {
@@ -91,6 +100,8 @@ pub(crate) struct Placement {
     pub(crate) language_runtime: String,
     pub(crate) workspace_path: String,
     pub(crate) isolation: Isolation,
+    /// How the installation of its packages went, where there are any.
+    pub(crate) packages: Option<Result<Installed, String>>,
 }
 
 /// How an insert of a session went.
@@ -118,7 +129,7 @@ pub(crate) struct Filter {
 const LIVE: [SessionState; 2] = [SessionState::Creating, SessionState::Running];
 
 /// The row of this session, and not of one that was made later with the same id: a sandbox belongs to one.
-fn this(session: &Model) -> Condition {
+pub(super) fn this(session: &Model) -> Condition {
     Condition::all().add(Column::Id.eq(&session.id)).add(Column::SandboxId.eq(&session.sandbox_id))
 }
 
@@ -219,6 +230,11 @@ impl Store {
         made: Placement,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
+        let packages = match made.packages {
+            Some(Ok(installed)) => install::done(session, installed, now),
+            Some(Err(why)) => install::failed(session, &why, now),
+            None => <ActiveModel as Default>::default(),
+        };
         let mut change = ActiveModel {
             endpoint: Set(made.endpoint),
             node_id: Set(made.node_id),
@@ -226,7 +242,7 @@ impl Store {
             workspace_path: Set(made.workspace_path),
             isolation: Set(Some(made.isolation)),
             status_reason: Set(String::new()),
-            ..Default::default()
+            ..packages
         };
         if !made.language_runtime.is_empty() {
             change.language_runtime = Set(made.language_runtime);

@@ -55,6 +55,12 @@ fn session(id: &str) -> session::Model {
         creating_since: None,
         deleted_at: None,
         workspace: String::new(),
+        packages: None,
+        install_state: None,
+        install_error: None,
+        installed: None,
+        install_started_at: None,
+        install_completed_at: None,
     }
 }
 

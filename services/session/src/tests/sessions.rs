@@ -91,14 +91,6 @@ async fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn dependencies_are_refused_and_not_ignored() {
-    let mut bench = Bench::new().await;
-    let dependencies = vec![pb::Dependency { name: "click".into(), version: "==8.1".into() }];
-    let request = pb::CreateSessionRequest { dependencies, ..new_session() };
-    refused(bench.create(request).await, Code::Unimplemented, "DEPENDENCIES_NOT_SUPPORTED");
-}
-
-#[tokio::test]
 async fn there_are_no_more_sessions_than_the_quota() {
     let mut bench = Bench::with(Config { max_sessions: 1, ..config() }).await;
     let first = bench.session().await;

@@ -35,14 +35,17 @@ pub(crate) struct NewSession {
     pub(crate) env: Pairs,
     pub(crate) labels: Pairs,
     pub(crate) python_package_index_url: String,
+    /// Of a language that the template tells; see `dependency::dependencies`.
+    pub(crate) dependencies: Vec<pb::Dependency>,
+    pub(crate) install_timeout_seconds: Option<u32>,
+    pub(crate) fail_on_dependency_error: bool,
     pub(crate) request_id: Option<String>,
 }
 
 /// Checks a request to create a session.
 ///
 /// # Errors
-/// Names every field that is wrong; `DependenciesNotSupported` when all are right and dependencies are
-/// asked for.
+/// Names every field that is wrong.
 pub(crate) fn new_session(request: pb::CreateSessionRequest, config: &Config) -> Result<NewSession, Error> {
     let mut check = Check::default();
     check.length("template_id", &request.template_id, 1..=64);
@@ -57,12 +60,9 @@ pub(crate) fn new_session(request: pb::CreateSessionRequest, config: &Config) ->
     let env = check.env("env", request.env);
     let labels = labels(&mut check, request.labels);
     check_dependencies(&mut check, &request.dependencies, request.install_timeout_seconds);
-    check_index(&mut check, &request.python_package_index_url);
+    check_index(&mut check, &request.python_package_index_url, config);
     let request_id = check.request_id(request.request_id);
     check.done()?;
-    if !request.dependencies.is_empty() {
-        return Err(Error::DependenciesNotSupported);
-    }
     Ok(NewSession {
         session_id,
         template_id: request.template_id,
@@ -72,6 +72,9 @@ pub(crate) fn new_session(request: pb::CreateSessionRequest, config: &Config) ->
         env,
         labels,
         python_package_index_url: request.python_package_index_url,
+        dependencies: request.dependencies,
+        install_timeout_seconds: request.install_timeout_seconds,
+        fail_on_dependency_error: request.fail_on_dependency_error.unwrap_or(true),
         request_id,
     })
 }
@@ -130,12 +133,33 @@ fn check_dependencies(check: &mut Check, dependencies: &[pb::Dependency], timeou
     }
 }
 
-fn check_index(check: &mut Check, url: &str) {
+/// Checks a request to install packages, as far as the request itself tells.
+///
+/// # Errors
+/// Names every field that is wrong.
+pub(crate) fn packages_to_install(
+    request: &pb::InstallDependenciesRequest,
+    config: &Config,
+) -> Result<(), Error> {
+    let mut check = Check::default();
+    if request.dependencies.is_empty() {
+        check.fail("dependencies", "too_short", "must have at least 1 entry");
+    }
+    check_dependencies(&mut check, &request.dependencies, None);
+    check_index(&mut check, &request.python_package_index_url, config);
+    check.done()
+}
+
+fn check_index(check: &mut Check, url: &str, config: &Config) {
     let field = "python_package_index_url";
     check.length(field, url, 0..=2048);
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let host = rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '['));
     if !url.is_empty() && (!host || url.contains(|c: char| c.is_whitespace() || c.is_control())) {
         check.fail(field, "value_error", "must be an http or https URL");
+    } else if config.packages.python(url).is_none() {
+        let problem = "is not an index that this server allows; leave it out for the default, or have it added \
+                       to `session.packages.python_indexes`";
+        check.fail(field, "value_error", problem);
     }
 }

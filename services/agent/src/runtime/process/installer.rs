@@ -88,8 +88,9 @@ fn npm(set: &PackageSet) -> Vec<String> {
         "--no-color",
         "--no-progress",
         "--loglevel=error",
-        "--userconfig=/dev/null",
-        "--globalconfig=/dev/null",
+        // No file of the host's has a say; neither of these exists, and npm wants them to be two.
+        "--userconfig=/workspace/tmp/user.npmrc",
+        "--globalconfig=/workspace/tmp/global.npmrc",
         "--",
     ];
     words.extend(options.map(str::to_owned));

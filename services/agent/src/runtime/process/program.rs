@@ -164,8 +164,8 @@ impl Program {
         start(command, log)
     }
 
-    /// Starts the executor of an installer in `dir`, whose jail shows the socket of its proxy. It ends by
-    /// itself, should nobody be there to end it.
+    /// Starts the executor of an installer in `dir`, whose jail shows the socket of its proxy. It ends with
+    /// who holds it, and by itself, should this process be killed.
     pub(super) fn serve_installer(
         &self,
         (id, dir, uid): (&SandboxId, &Path, Option<u32>),
@@ -175,7 +175,7 @@ impl Program {
     ) -> io::Result<Child> {
         let mut command = self.serve_command(&Serve { id, dir, uid, resources, at_once: 1 });
         command.arg("--proxy").arg(proxy_socket(dir));
-        command.args(["--expires-at", &expires_at.timestamp().to_string()]);
+        command.args(["--expires-at", &expires_at.timestamp().to_string()]).kill_on_drop(true);
         start(command, log)
     }
 

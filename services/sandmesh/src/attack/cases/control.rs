@@ -272,7 +272,6 @@ async fn mesh_port(program: &std::path::Path, evidence: &mut Evidence) -> anyhow
 /// Packages that would be options, addresses, paths or commands of an installer.
 pub(super) async fn dependencies(arena: &Arena) -> anyhow::Result<Evidence> {
     let mut evidence = Evidence::default();
-    let no_version = String::new();
     for (name, version) in [
         ("--index-url=http://evil.example", ""),
         ("-r/etc/passwd", ""),
@@ -305,7 +304,10 @@ pub(super) async fn dependencies(arena: &Arena) -> anyhow::Result<Evidence> {
         "http://evil.example/\n--extra",
         "--trusted-host evil",
         "ftp://evil.example",
-        &no_version,
+        "http://169.254.169.254/simple",
+        "https://127.0.0.1/simple",
+        "https://pypi.org.evil.example/simple",
+        "https://pypi.org@evil.example/simple",
     ] {
         let request = CreateSessionRequest {
             template_id: arena.target.template.clone(),
@@ -313,12 +315,8 @@ pub(super) async fn dependencies(arena: &Arena) -> anyhow::Result<Evidence> {
             python_package_index_url: index.to_owned(),
             ..CreateSessionRequest::default()
         };
-        if let Err(status) = arena.sessions()?.create_session(timed(request)).await {
-            let held = [Code::InvalidArgument, Code::Unimplemented].contains(&status.code());
-            evidence.client(format!("index {index:?}"), held, format!("{:?}", status.code()));
-        } else {
-            evidence.client(format!("index {index:?}"), index.is_empty(), "it was taken");
-        }
+        let answer = arena.sessions()?.create_session(timed(request)).await;
+        refused(&mut evidence, format!("index {index:?}"), &answer);
     }
     if arena.host.is_some() {
         let pwned = std::path::Path::new("/tmp/pwned").exists();

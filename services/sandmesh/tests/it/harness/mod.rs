@@ -4,6 +4,7 @@
 pub(crate) mod api;
 pub(crate) mod events;
 mod grpc;
+mod index;
 pub(crate) mod leftovers;
 pub(crate) mod process;
 pub(crate) mod tools;
@@ -20,6 +21,7 @@ use tempfile::TempDir;
 pub(crate) use api::{Api, Reply};
 pub(crate) use events::Events;
 pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
+pub(crate) use index::Index;
 use process::{Launch, Process};
 
 /// How long a start or an orderly stop may take on a busy machine.

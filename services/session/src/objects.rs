@@ -181,9 +181,16 @@ impl Objects {
         Ok(())
     }
 
-    /// Deletes every object of a session.
+    /// Deletes every object of a session, and what a process that was killed left of one that it wrote.
     pub(crate) async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
-        self.delete_below(&format!("sessions/{session_id}")).await
+        let prefix = format!("sessions/{session_id}");
+        self.delete_below(&prefix).await?;
+        let directory = self.files.path_to_filesystem(&Path::from(prefix))?;
+        let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
+        match removed.map_err(io::Error::other)? {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Writes, reads and deletes a small object.
@@ -240,6 +247,18 @@ mod tests {
             result.unwrap();
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_process_left_of_an_object_goes_with_its_session() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(directory.path()).unwrap();
+        objects.put("sessions/a/files", "whole", "x").await.unwrap();
+        // As the store names what is not whole yet; it lists none of these.
+        std::fs::write(directory.path().join("sessions/a/files/half#1"), "y").unwrap();
+        objects.delete_session("a").await.unwrap();
+        assert!(!directory.path().join("sessions/a").exists());
+        objects.delete_session("a").await.unwrap();
     }
 
     #[tokio::test]

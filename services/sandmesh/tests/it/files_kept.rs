@@ -38,7 +38,7 @@ async fn files_and_artifacts_outlast_a_kill_of_the_server(wiring: Wiring) {
 }
 
 async fn files_of_a_lost_sandbox_are_those_that_were_saved(wiring: Wiring) {
-    let server = wiring.start().await;
+    let server = wiring.start_with(&[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let api = &server.api;
     let session = api.session().await;
     assert_eq!(api.run(&session, "shell", "echo saved > made").await["status"], "completed");

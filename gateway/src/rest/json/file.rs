@@ -113,6 +113,9 @@ pub(crate) struct FileList {
     /// Give this as `page_token` to read on; null on the last page.
     #[schema(required = true)]
     next_page_token: Option<String>,
+    /// True when something is missing: files in a directory that is closed to its owner, files beyond what is
+    /// listed of one workspace, or, once the session has ended, content beyond what is kept of it.
+    incomplete: bool,
 }
 
 impl FileList {
@@ -120,7 +123,7 @@ impl FileList {
     pub(crate) fn new(session_id: String, list: pb::ListFilesResponse) -> Self {
         let files: Vec<FileInfo> = list.files.into_iter().map(FileInfo::from).collect();
         let next_page_token = Some(list.next_page_token).filter(|token| !token.is_empty());
-        Self { session_id, count: files.len(), files, next_page_token }
+        Self { session_id, count: files.len(), files, next_page_token, incomplete: list.incomplete }
     }
 }
 

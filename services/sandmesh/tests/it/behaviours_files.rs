@@ -144,6 +144,13 @@ async fn list_ends_where_a_component_does_and_goes_on_page_by_page(wiring: Wirin
     assert_eq!(paged, all);
     let everything = api.get(&format!("/sessions/{one}/files?directories=true")).await.is(200);
     assert_eq!(everything["count"], 8, "{everything}");
+    assert_eq!(everything["incomplete"], false, "{everything}");
+    assert_eq!(
+        api.run(&one, "shell", "mkdir shut; touch shut/in; chmod 0 shut").await["status"],
+        "completed"
+    );
+    let list = api.get(&format!("/sessions/{one}/files")).await.is(200);
+    assert_eq!((&list["count"], &list["incomplete"]), (&json!(4), &json!(true)), "{list}");
     for limit in ["0", "10001", "-1", "x"] {
         api.get(&format!("/sessions/{one}/files?limit={limit}")).await.names("query.limit");
     }

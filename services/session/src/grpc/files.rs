@@ -42,6 +42,7 @@ impl FileService for Grpc {
         Ok(Response::new(pb::ListFilesResponse {
             files: listing.files.into_iter().map(encode::file).collect(),
             next_page_token: listing.next_page_token,
+            incomplete: listing.incomplete,
         }))
     }
 

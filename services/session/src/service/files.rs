@@ -39,6 +39,8 @@ pub(crate) struct FileEntry {
 pub(crate) struct Listing {
     pub(crate) files: Vec<FileEntry>,
     pub(crate) next_page_token: String,
+    /// Something is missing.
+    pub(crate) incomplete: bool,
 }
 
 /// Which files are listed.
@@ -70,6 +72,7 @@ impl Service {
         let session = self.session(&query.session_id).await?;
         let all = self.files_below(&session, &query.path).await?;
         let limit = usize::try_from(page_size(query.page_size, 1000, 10_000)).unwrap_or(usize::MAX);
+        let incomplete = all.incomplete;
         let mut files: Vec<FileEntry> = all
             .entries
             .into_iter()
@@ -82,7 +85,7 @@ impl Service {
         files.truncate(limit);
         let last = files.last().filter(|_| has_more);
         let next_page_token = last.map(|file| page_token::encode(&[&file.path])).unwrap_or_default();
-        Ok(Listing { files, next_page_token })
+        Ok(Listing { files, next_page_token, incomplete })
     }
 
     async fn files_below(&self, session: &Model, top: &FilePath) -> Result<Observed, Error> {

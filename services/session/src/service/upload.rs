@@ -35,8 +35,8 @@ pub(crate) struct Uploaded {
 }
 
 impl Service {
-    /// Writes a file. It is in the sandbox and durable when this returns; when it fails, nothing of it is in
-    /// the sandbox.
+    /// Writes a file. It is in the sandbox and durable when this returns. Whatever of it fails to come leaves
+    /// nothing in the sandbox; what came whole and could not be saved is there, and saved by the next save.
     pub(crate) async fn upload_file(
         self: &Arc<Self>,
         new: NewFile,

@@ -42,9 +42,14 @@ impl Service {
     pub(crate) async fn terminate_session(self: &Arc<Self>, id: String) -> Result<Model, Error> {
         let service = Arc::clone(self);
         let work = async move {
-            let session = service.session(&id).await?;
-            if !session.state.is_final() {
-                service.end(&session, SessionEvent::Ended, "terminated on request").await?;
+            loop {
+                let session = service.session(&id).await?;
+                // False when it moved on: to its end, or to another sandbox, and then it is to end with that.
+                if session.state.is_final()
+                    || service.end(&session, SessionEvent::Ended, "terminated on request").await?
+                {
+                    break;
+                }
             }
             service.wound_down(&id).await;
             service.session(&id).await
@@ -56,9 +61,13 @@ impl Service {
     pub(crate) async fn delete_session(self: &Arc<Self>, id: String) -> Result<(), Error> {
         let service = Arc::clone(self);
         let work = async move {
-            let session = service.session(&id).await?;
-            if !service.store.delete_session(&session, "deleted on request", service.clock.now()).await? {
-                return Err(Error::SessionNotFound(id));
+            // Until it is not there, or is hidden with the sandbox that it has by then.
+            loop {
+                let session = service.session(&id).await?;
+                let now = service.clock.now();
+                if service.store.delete_session(&session, "deleted on request", now).await? {
+                    break;
+                }
             }
             service.running.forget(&id);
             service.session_changes.publish(&id);

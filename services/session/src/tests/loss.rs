@@ -344,3 +344,38 @@ async fn what_another_process_may_have_sent_to_a_lost_sandbox_does_not_run_in_th
     let executor = bench.executor(&now);
     assert!(!executor.lock().started.contains_key(&once.execution_id));
 }
+
+/// A request to end or to delete a session, and the news of the loss of its sandbox, at once and often.
+#[tokio::test]
+async fn a_session_that_begins_to_recover_is_ended_or_deleted_all_the_same() {
+    let mut bench = Bench::with(recovering(3)).await;
+    for round in 0..20 {
+        let session = bench.session().await;
+        bench.world.kill(&session.sandbox_id);
+        let report = pb::ReportSandboxLostRequest {
+            session_id: session.session_id.clone(),
+            sandbox_id: session.sandbox_id.clone(),
+            reason: "killed".into(),
+            node_lost: false,
+        };
+        let (mut events, mut client, session_id) =
+            (bench.events.clone(), bench.client.clone(), session.session_id.clone());
+        if round % 2 == 0 {
+            let request = pb::TerminateSessionRequest { session_id };
+            let (told, ended) =
+                tokio::join!(events.report_sandbox_lost(report), client.terminate_session(request));
+            told.unwrap();
+            let ended = ended.unwrap().into_inner().session.unwrap();
+            assert!(
+                matches!(ended.state(), SessionState::Terminated | SessionState::Failed),
+                "round {round}: {ended:?}"
+            );
+        } else {
+            let request = pb::DeleteSessionRequest { session_id };
+            let (_, deleted) =
+                tokio::join!(events.report_sandbox_lost(report), client.delete_session(request));
+            deleted.unwrap_or_else(|status| panic!("round {round}: {status}"));
+            assert_eq!(bench.get(&session.session_id).await.unwrap_err().code(), Code::NotFound);
+        }
+    }
+}

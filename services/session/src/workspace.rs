@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
 
-/// How many entries are saved; of a larger workspace the first, by their paths.
-const MOST_ENTRIES: usize = 100_000;
+/// How many entries are saved of a workspace. Each file is an object and a way to the sandbox: an execution that
+/// makes very many must not take minutes to end.
+pub(crate) const MOST_ENTRIES: usize = 10_000;
 
 /// A path below a workspace. User code may give a file any name, also one that is no text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -245,6 +246,16 @@ mod tests {
         assert_eq!((read.len(), saved.kept_bytes), (1, 12));
         let (_, read) = save(&saved, observed(&[("a", file(6, 5))]), room);
         assert_eq!(read.len(), 0);
+    }
+
+    #[test]
+    fn of_very_many_the_first_are_saved_and_that_there_are_more_is_told() {
+        let names: Vec<_> = (0..=MOST_ENTRIES).map(|number| format!("{number:06}")).collect();
+        let all: Vec<_> = names.iter().map(|name| (&**name, file(0, 1))).collect();
+        let (saved, read) = save(&Saved::default(), observed(&all), ROOM);
+        assert_eq!((saved.entries.len(), read.len(), saved.incomplete), (MOST_ENTRIES, MOST_ENTRIES, true));
+        let (saved, _) = save(&Saved::default(), observed(&all[1..]), ROOM);
+        assert_eq!((saved.entries.len(), saved.incomplete), (MOST_ENTRIES, false));
     }
 
     #[test]

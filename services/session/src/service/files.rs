@@ -24,6 +24,9 @@ use crate::{
 /// How long a sandbox may take for a small thing.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// How many entries are listed of a workspace: they are sorted in memory.
+const MOST_LISTED: usize = 100_000;
+
 /// The content of a file, piece by piece.
 pub(crate) type Pieces = BoxStream<'static, Result<Bytes, Error>>;
 
@@ -91,7 +94,7 @@ impl Service {
     async fn files_below(&self, session: &Model, top: &FilePath) -> Result<Observed, Error> {
         if let Some(sandbox) = self.live_files(session)? {
             self.store.used(&session.id, self.clock.now());
-            match observe(sandbox, top.bytes()).await {
+            match observe(sandbox, top.bytes(), MOST_LISTED).await {
                 Ok(observed) => return Ok(observed),
                 Err(status) if is_gone(&status) => {}
                 Err(status) => return Err(refused(status)),

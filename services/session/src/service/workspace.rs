@@ -27,7 +27,7 @@ use crate::{
     notify::Locks,
     peers::{Files, call},
     store::session::Model,
-    workspace::{Entry, EntryPath, Kind, Observed, Room, Same, Saved},
+    workspace::{Entry, EntryPath, Kind, MOST_ENTRIES, Observed, Room, Same, Saved},
 };
 
 /// How many files are read or written at once.
@@ -165,7 +165,8 @@ impl Service {
     /// Lists the workspace in a sandbox.
     pub(super) async fn observe(&self, session: &Model) -> Result<Result<Observed, Status>, Error> {
         let files = self.peers.files(&session.endpoint)?;
-        Ok(observe(files, Bytes::new()).await)
+        // One more, so that it shows that there are more.
+        Ok(observe(files, Bytes::new(), MOST_ENTRIES + 1).await)
     }
 
     async fn read_all(
@@ -298,8 +299,8 @@ fn prefix(session_id: &str) -> String {
     format!("sessions/{session_id}/workspace")
 }
 
-/// Lists what is at or below a path in a sandbox. Where nothing is, nothing is found.
-pub(super) async fn observe(mut files: Files, path: Bytes) -> Result<Observed, Status> {
+/// Lists what is at or below a path in a sandbox, up to about so many. Where nothing is, nothing is found.
+pub(super) async fn observe(mut files: Files, path: Bytes, most: usize) -> Result<Observed, Status> {
     let mut observed = Observed::default();
     let request = pb::ListEntriesRequest { path };
     let mut answers = match call(SILENCE, files.list_entries(request)).await {
@@ -309,6 +310,10 @@ pub(super) async fn observe(mut files: Files, path: Bytes) -> Result<Observed, S
     while let Some(answer) = within(answers.message()).await? {
         observed.incomplete |= answer.incomplete;
         observed.entries.extend(answer.entries.iter().filter_map(entry));
+        if observed.entries.len() >= most {
+            observed.incomplete = true;
+            break;
+        }
     }
     Ok(observed)
 }

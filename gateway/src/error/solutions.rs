@@ -25,6 +25,9 @@ fn for_reason(reason: &str) -> Option<&'static str> {
         "CHECKSUM_MISMATCH" => "send the file again",
         "OUT_OF_RANGE" => "ask for a range within the size of the file",
         "PRESIGNING_NOT_SUPPORTED" => "read the file without `presigned`",
+        "OBJECT_STORE_UNAVAILABLE" => {
+            "try again later; GET /api/v1/health/detailed tells how the object store is"
+        }
         "TEMPLATE_NOT_FOUND" => "choose a template from GET /api/v1/templates",
         "TEMPLATE_EXISTS" => "choose another id, or change the template with PUT",
         "TEMPLATE_NAME_EXISTS" => "choose another name",

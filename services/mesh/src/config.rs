@@ -144,7 +144,7 @@ impl Default for MeshConfig {
             token: None,
             shutdown_grace: HumanDuration(std::time::Duration::from_secs(10)),
             log_format: LogFormat::Text,
-            log_filter: "info,sea_orm_migration=warn".into(),
+            log_filter: "info,object_store=warn,sea_orm_migration=warn".into(),
             otlp_endpoint: String::new(),
         }
     }

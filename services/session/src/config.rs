@@ -1,10 +1,13 @@
 //! The settings of the session role.
 
+mod object_store;
+
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
+pub use self::object_store::ObjectStoreConfig;
 pub use crate::index::Packages;
 
 /// The settings of the session role, in section `session`.
@@ -13,8 +16,10 @@ pub use crate::index::Packages;
 pub struct Config {
     /// The database, as `sqlite://PATH`; empty: `session.db` in the data directory.
     pub database_url: String,
-    /// The directory that large output is kept in; empty: `objects` in the data directory.
+    /// The directory that files and large output are kept in; empty: `objects` in the data directory.
     pub object_dir: PathBuf,
+    /// A bucket that they are kept in instead.
+    pub object_store: ObjectStoreConfig,
     /// How long `CreateSession` waits for the sandbox before it answers that the session is being created.
     pub create_wait: HumanDuration,
     /// How long the creation of a sandbox may take in all; then the session fails.
@@ -63,6 +68,7 @@ impl Default for Config {
         Self {
             database_url: String::new(),
             object_dir: PathBuf::new(),
+            object_store: ObjectStoreConfig::default(),
             create_wait: seconds(2),
             creating_timeout: seconds(60),
             terminate_wait: seconds(10),
@@ -100,6 +106,11 @@ impl Config {
         if !self.object_dir.as_os_str().is_empty() && !self.object_dir.is_absolute() {
             return Err(ConfigError::invalid("session.object_dir", "give an absolute path"));
         }
+        if !self.object_dir.as_os_str().is_empty() && self.object_store.bucket().is_some() {
+            let problem = "give this or `session.object_store.url`, not both";
+            return Err(ConfigError::invalid("session.object_dir", problem));
+        }
+        self.object_store.validate()?;
         self.packages.validate()?;
         self.validate_counts()?;
         self.validate_sizes()?;

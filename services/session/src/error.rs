@@ -146,6 +146,9 @@ pub(crate) enum Error {
     /// Another role, or this one while it stops, does not answer.
     #[error("{0}")]
     Unavailable(String),
+    /// The object store does not answer, or refuses.
+    #[error("the object store does not take or give what is needed now")]
+    ObjectStore(anyhow::Error),
     /// Something that should not happen; logged, not told.
     #[error(transparent)]
     Internal(#[from] anyhow::Error),
@@ -222,8 +225,20 @@ impl From<DbErr> for Error {
 
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Self {
-        Self::Internal(anyhow::Error::new(error).context("object store"))
+        // Its errors tell most of their causes, each of them, and not always the last one.
+        let (told, root) = (error.to_string(), root_cause(&error));
+        let told = if told.contains(&root) { told } else { format!("{told}: {root}") };
+        tracing::warn!(error = told, "object store failed");
+        Self::ObjectStore(anyhow::Error::msg(told))
     }
+}
+
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 impl From<std::io::Error> for Error {
@@ -253,7 +268,7 @@ impl Fault for Error {
                 Code::InvalidArgument
             }
             Self::UploadBroken => Code::Aborted,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::ObjectStore(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -284,6 +299,7 @@ impl Fault for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::Unavailable(_) => "UNAVAILABLE",
+            Self::ObjectStore(_) => "OBJECT_STORE_UNAVAILABLE",
             Self::Internal(_) => "INTERNAL",
         }
     }
@@ -302,9 +318,10 @@ impl Fault for Error {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoCapacity { retry_after, .. } => Some(*retry_after),
-            Self::QuotaExceeded(_) | Self::TooManyExecutions { .. } | Self::Unavailable(_) => {
-                Some(Duration::from_secs(1))
-            }
+            Self::QuotaExceeded(_)
+            | Self::TooManyExecutions { .. }
+            | Self::Unavailable(_)
+            | Self::ObjectStore(_) => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -73,7 +73,7 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
     config.validate()?;
     Ok(Arc::new(Service {
         store: Store::open(&config.database(mesh.data_dir()), mesh.tasks().clone()).await?,
-        objects: Objects::open(&config.objects(mesh.data_dir()))?,
+        objects: Objects::open(config, mesh.data_dir())?,
         peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
         clock: mesh.clock(),
         tasks: mesh.tasks().clone(),
@@ -134,12 +134,15 @@ async fn measured(name: &str, probe: impl Future<Output = Result<(), Error>>) ->
     let latency_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     // An operator reads this: with the cause, that is.
     let message = result.as_ref().err().map(|error| match error {
-        Error::Internal(error) => format!("{error:#}"),
+        Error::Internal(error) | Error::ObjectStore(error) => format!("{error:#}"),
         error => error.to_string(),
     });
     let (healthy, message) = (result.is_ok(), message.unwrap_or_default());
     Probe { name: name.to_owned(), healthy, message, latency_us, essential: false }
 }
 
+#[cfg(test)]
+#[path = "../testing/bucket.rs"]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 //! its row, which holds a nonce so that two attempts at the same id never share an object, and the content of
 //! its files below `files/`, each by its checksum.
 
+mod s3;
+
 use std::{
     fs::{self, DirBuilder},
     io,
@@ -11,22 +13,25 @@ use std::{
     os::{fd::AsRawFd, unix::fs::DirBuilderExt},
     path::Path as FsPath,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream, FuturesUnordered},
+};
 use object_store::{
-    GetOptions, ObjectStore, ObjectStoreExt, PutPayload, buffered::BufWriter, local::LocalFileSystem,
-    path::Path,
+    GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path,
 };
 use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::{
     fs::File,
-    io::{AsyncSeekExt, AsyncWriteExt, BufReader},
+    io::{AsyncRead, AsyncReadExt, AsyncSeekExt},
 };
 
-use crate::{content::Whole, error::Error, id, store::close_to_others};
+use crate::{config::Config, content::Whole, error::Error, id, store::close_to_others};
 
 /// Objects larger than this wait for each other, so that memory is bounded.
 const LARGE: usize = 1 << 20;
@@ -38,29 +43,59 @@ const LARGE_AT_ONCE: usize = 4;
 const PIECE: usize = 1 << 20;
 const PIECES_AT_ONCE: usize = 2;
 
+/// How long a look at the store may take: less than who asks for the health of this role waits for it.
+const PING_LIMIT: Duration = Duration::from_millis(800);
+
+/// In a bucket none but the last piece may be smaller, and there may be 10,000 of them.
+const LEAST_IN_BUCKET: u64 = 5 << 20;
+const MOST_IN_BUCKET: u64 = 10_000;
+
 /// The object store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
-    /// The same.
-    files: Arc<LocalFileSystem>,
+    /// The same, without a second attempt at anything.
+    impatient: Arc<dyn ObjectStore>,
+    kind: Kind,
     large: Arc<tokio::sync::Semaphore>,
+    /// What is written to see whether that works.
+    probe: Arc<tokio::sync::Mutex<Path>>,
+}
+
+/// What the store is, for what only one kind can.
+#[derive(Debug, Clone)]
+enum Kind {
+    Directory(Arc<LocalFileSystem>),
+    Bucket(Arc<s3::Signer>),
 }
 
 impl Objects {
+    /// Opens the object store of the configuration.
+    pub(crate) fn open(config: &Config, data_dir: &FsPath) -> anyhow::Result<Self> {
+        match config.object_store.bucket() {
+            Some((bucket, prefix)) => {
+                let bucket = s3::open(&config.object_store, bucket, prefix)?;
+                Ok(Self::new(bucket.store, bucket.impatient, Kind::Bucket(Arc::new(bucket.signer))))
+            }
+            None => Self::directory(&config.objects(data_dir)),
+        }
+    }
+
+    fn new(store: Arc<dyn ObjectStore>, impatient: Arc<dyn ObjectStore>, kind: Kind) -> Self {
+        let large = Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE));
+        let probe = Path::from(format!("probes/{}", id::nonce()));
+        Self { store, impatient, kind, large, probe: Arc::new(tokio::sync::Mutex::new(probe)) }
+    }
+
     /// Opens a directory as an object store, and makes it if it is not there. Nobody but us may enter it.
-    pub(crate) fn open(directory: &FsPath) -> anyhow::Result<Self> {
+    fn directory(directory: &FsPath) -> anyhow::Result<Self> {
         let problem = || format!("setting `session.object_dir`: cannot use `{}`", directory.display());
         DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(problem)?;
         close_to_others(directory, 0o700).with_context(problem)?;
         let store =
             LocalFileSystem::new_with_prefix(directory).with_context(problem)?.with_automatic_cleanup(true);
         let files = Arc::new(store);
-        Ok(Self {
-            store: Arc::clone(&files) as _,
-            files,
-            large: Arc::new(tokio::sync::Semaphore::new(LARGE_AT_ONCE)),
-        })
+        Ok(Self::new(Arc::clone(&files) as _, Arc::clone(&files) as _, Kind::Directory(files)))
     }
 
     /// A prefix for the objects of a new execution.
@@ -91,7 +126,8 @@ impl Objects {
     /// system, so that nothing is written twice; copies it otherwise.
     pub(crate) async fn put_file(&self, prefix: &str, name: &str, file: &Arc<fs::File>) -> Result<(), Error> {
         let path = Path::from(format!("{prefix}/{name}"));
-        let (named, target) = (Arc::clone(file), self.files.path_to_filesystem(&path)?);
+        let Kind::Directory(files) = &self.kind else { return self.copy(path, file).await };
+        let (named, target) = (Arc::clone(file), files.path_to_filesystem(&path)?);
         match tokio::task::spawn_blocking(move || link(&named, &target)).await {
             Ok(Ok(())) => Ok(()),
             // There is one already, as when its end could not be written, or this cannot be linked.
@@ -104,15 +140,36 @@ impl Objects {
         // Readers say where they read; nobody else uses the position in the file.
         let mut file = File::from_std(file.try_clone()?);
         file.rewind().await?;
-        let mut file = BufReader::with_capacity(LARGE, file);
-        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), path, PIECE)
-            .with_max_concurrency(PIECES_AT_ONCE);
-        if let Err(error) = tokio::io::copy_buf(&mut file, &mut writer).await {
-            // What was written of it is not an object yet, and must not stay.
-            let _ = writer.abort().await;
-            return Err(error.into());
+        let size = file.metadata().await?.len();
+        self.write(path, size, file).await
+    }
+
+    /// Writes an object of about `size` bytes, of what is read. One that breaks off leaves nothing.
+    async fn write(&self, path: Path, size: u64, mut content: impl AsyncRead + Unpin) -> Result<(), Error> {
+        let length = self.piece(size);
+        let first = next_piece(&mut content, length).await?;
+        if first.len() < length {
+            self.store.put(&path, first.into()).await?;
+            return Ok(());
         }
-        Ok(writer.shutdown().await?)
+        let mut upload = self.store.put_multipart(&path).await?;
+        let written = write_pieces(upload.as_mut(), first, content, length).await;
+        if written.is_err() {
+            // What was written of it is not an object yet, and must not stay.
+            let _ = upload.abort().await;
+        }
+        written
+    }
+
+    /// In which pieces an object of this size is written.
+    fn piece(&self, size: u64) -> usize {
+        match self.kind {
+            Kind::Directory(_) => PIECE,
+            Kind::Bucket(_) => {
+                let least = size.div_ceil(MOST_IN_BUCKET).max(LEAST_IN_BUCKET);
+                usize::try_from(least).unwrap_or(usize::MAX)
+            }
+        }
     }
 
     /// Keeps the content of a file of a session under its checksum. What is there already is the same.
@@ -136,17 +193,18 @@ impl Objects {
         }
         let path = Path::from(format!("{}/{checksum}", files_of(session_id)));
         let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
-        let pieces = self.store.get_opts(&path, options).await?.into_stream();
+        let pieces = self.store.get_opts(&path, options).await.map_err(of_reading)?.into_stream();
         Ok(pieces.map_err(Error::from).boxed())
     }
 
     /// A URL at which anybody can read the content of a file, and how long.
     pub(crate) async fn presign(
         &self,
-        _session_id: &str,
-        _checksum: &str,
-    ) -> Result<(String, chrono::TimeDelta), Error> {
-        Err(Error::PresigningNotSupported)
+        session_id: &str,
+        checksum: &str,
+    ) -> Result<(String, Duration), Error> {
+        let Kind::Bucket(signer) = &self.kind else { return Err(Error::PresigningNotSupported) };
+        signer.sign(&Path::from(format!("{}/{checksum}", files_of(session_id)))).await
     }
 
     /// Deletes an object. One that is not there is deleted already.
@@ -159,12 +217,14 @@ impl Objects {
 
     /// Reads an object.
     pub(crate) async fn get(&self, prefix: &str, name: &str) -> Result<Bytes, Error> {
-        Ok(self.store.get(&Path::from(format!("{prefix}/{name}"))).await?.bytes().await?)
+        let object = self.store.get(&Path::from(format!("{prefix}/{name}"))).await;
+        Ok(object.map_err(of_reading)?.bytes().await?)
     }
 
     /// Reads the bytes of an object from `start` up to `end`.
     pub(crate) async fn range(&self, prefix: &str, name: &str, start: u64, end: u64) -> Result<Bytes, Error> {
-        Ok(self.store.get_range(&Path::from(format!("{prefix}/{name}")), start..end).await?)
+        let path = Path::from(format!("{prefix}/{name}"));
+        self.store.get_range(&path, start..end).await.map_err(of_reading)
     }
 
     /// Deletes every object below the prefix of an execution. One that somebody else deletes meanwhile is
@@ -185,7 +245,8 @@ impl Objects {
     pub(crate) async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
         let prefix = format!("sessions/{session_id}");
         self.delete_below(&prefix).await?;
-        let directory = self.files.path_to_filesystem(&Path::from(prefix))?;
+        let Kind::Directory(files) = &self.kind else { return Ok(()) };
+        let directory = files.path_to_filesystem(&Path::from(prefix))?;
         let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
         match removed.map_err(io::Error::other)? {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
@@ -193,19 +254,70 @@ impl Objects {
         }
     }
 
-    /// Writes, reads and deletes a small object.
+    /// Writes, reads and deletes a small object, soon or not at all: nobody waits for this who could work
+    /// without it.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
-        let prefix = format!("probes/{}", id::nonce());
-        self.put(&prefix, "probe", "sandmesh").await?;
-        let read = self.get(&prefix, "probe").await;
-        self.delete_below(&prefix).await?;
-        read.map(|_| ())
+        let late = || Err(Error::ObjectStore(anyhow::anyhow!("no answer within {PING_LIMIT:?}")));
+        tokio::time::timeout(PING_LIMIT, self.ping_now()).await.unwrap_or_else(|_| late())
+    }
+
+    async fn ping_now(&self) -> Result<(), Error> {
+        // One at a time, and always the same object: what one that came too late left is gone with the next.
+        let path = self.probe.lock().await;
+        self.impatient.put(&path, "sandmesh".into()).await?;
+        let read = self.impatient.get(&path).await?.bytes().await;
+        self.impatient.delete(&path).await?;
+        read?;
+        Ok(())
     }
 }
 
 /// Where the content of the files of a session is. No execution has an id without its nonce after it.
 fn files_of(session_id: &str) -> String {
     format!("sessions/{session_id}/files")
+}
+
+/// Nobody asks for an object that was not written before: where it is missing, waiting does not help.
+fn of_reading(error: object_store::Error) -> Error {
+    match error {
+        object_store::Error::NotFound { .. } => {
+            Error::Internal(anyhow::Error::new(error).context("object store"))
+        }
+        error => error.into(),
+    }
+}
+
+/// Writes an object piece by piece, some of them at a time; the first has been read.
+async fn write_pieces(
+    upload: &mut dyn MultipartUpload,
+    mut piece: Bytes,
+    mut content: impl AsyncRead + Unpin,
+    length: usize,
+) -> Result<(), Error> {
+    let mut on_their_way = FuturesUnordered::new();
+    while !piece.is_empty() {
+        if on_their_way.len() >= PIECES_AT_ONCE {
+            on_their_way.next().await.transpose()?;
+        }
+        on_their_way.push(upload.put_part(piece.into()));
+        piece = next_piece(&mut content, length).await?;
+    }
+    while on_their_way.next().await.transpose()?.is_some() {}
+    upload.complete().await?;
+    Ok(())
+}
+
+/// Reads so many bytes; fewer only at the end.
+async fn next_piece(content: &mut (impl AsyncRead + Unpin), length: usize) -> io::Result<Bytes> {
+    let mut piece = BytesMut::with_capacity(length);
+    while piece.len() < length {
+        let missing = length - piece.len();
+        let mut rest = (&mut piece).limit(missing);
+        if content.read_buf(&mut rest).await? == 0 {
+            break;
+        }
+    }
+    Ok(piece.freeze())
 }
 
 /// Gives a file a name. It fails where there is one of that name, and where the file had one before.
@@ -219,80 +331,4 @@ fn link(file: &fs::File, path: &FsPath) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn deleting_a_session_leaves_one_with_a_longer_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(directory.path()).unwrap();
-        let (short, long) = (Objects::prefix("a", "e"), Objects::prefix("ab", "e"));
-        objects.put(&short, "stdout", "x").await.unwrap();
-        objects.put(&long, "stdout", "y").await.unwrap();
-        objects.delete_session("a").await.unwrap();
-        assert!(objects.get(&short, "stdout").await.is_err());
-        assert_eq!(objects.get(&long, "stdout").await.unwrap(), "y");
-    }
-
-    #[tokio::test]
-    async fn of_two_who_delete_the_same_none_fails() {
-        let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(directory.path()).unwrap();
-        for number in 0..200 {
-            objects.put("sessions/a/e", &number.to_string(), "x").await.unwrap();
-        }
-        let delete = || objects.delete_session("a");
-        let (one, two, three) = tokio::join!(delete(), delete(), delete());
-        for result in [one, two, three] {
-            result.unwrap();
-        }
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-    }
-
-    #[tokio::test]
-    async fn what_a_killed_process_left_of_an_object_goes_with_its_session() {
-        let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(directory.path()).unwrap();
-        objects.put("sessions/a/files", "whole", "x").await.unwrap();
-        // As the store names what is not whole yet; it lists none of these.
-        std::fs::write(directory.path().join("sessions/a/files/half#1"), "y").unwrap();
-        objects.delete_session("a").await.unwrap();
-        assert!(!directory.path().join("sessions/a").exists());
-        objects.delete_session("a").await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_file_becomes_an_object_also_where_there_is_one_already() {
-        use std::io::Write;
-        let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(directory.path()).unwrap();
-        for text in ["first", "second"] {
-            let file = Arc::new(tempfile::tempfile_in(directory.path()).unwrap());
-            (&*file).write_all(text.as_bytes()).unwrap();
-            objects.put_file("sessions/s/e", "stdout", &file).await.unwrap();
-            assert_eq!(objects.get("sessions/s/e", "stdout").await.unwrap(), text);
-        }
-        objects.delete_session("s").await.unwrap();
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn nobody_else_enters_the_directory() {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
-        let (new, old) = (directory.path().join("new"), directory.path().join("old"));
-        std::fs::create_dir(&old).unwrap();
-        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
-        for path in [new, old] {
-            Objects::open(&path).unwrap();
-            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_probe_leaves_nothing_behind() {
-        let directory = tempfile::tempdir().unwrap();
-        Objects::open(directory.path()).unwrap().ping().await.unwrap();
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-    }
-}
+mod tests;

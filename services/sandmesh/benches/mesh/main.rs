@@ -77,6 +77,8 @@ enum Command {
 /// One thread, as the client should be as little of what is measured as it can be.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
+    // Clients of REST want to know one, also where they speak no TLS. It is the first, so that this works.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
     let directory = Path::new(PROGRAM).ancestors().nth(2).context("there is no target directory")?;
     let directory = directory.join("bench");

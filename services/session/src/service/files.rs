@@ -153,7 +153,8 @@ impl Service {
         let missing = || Error::FileNotKept(path.as_str().to_owned());
         let checksum = file.entry.checksum.clone().ok_or_else(missing)?;
         let (url, lasts) = self.objects.presign(&session.id, &checksum).await?;
-        Ok((url, file, self.clock.now() + lasts))
+        let until = self.clock.now() + lasts;
+        Ok((url, file, until))
     }
 
     /// Moves a file or directory.

@@ -79,6 +79,8 @@ impl Reply {
 
 impl Api {
     pub(crate) fn new(port: u16) -> Self {
+        // The client wants to know one, also where it speaks no TLS. Where there is one already, that will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(120)).no_proxy().build().unwrap();
         Self { client, base: format!("http://127.0.0.1:{port}") }
     }

@@ -55,6 +55,7 @@ mod files_kept;
 mod grpc_executions;
 mod grpc_sessions;
 mod health;
+mod object_store;
 mod operators;
 mod recovery;
 mod slow_readers;

@@ -30,7 +30,7 @@ impl Service {
     pub(super) async fn artifacts(
         &self,
         session: &Model,
-        changes: Changes,
+        changes: &Changes,
     ) -> Result<Option<Artifacts>, Error> {
         if !changes.any {
             return Ok(None);

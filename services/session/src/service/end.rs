@@ -75,7 +75,11 @@ impl Service {
             // When somebody else has it, the sweep forgets the session.
             let limit = service.config.terminate_wait.0;
             if let Ok(held) = tokio::time::timeout(limit, service.sandboxes.lock(&id)).await {
-                service.purge(&id, held).await?;
+                match service.purge(&id, held).await {
+                    // It is hidden, and forgotten once its files can be deleted.
+                    Err(Error::ObjectStore(_)) => {}
+                    purged => purged?,
+                }
             }
             Ok(())
         };
@@ -158,7 +162,11 @@ impl Service {
         let _lock = self.sandboxes.lock(id).await;
         let Some(session) = self.ended(id).await? else { return Ok(()) };
         self.end_executions(&session).await?;
-        self.save_for_good(&session).await?;
+        if let Err(error) = self.save_for_good(&session).await {
+            let again_in = self.removals.failed(id, Instant::now());
+            tracing::warn!(session.id = id, %error, ?again_in, "its files are not saved yet, its sandbox stays");
+            return Ok(());
+        }
         match self.remove_sandbox(&session).await {
             Ok(()) => {
                 self.removals.done(id);

@@ -23,6 +23,9 @@ const BATCH: u64 = 100;
 /// How often what was written is moved into the database.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 
+/// How long an object store that does not answer is left alone.
+const OBJECTS_PAUSE: Duration = Duration::from_secs(5);
+
 impl Service {
     /// Keeps the log of the database short, until the service stops.
     pub(crate) async fn checkpoint_forever(self: Arc<Self>) {
@@ -33,6 +36,11 @@ impl Service {
 
     /// Sweeps until the service stops.
     pub(crate) async fn sweep_forever(self: Arc<Self>) {
+        // Side by side: to forget takes the object store, and lifetimes do not wait for that.
+        futures::join!(self.look_after_forever(), self.forget_forever());
+    }
+
+    async fn look_after_forever(self: &Arc<Self>) {
         loop {
             // One that fails is tried again in the next sweep, and holds up no other.
             logged("use of sessions not written", self.store.write_use().await);
@@ -40,9 +48,17 @@ impl Service {
             logged("sessions not checked", self.check_sessions().await);
             logged("packages not installed", self.resume_installs().await);
             logged("ended sessions not wound down", self.wind_down_ended().await);
-            logged("old sessions not forgotten", self.purge_old().await);
             if !self.pause(self.config.sweep_interval.0).await {
                 return logged("use of sessions not written", self.store.write_use().await);
+            }
+        }
+    }
+
+    async fn forget_forever(&self) {
+        loop {
+            logged("old sessions not forgotten", self.purge_old().await);
+            if !self.pause(self.config.sweep_interval.0).await {
+                return;
             }
         }
     }
@@ -82,8 +98,14 @@ impl Service {
         let before = self.clock.now().checked_sub_signed(retention).unwrap_or(DateTime::<Utc>::MIN_UTC);
         for id in self.store.sessions_to_purge(before, BATCH).await? {
             // Held by whoever forgets it now, or made another with its id.
-            if let Some(held) = self.sandboxes.try_lock(&id) {
-                logged("session not forgotten", self.purge(&id, held).await);
+            let Some(held) = self.sandboxes.try_lock(&id) else { continue };
+            match self.purge(&id, held).await {
+                // So it would be with the others.
+                Err(Error::ObjectStore(_)) => {
+                    self.pause(OBJECTS_PAUSE).await;
+                    return Ok(());
+                }
+                purged => logged("session not forgotten", purged),
             }
         }
         Ok(())

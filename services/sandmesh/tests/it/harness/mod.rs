@@ -2,6 +2,8 @@
 //! and leaves nothing behind.
 
 pub(crate) mod api;
+#[path = "../../../../session/testing/bucket.rs"]
+pub(crate) mod bucket;
 pub(crate) mod events;
 mod grpc;
 mod index;
@@ -19,6 +21,7 @@ use std::{
 use tempfile::TempDir;
 
 pub(crate) use api::{Api, Reply};
+pub(crate) use bucket::Bucket;
 pub(crate) use events::Events;
 pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
 pub(crate) use index::Index;

@@ -1,6 +1,6 @@
 //! How an execution ended, and the writing of it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sandmesh_mesh::datetime;
@@ -12,6 +12,7 @@ use crate::{
     encode,
     error::Error,
     lifecycle::{Cause, ExecutionEvent},
+    peers::Backoff,
     service::artifacts::Changes,
     store::execution::{Ending, Model},
     values::UserError,
@@ -19,6 +20,9 @@ use crate::{
 
 /// The most bytes of an error's text that are recorded, for its message and its traceback each.
 const MAX_ERROR_TEXT: usize = 32 << 10;
+
+/// The first and the longest pause before the object store is tried again.
+const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// How an execution ended.
 #[derive(Debug)]
@@ -152,16 +156,8 @@ impl Driver {
     pub(super) async fn finish(&mut self, end: End) -> Result<(), Error> {
         self.registration.finish();
         let service = &self.service;
-        let mut ending = end.ending;
         let live = Arc::clone(&self.registration.live);
-        ending.stdout = service.record_output(&self.row, "stdout", &live.stdout, end.truncated.0).await?;
-        ending.stderr = service.record_output(&self.row, "stderr", &live.stderr, end.truncated.1).await?;
-        ending.started_at = live.started_at();
-        if let Some(value) = end.value {
-            let (text, size) = service.record_value(&self.row, value).await?;
-            (ending.return_value, ending.return_value_bytes) = (text, Some(size));
-        }
-        ending.artifacts = service.artifacts(&self.session, end.changes).await?;
+        let Some(ending) = self.ending(&end).await? else { return Ok(()) };
         let recorded = self.record(end.event, ending).await.inspect_err(|_| {
             // It may be written all the same. Then nobody drives it again, and the executor is told as of
             // what is left.
@@ -178,6 +174,39 @@ impl Driver {
             service.acknowledge(&self.session, &self.row.id).await;
         }
         Ok(())
+    }
+
+    /// What goes into the row, once what does not fit there is in the object store, however long that is away:
+    /// nobody else knows so well how it ended. `None`: it has an end meanwhile, or is not there any more.
+    async fn ending(&self, end: &End) -> Result<Option<Ending>, Error> {
+        let mut backoff = Backoff::between(STORE_PAUSES.0, STORE_PAUSES.1);
+        loop {
+            match self.stored(end).await {
+                Err(Error::ObjectStore(_)) => {}
+                stored => return stored.map(Some),
+            }
+            tokio::time::sleep(backoff.pause()).await;
+            let row = self.service.store.execution(&self.row.id).await?;
+            let Some(row) = row else { return Ok(None) };
+            if row.state.is_final() {
+                self.registration.live.end(row);
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn stored(&self, end: &End) -> Result<Ending, Error> {
+        let (service, live, row) = (&self.service, &self.registration.live, &self.row);
+        let mut ending = end.ending.clone();
+        ending.stdout = service.record_output(row, "stdout", &live.stdout, end.truncated.0).await?;
+        ending.stderr = service.record_output(row, "stderr", &live.stderr, end.truncated.1).await?;
+        ending.started_at = live.started_at();
+        if let Some(value) = &end.value {
+            let (text, size) = service.record_value(row, value.clone()).await?;
+            (ending.return_value, ending.return_value_bytes) = (text, Some(size));
+        }
+        ending.artifacts = service.artifacts(&self.session, &end.changes).await?;
+        Ok(ending)
     }
 
     /// Writes the end into the row, unless it has one. Returns the row, if it is there still.

@@ -6,7 +6,8 @@ use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
 use sandmesh_proto::{
     scheduler::node_service_client::NodeServiceClient,
     session::{
-        dependency_service_client::DependencyServiceClient, session_service_client::SessionServiceClient,
+        dependency_service_client::DependencyServiceClient, file_service_client::FileServiceClient,
+        session_service_client::SessionServiceClient,
     },
     template::template_service_client::TemplateServiceClient,
 };
@@ -69,6 +70,11 @@ impl Client {
     /// Packages of sessions.
     pub(super) fn dependencies(&self) -> DependencyServiceClient<Keyed> {
         DependencyServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Files of sessions.
+    pub(super) fn files(&self) -> FileServiceClient<Keyed> {
+        FileServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Templates.

@@ -58,7 +58,7 @@ pub(super) fn is_piped() -> bool {
 
 /// Puts the standard input into the request; gives back the rest when there is more to come.
 pub(super) async fn attach(spec: &mut ExecutionSpec) -> Result<Option<Reader>, Failure> {
-    let mut pieces = read_on_a_thread()?;
+    let mut pieces = pieces_of(|| Ok(io::stdin()))?;
     let mut buffered = BytesMut::new();
     let deadline = tokio::time::Instant::now() + INLINE_WAIT;
     while buffered.len() <= INLINE_BYTES {
@@ -76,14 +76,20 @@ pub(super) async fn attach(spec: &mut ExecutionSpec) -> Result<Option<Reader>, F
     Ok(Some(Reader { buffered, pieces }))
 }
 
-/// A thread, and not a task: a read of the standard input cannot be stopped, and the program must be able
-/// to end without waiting for it.
-fn read_on_a_thread() -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
+/// What is read, piece by piece. By a thread, and not a task: a read of a pipe cannot be stopped, and the
+/// program must be able to end without waiting for it.
+pub(super) fn pieces_of<R: Read>(
+    open: impl FnOnce() -> io::Result<R> + Send + 'static,
+) -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
     let (sender, pieces) = mpsc::channel(4);
     let reader = move || {
+        let mut source = match open() {
+            Ok(source) => source,
+            Err(error) => return drop(sender.blocking_send(Err(error))),
+        };
         let mut buffer = vec![0; PIECE_BYTES];
         loop {
-            let piece = match io::stdin().read(&mut buffer) {
+            let piece = match source.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(length) => Ok(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default())),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -96,7 +102,7 @@ fn read_on_a_thread() -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
         }
     };
     thread::Builder::new()
-        .name("stdin".to_owned())
+        .name("read input".to_owned())
         .spawn(reader)
         .map_err(|error| Failure::broken(format!("cannot start a thread: {error}")))?;
     Ok(pieces)

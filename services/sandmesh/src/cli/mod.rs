@@ -5,12 +5,14 @@
 //!
 //! Exit codes of `run` and `exec`: the code of the execution; 128 + n when signal n ended it; 124 when
 //! it reached its time limit; 130 when it was cancelled; 2 when the request is wrong; 125 when
-//! sandmesh itself failed. `doctor`: 1 when something is wrong. The other commands: 0, 2 and 125.
+//! sandmesh itself failed. `doctor`: 1 when something is wrong. The other commands: 0, 2 and 125, and
+//! `cp` 130 after Ctrl-C.
 
 mod args;
 mod backoff;
 mod client;
 mod console;
+mod cp;
 mod doctor;
 mod exec;
 mod execute;
@@ -39,6 +41,7 @@ use sandmesh_mesh::Secret;
 
 use crate::Program;
 
+pub use cp::{CpArgs, Place};
 pub use doctor::DoctorArgs;
 pub use exec::ExecArgs;
 pub use execution::ExecutionCommand;
@@ -96,6 +99,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Run a command in a session
     Exec(ExecArgs),
+    /// Copy files into a session, or out of one
+    Cp(CpArgs),
     /// Sessions: create, list, get, terminate, delete
     #[command(subcommand)]
     Session(SessionCommand),
@@ -151,6 +156,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => Box::pin(run::run(*args, &context)).await,
         Command::Exec(args) => Box::pin(exec::run(args, &context)).await,
+        Command::Cp(args) => Box::pin(cp::run(args, &context)).await.map(|()| 0),
         Command::Session(command) => session::run(command, &context).await.map(|()| 0),
         Command::Execution(command) => execution::run(command, &context).await.map(|()| 0),
         Command::Template(command) => template::run(command, &context).await.map(|()| 0),

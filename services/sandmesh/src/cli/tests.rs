@@ -83,6 +83,19 @@ fn run_takes_a_file_and_says_how() {
 }
 
 #[test]
+fn a_copy_has_two_ends() {
+    match parse("cp -r ./dir sess_1:data/").unwrap().command {
+        Command::Cp(args) => {
+            assert_eq!(args.source, Place::Local("./dir".into()));
+            assert!(args.recursive && matches!(args.target, Place::Remote { is_directory: true, .. }));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(parse("cp a").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+    assert_eq!(parse("cp sess_1:../a b").unwrap_err().kind(), ErrorKind::ValueValidation);
+}
+
+#[test]
 fn what_excludes_each_other_is_refused() {
     for words in ["run a.py --script --entrypoint main", "run a.py --session s --template t"] {
         assert_eq!(parse(words).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{words}");

@@ -16,14 +16,14 @@ in_both_wirings!(
 );
 
 /// The program with the address of the server in its environment.
-fn sandmesh(server: &Server, args: &[&str]) -> Command {
+pub(crate) fn sandmesh(server: &Server, args: &[&str]) -> Command {
     let mut command = Command::new(SANDMESH);
     command.args(args).env("SANDMESH_URL", format!("http://127.0.0.1:{}", server.port)).stdin(Stdio::null());
     command
 }
 
 /// Runs the program; gives its exit code, standard output and standard error.
-fn run(server: &Server, args: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(server: &Server, args: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = sandmesh(server, args).output().unwrap();
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }

@@ -47,6 +47,7 @@ mod chaos;
 mod cli;
 mod clients;
 mod control;
+mod copy;
 mod crash;
 mod crash_roles;
 mod dependencies;

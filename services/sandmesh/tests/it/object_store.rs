@@ -205,6 +205,9 @@ async fn while_the_bucket_is_away_code_runs_and_nothing_is_lost(wiring: Wiring) 
     let api = &server.api;
     let session = api.session().await;
     api.upload(&session, "before", "kept").await.is(200);
+    let earlier =
+        api.run(&session, "shell", "echo earlier > earlier; head -c 200000 /dev/zero | tr '\\0' y").await;
+    assert_eq!(earlier["status"], "completed", "{earlier}");
     let begun = "echo begun; while [ ! -e go ]; do sleep 0.1; done; echo made > made; head -c 200000 /dev/zero | tr '\\0' x";
     let running = api.start(&session, json!({"language": "shell", "code": begun, "timeout": 120})).await;
     api.wrote(&running, "begun").await;
@@ -216,6 +219,10 @@ async fn while_the_bucket_is_away_code_runs_and_nothing_is_lost(wiring: Wiring) 
     assert_eq!(refused.header("retry-after"), "1");
     refused.refused(503, "Sandbox.ObjectStoreUnavailable");
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    let unread = [artifact(&earlier, "earlier"), format!("/executions/{}", earlier["id"].as_str().unwrap())];
+    for path in &unread {
+        api.get(path).await.refused(503, "Sandbox.ObjectStoreUnavailable");
+    }
     let small = api.python(&session, "def handler(event):\n    print('on')\n    return 42").await;
     assert_eq!(
         (&small["status"], &small["return_value"], &small["stdout"]),
@@ -246,12 +253,14 @@ async fn while_the_bucket_is_away_code_runs_and_nothing_is_lost(wiring: Wiring) 
     assert_eq!(ended["stdout"].as_str().unwrap().len(), "begun\n".len() + 200_000);
     assert_eq!(api.content(&artifact(&ended, "made")).await, b"made\n");
     expect_healthy(api).await;
+    assert_eq!(api.content(&artifact(&earlier, "earlier")).await, b"earlier\n");
+    assert_eq!(api.get(&unread[1]).await.is(200)["stdout"], earlier["stdout"]);
     api.upload(&session, "after", "kept").await.is(200);
     terminate(api, &session).await;
     let mut files = api.files(&session, "").await;
     // It is where its caller sent it, and was saved later: the answer did not promise that.
     files.retain(|name| name != "during" && name != "go");
-    assert_eq!(files, ["after", "before", "made"]);
+    assert_eq!(files, ["after", "before", "earlier", "made"]);
 }
 
 /// Lets an execution go on that waits for a file: by another, as an upload would be refused.

@@ -162,9 +162,9 @@ impl Service {
         let _lock = self.sandboxes.lock(id).await;
         let Some(session) = self.ended(id).await? else { return Ok(()) };
         self.end_executions(&session).await?;
-        if let Err(error) = self.save_for_good(&session).await {
+        if let Err(error) = self.nothing_unsaved(&session).await {
             let again_in = self.removals.failed(id, Instant::now());
-            tracing::warn!(session.id = id, %error, ?again_in, "its files are not saved yet, its sandbox stays");
+            tracing::warn!(session.id = id, %error, ?again_in, "not all of it is saved, its sandbox stays");
             return Ok(());
         }
         match self.remove_sandbox(&session).await {
@@ -179,6 +179,14 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Saves what is left to be saved of an ended session. An error: not all of it can be saved now.
+    async fn nothing_unsaved(&self, session: &Model) -> Result<(), Error> {
+        if !self.store.active_executions_of(&session.id).await?.is_empty() {
+            return Err(Error::Unavailable("the end of an execution is not stored yet".to_owned()));
+        }
+        self.save_for_good(session).await
     }
 
     /// Saves the files of an ended session, as far as its sandbox is still there.
@@ -216,6 +224,10 @@ impl Service {
         let _ = tokio::time::timeout(FINISH_LIMIT, futures::future::join_all(finishing)).await;
         // What no driver ended, as one that waits for the database.
         for id in self.store.active_executions_of(&session.id).await? {
+            // One that waits for the object store knows more than can be written here.
+            if self.drivers.get(&id).is_some_and(|driver| driver.is_finishing()) {
+                continue;
+            }
             let Some(row) = self.store.execution_or_deleted(&id).await? else { continue };
             let (event, mut ending) = of_session(session);
             if let Some(driver) = self.drivers.get(&id) {

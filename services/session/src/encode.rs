@@ -60,6 +60,7 @@ pub(crate) fn session(row: session::Model, max_recoveries: u32) -> pb::Session {
         completed_at: row.completed_at.map(time),
         python_package_index_url: masked(&row.python_package_index_url),
         recoveries,
+        releasing: row.state.is_final() && !row.sandbox_removed,
         recoveries_left: max_recoveries.saturating_sub(recoveries),
     }
 }

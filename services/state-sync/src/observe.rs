@@ -160,6 +160,7 @@ impl Observer {
         match self.call(client.get_session(request)).await {
             Ok(found) => Ok(found.session.map_or(Fate::Lives, |session| match session.state() {
                 State::Unspecified | State::Creating | State::Running => Fate::Lives,
+                _ if session.releasing => Fate::Releasing,
                 State::Completed | State::Failed | State::Timeout | State::Terminated => Fate::Ended,
             })),
             Err(status) if status.code() == Code::NotFound => Ok(Fate::Forgotten),

@@ -40,6 +40,8 @@ pub(crate) struct Session {
 pub(crate) enum Fate {
     /// It ended.
     Ended,
+    /// It ended, and the session role has not saved all that is in its sandbox yet. It removes it then.
+    Releasing,
     /// Nobody knows it (any more).
     Forgotten,
     /// It lives: it was created since the sessions were listed.
@@ -258,7 +260,7 @@ impl<'a> Owners<'a> {
         match self.fates.get(&sandbox.session_id) {
             Some(Fate::Ended) => true,
             Some(Fate::Forgotten) => is_older(sandbox, now, grace),
-            Some(Fate::Lives) | None => false,
+            Some(Fate::Lives | Fate::Releasing) | None => false,
         }
     }
 }

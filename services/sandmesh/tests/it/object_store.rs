@@ -270,7 +270,8 @@ async fn touch(api: &Api, session: &str) {
 
 async fn a_session_that_ends_while_the_bucket_is_away_keeps_what_it_wrote(wiring: Wiring) {
     let mut bucket = Bucket::start();
-    let server = start(wiring, &bucket, &[("SANDMESH_SESSION__TERMINATE_WAIT", "2s")]).await;
+    let short = [("SANDMESH_SESSION__TERMINATE_WAIT", "2s"), ("SANDMESH_STATE_SYNC__INTERVAL", "1s")];
+    let server = start(wiring, &bucket, &short).await;
     let api = &server.api;
     let (session, deleted) = (api.session().await, api.session().await);
     bucket.stop();
@@ -281,6 +282,9 @@ async fn a_session_that_ends_while_the_bucket_is_away_keeps_what_it_wrote(wiring
     terminate(api, &session).await;
     api.delete(&format!("/sessions/{deleted}")).await.is(204);
     api.get(&format!("/sessions/{deleted}")).await.refused(404, "Sandbox.SessionNotFound");
+    // Long enough for others to look for sandboxes that nobody needs.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(api.get(&format!("/executions/{run}")).await.is(200)["status"], "running");
     bucket.start_again();
     let ended = api.ended(&run).await;
     assert_eq!((&ended["status"], &ended["stdout"]), (&json!("completed"), &json!("done\n")), "{ended}");

@@ -145,6 +145,12 @@ fn the_sandbox_of_an_ended_session_is_removed_at_once() {
 }
 
 #[test]
+fn the_sandbox_of_a_session_whose_files_are_being_saved_stays() {
+    assert!(!is_removed(&fate(Fate::Releasing), sandbox(Condition::Running, 9999)));
+    assert!(!is_removed(&fate(Fate::Releasing), sandbox(Condition::Dead, 9999)));
+}
+
+#[test]
 fn the_sandbox_of_a_forgotten_session_is_removed_after_the_grace() {
     assert!(!is_removed(&fate(Fate::Forgotten), sandbox(Condition::Running, 30)));
     assert!(is_removed(&fate(Fate::Forgotten), sandbox(Condition::Running, 31)));
@@ -252,7 +258,7 @@ prop_compose! {
     fn any_world()(
         sessions in proptest::collection::vec(any_session(), 0..6),
         fates in proptest::collection::btree_map(
-            "s[1-5]", proptest::sample::select(vec![Fate::Ended, Fate::Forgotten, Fate::Lives]), 0..4),
+            "s[1-5]", proptest::sample::select(vec![Fate::Ended, Fate::Releasing, Fate::Forgotten, Fate::Lives]), 0..4),
         sandboxes in proptest::collection::vec(any_sandbox(), 0..8),
         nodes in proptest::collection::btree_set("n[1-3]", 0..3),
         lost_nodes in proptest::collection::btree_set("n[4-5]", 0..2),

@@ -22,6 +22,7 @@ mod outcome;
 mod parent;
 mod process_id;
 mod recent;
+mod registry;
 mod relay;
 mod replay;
 mod request;

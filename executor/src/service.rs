@@ -1,7 +1,6 @@
 //! The executions of a sandbox: who gets in, who is known, who is forgotten.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,6 +16,7 @@ use crate::{
     clock,
     execution::{Cursor, Execution, Stop},
     isolation::{Sandbox, layer::Layer},
+    registry::Registry,
     replay::Keep,
     request::Start,
     run::Run,
@@ -56,12 +56,6 @@ pub(crate) struct Service {
     languages: OnceCell<Vec<pb::LanguageRuntime>>,
     /// Held by whoever changes the layer of packages.
     mounting: tokio::sync::Mutex<()>,
-}
-
-#[derive(Debug, Default)]
-struct Registry {
-    executions: HashMap<String, Arc<Execution>>,
-    draining: bool,
 }
 
 impl Service {
@@ -106,7 +100,7 @@ impl Service {
         &self.workspace
     }
 
-    /// Starts an execution; one that is known already is not started again.
+    /// Starts an execution; one that is known already is not started again, nor is one that was acknowledged.
     pub(crate) async fn start(&self, start: Start) -> Result<Arc<Execution>, Error> {
         let number = self.arrivals.fetch_add(1, Ordering::Relaxed);
         let (execution, stdin) =
@@ -117,6 +111,9 @@ impl Service {
             let mut registry = self.registry();
             if let Some(known) = registry.executions.get(&start.id) {
                 return Ok(Arc::clone(known));
+            }
+            if registry.was_there(&start.id) {
+                return Err(Error::Acknowledged(start.id));
             }
             let place = self.admit(&registry)?;
             registry.executions.insert(start.id.clone(), Arc::clone(&execution));
@@ -167,7 +164,7 @@ impl Service {
         match registry.executions.get(id) {
             Some(execution) if !execution.has_ended() => Err(Error::StillRunning(id.to_owned())),
             _ => {
-                registry.executions.remove(id);
+                registry.forget(id);
                 Ok(())
             }
         }

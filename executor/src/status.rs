@@ -20,6 +20,8 @@ pub(crate) enum Error {
     Full(String),
     /// It still runs.
     StillRunning(String),
+    /// It ran, and its result was taken.
+    Acknowledged(String),
     /// The executor is about to end.
     Draining,
     /// There is no such layer of packages on this node.
@@ -44,6 +46,7 @@ impl Error {
             Self::CursorExpired { .. } => (Code::OutOfRange, "CURSOR_EXPIRED"),
             Self::Full(_) => (Code::ResourceExhausted, "TOO_MANY_EXECUTIONS"),
             Self::StillRunning(_) => (Code::FailedPrecondition, "EXECUTION_STILL_RUNNING"),
+            Self::Acknowledged(_) => (Code::FailedPrecondition, "EXECUTION_ACKNOWLEDGED"),
             Self::Draining => (Code::Unavailable, "UNAVAILABLE"),
             Self::NoLayer => (Code::NotFound, "LAYER_NOT_FOUND"),
             Self::NoJail => (Code::FailedPrecondition, "NO_JAIL"),
@@ -64,6 +67,7 @@ impl Error {
             Self::NoJail => "packages are only shown in a jail, and this sandbox has none".to_owned(),
             Self::NotMounted(why) => format!("the packages cannot be shown: {why}"),
             Self::StillRunning(id) => format!("execution `{id}` still runs"),
+            Self::Acknowledged(id) => format!("execution `{id}` has run, and its result was acknowledged"),
             Self::Draining => "the sandbox is about to end".to_owned(),
         }
     }

@@ -80,6 +80,10 @@ async fn acknowledged_execution_is_forgotten() {
     assert_eq!((gone.code(), reason(&gone).as_str()), (Code::NotFound, "EXECUTION_NOT_FOUND"));
     let list = client.list_executions(pb::ListExecutionsRequest {}).await.unwrap().into_inner();
     assert!(list.executions.is_empty());
+    let again = pb::ExecutionStart { execution_id: id.clone(), ..script("print(1)") };
+    let refused = Talk::open(&mut client, Input::Start(again)).await.err().unwrap();
+    let expected = (Code::FailedPrecondition, "EXECUTION_ACKNOWLEDGED");
+    assert_eq!((refused.code(), reason(&refused).as_str()), expected, "it has run");
 }
 
 #[tokio::test]

@@ -71,6 +71,10 @@ soak *args: executor
 chaos *args: build
     cargo bench --locked --profile dev -p sandmesh --bench chaos -- {{args}}
 
+# Fill a database with 10,000 sessions and a million executions, and measure how they are read.
+bench-database *args: executor
+    cargo bench --locked -p sandmesh --bench database -- {{args}}
+
 # Attack a server started for this with every case of the suite, and print the table.
 attack *args: build
     cargo run --quiet -p sandmesh -- doctor --attack --own-server {{args}}

@@ -7,6 +7,7 @@
 mod answer;
 pub mod clock;
 pub mod config;
+pub mod database;
 pub mod error;
 pub mod link;
 mod listener;
@@ -22,6 +23,7 @@ mod values;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{ConfigError, LogFormat, MeshConfig};
+pub use database::{Database, DatabaseUrl, PoolSettings};
 pub use error::{Fault, FieldViolation, reason_of, status};
 pub use link::{Link, LinkError, was_not_sent};
 pub use node::{Mesh, MeshBuilder, Node};

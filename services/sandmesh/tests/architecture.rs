@@ -44,8 +44,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 
 /// Who may use a library that decides something: a database, a container engine, a web framework.
 const USED_BY: [(&str, &[&str]); 14] = [
-    ("sea-orm", &["session", "template", "scheduler"]),
-    ("sea-orm-migration", &["session", "template", "scheduler"]),
+    ("sea-orm", &["session", "template", "scheduler", "mesh"]),
+    ("sea-orm-migration", &["session", "template", "scheduler", "mesh"]),
     ("sqlx", &[]),
     ("object_store", &["session"]),
     ("figment", &["mesh"]),

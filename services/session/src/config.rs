@@ -4,7 +4,7 @@ mod object_store;
 
 use std::{path::Path, path::PathBuf, time::Duration};
 
-use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
+use sandmesh_mesh::{ByteSize, ConfigError, DatabaseUrl, HumanDuration, PoolSettings};
 use serde::{Deserialize, Serialize};
 
 pub use self::object_store::ObjectStoreConfig;
@@ -14,8 +14,17 @@ pub use crate::index::Packages;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The database, as `sqlite://PATH`; empty: `session.db` in the data directory.
-    pub database_url: String,
+    /// The database, as `sqlite://PATH`, `mysql://USER:PASSWORD@HOST/DATABASE` (MariaDB, too) or
+    /// `postgres://USER:PASSWORD@HOST/DATABASE`; empty: `session.db` in the data directory. It is a secret.
+    pub database_url: DatabaseUrl,
+    /// How many connections to a database server there may be.
+    pub max_connections: u32,
+    /// How long it may take to get a connection to a database server.
+    pub database_connect_timeout: HumanDuration,
+    /// How long a connection to a database server is kept that nobody uses.
+    pub database_idle_timeout: HumanDuration,
+    /// How long a database server may take over a statement.
+    pub database_statement_timeout: HumanDuration,
     /// The directory that files and large output are kept in; empty: `objects` in the data directory.
     pub object_dir: PathBuf,
     /// A bucket that they are kept in instead.
@@ -66,7 +75,11 @@ impl Default for Config {
     fn default() -> Self {
         let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
         Self {
-            database_url: String::new(),
+            database_url: DatabaseUrl::default(),
+            max_connections: 16,
+            database_connect_timeout: seconds(3),
+            database_idle_timeout: seconds(600),
+            database_statement_timeout: seconds(5),
             object_dir: PathBuf::new(),
             object_store: ObjectStoreConfig::default(),
             create_wait: seconds(2),
@@ -98,11 +111,8 @@ impl Config {
     /// # Errors
     /// Names the first setting that cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !self.database_url.is_empty() && !self.database_url.starts_with("sqlite:") {
-            // The URL itself may hold a password.
-            let problem = "this build supports SQLite only: give `sqlite://PATH`, or nothing for the default";
-            return Err(ConfigError::invalid("session.database_url", problem));
-        }
+        self.database_url.check("session.database_url")?;
+        self.pool().validate("session")?;
         if !self.object_dir.as_os_str().is_empty() && !self.object_dir.is_absolute() {
             return Err(ConfigError::invalid("session.object_dir", "give an absolute path"));
         }
@@ -176,10 +186,21 @@ impl Config {
     }
 
     /// The database, with the default filled in.
-    pub(crate) fn database(&self, data_dir: &Path) -> String {
-        match self.database_url.as_str() {
-            "" => format!("sqlite://{}", data_dir.join("session.db").display()),
-            url => url.to_owned(),
+    pub(crate) fn database(&self, data_dir: &Path) -> DatabaseUrl {
+        if self.database_url.is_empty() {
+            DatabaseUrl::new(format!("sqlite://{}", data_dir.join("session.db").display()))
+        } else {
+            self.database_url.clone()
+        }
+    }
+
+    /// How connections to a database server are pooled.
+    pub(crate) fn pool(&self) -> PoolSettings {
+        PoolSettings {
+            max_connections: self.max_connections,
+            connect_timeout: self.database_connect_timeout.0,
+            idle_timeout: self.database_idle_timeout.0,
+            statement_timeout: self.database_statement_timeout.0,
         }
     }
 
@@ -207,11 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn another_database_is_refused_without_showing_its_password() {
-        let config = Config { database_url: "postgres://me:hunter2@db/x".into(), ..Config::default() };
+    fn unknown_database_is_refused_without_showing_its_password() {
+        let config =
+            Config { database_url: DatabaseUrl::new("oracle://me:hunter2@db/x"), ..Config::default() };
         let error = refused(&config);
-        assert!(error.contains("session.database_url") && error.contains("SQLite"), "{error}");
+        assert!(error.contains("session.database_url") && error.contains("postgres://"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
+        assert!(!format!("{config:?}").contains("hunter2"));
     }
 
     #[test]
@@ -223,5 +246,7 @@ mod tests {
         assert!(refused(&config).contains("session.inline_limit"));
         let config = Config { default_processes: 5000, ..Config::default() };
         assert!(refused(&config).contains("session.default_processes"));
+        let config = Config { max_connections: 1, ..Config::default() };
+        assert!(refused(&config).contains("session.max_connections"));
     }
 }

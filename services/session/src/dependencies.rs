@@ -2,7 +2,6 @@
 //!
 //! What is wanted becomes what is there only when it is installed: when that fails, what was there still is.
 
-use sea_orm::FromJsonQueryResult;
 use serde::{Deserialize, Serialize};
 
 use crate::values::Language;
@@ -53,7 +52,7 @@ pub(crate) struct Dependency {
 }
 
 /// What packages a session is to have.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Packages {
     /// Those that come with its template.
     pub(crate) template: Vec<Dependency>,
@@ -77,7 +76,7 @@ pub(crate) struct Wanted {
 }
 
 /// What is installed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Installed {
     /// Every package, those that others need too, with its version.
     pub(crate) packages: Vec<Dependency>,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sandmesh_mesh::{Fault, FieldViolation};
-use sea_orm::{DbErr, RuntimeErr};
+use sandmesh_mesh::{Fault, FieldViolation, database::is_unavailable};
+use sea_orm::DbErr;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -200,24 +200,13 @@ impl Error {
     }
 }
 
-/// The database may well take later what it does not take now.
-fn is_busy(error: &DbErr) -> bool {
-    match error {
-        // No connection is free, or it was lost on the way; not that there is something wrong with it.
-        DbErr::ConnectionAcquire(_) | DbErr::Conn(RuntimeErr::Internal(_)) => true,
-        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
-            // SQLITE_BUSY, and in higher bits why.
-            let code = error.as_database_error().and_then(|error| error.code());
-            code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xff == 5)
-        }
-        _ => false,
-    }
-}
-
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        if is_busy(&error) {
-            return Self::Unavailable("the database of the session role is busy".to_owned());
+        if is_unavailable(&error) {
+            tracing::warn!(%error, "database of the session role");
+            return Self::Unavailable(
+                "the database of the session role does not answer or is busy".to_owned(),
+            );
         }
         Self::Internal(anyhow::Error::new(error).context("database of the session role"))
     }

@@ -72,7 +72,7 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
 async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
     config.validate()?;
     Ok(Arc::new(Service {
-        store: Store::open(&config.database(mesh.data_dir()), mesh.tasks().clone()).await?,
+        store: Store::open(&config.database(mesh.data_dir()), &config.pool(), mesh.tasks().clone()).await?,
         objects: Objects::open(config, mesh.data_dir())?,
         peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
         clock: mesh.clock(),

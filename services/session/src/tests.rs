@@ -1,5 +1,24 @@
 //! The role through its own front door, with its peers played at the wire.
 
+/// Makes three tests of each body, one for each kind of database: `sqlite::NAME`, `mariadb::NAME` and
+/// `postgres::NAME`.
+macro_rules! on_every_database {
+    ($($body:ident),+ $(,)?) => {
+        on_every_database!(in sqlite: Sqlite, $($body),+);
+        on_every_database!(in mariadb: MariaDb, $($body),+);
+        on_every_database!(in postgres: Postgres, $($body),+);
+    };
+    (in $module:ident: $kind:ident, $($body:ident),+) => {
+        mod $module {
+            $(#[tokio::test]
+            async fn $body() {
+                let kind = sandmesh_mesh::database::testing::Kind::$kind;
+                $crate::tests::ON.scope(kind, super::$body()).await;
+            })+
+        }
+    };
+}
+
 mod database;
 mod dependencies;
 mod executions;
@@ -14,7 +33,11 @@ mod time;
 use std::{sync::Arc, time::Duration};
 
 use chrono::DateTime;
-use sandmesh_mesh::{HumanDuration, Link, ManualClock, Mesh, RoleName, Tasks, grpc_router};
+use sandmesh_mesh::{
+    HumanDuration, Link, ManualClock, Mesh, RoleName, Tasks,
+    database::testing::{Kind, TestDatabase},
+    grpc_router,
+};
 use sandmesh_proto::{
     executor::Language,
     session::{
@@ -37,6 +60,7 @@ struct Bench {
     clock: ManualClock,
     config: Config,
     directory: TempDir,
+    database: TestDatabase,
     service: Arc<Service>,
     tasks: Tasks,
     client: SessionServiceClient<Link>,
@@ -44,13 +68,20 @@ struct Bench {
     dependencies: DependencyServiceClient<Link>,
 }
 
+tokio::task_local! {
+    /// The kind of database that a test runs on; SQLite where it does not say.
+    static ON: Kind;
+}
+
 /// Without recovery: what a test loses stays lost, unless it is about that.
 fn config() -> Config {
-    Config {
-        sweep_interval: HumanDuration(Duration::from_millis(20)),
-        max_recoveries: 0,
-        ..Config::default()
-    }
+    Config { sweep_interval: HumanDuration(Duration::from_millis(20)), max_recoveries: 0, ..patient() }
+}
+
+/// The defaults, with time for a database server on a busy machine.
+pub(crate) fn patient() -> Config {
+    let patience = HumanDuration(Duration::from_secs(30));
+    Config { database_connect_timeout: patience, database_statement_timeout: patience, ..Config::default() }
 }
 
 impl Bench {
@@ -62,10 +93,13 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let world = World::new(directory.path().to_owned());
         let clock = ManualClock::new(DateTime::from_timestamp(1_800_000_000, 0).unwrap());
-        Self::start(world, clock, config, directory).await
+        let database = TestDatabase::create(ON.try_with(|kind| *kind).unwrap_or(Kind::Sqlite)).await;
+        let config = Config { database_url: database.url(), ..config };
+        Self::start(Stopped { world, clock, config, directory, database }).await
     }
 
-    async fn start(world: World, clock: ManualClock, config: Config, directory: TempDir) -> Self {
+    async fn start(stopped: Stopped) -> Self {
+        let Stopped { world, clock, config, directory, database } = stopped;
         let mesh = Mesh::builder(directory.path())
             .clock(Arc::new(clock.clone()))
             .link(RoleName::Scheduler, world.scheduler())
@@ -84,7 +118,7 @@ impl Bench {
         let client = SessionServiceClient::new(link.clone()).max_decoding_message_size(64 << 20);
         let events = SessionEventServiceClient::new(link.clone());
         let dependencies = DependencyServiceClient::new(link);
-        Self { world, clock, config, directory, service, tasks, client, events, dependencies }
+        Self { world, clock, config, directory, database, service, tasks, client, events, dependencies }
     }
 
     /// Stops the role in the middle of whatever it does, and starts another on the same data.
@@ -94,7 +128,8 @@ impl Bench {
 
     async fn stop(self) -> Stopped {
         assert_eq!(self.tasks.shut_down(Duration::from_secs(5)).await, 0, "every task ends when told to");
-        Stopped { world: self.world, clock: self.clock, config: self.config, directory: self.directory }
+        let Self { world, clock, config, directory, database, .. } = self;
+        Stopped { world, clock, config, directory, database }
     }
 
     async fn session(&mut self) -> pb::Session {
@@ -172,11 +207,12 @@ struct Stopped {
     clock: ManualClock,
     config: Config,
     directory: TempDir,
+    database: TestDatabase,
 }
 
 impl Stopped {
     async fn start_again(self) -> Bench {
-        Bench::start(self.world, self.clock, self.config, self.directory).await
+        Bench::start(self).await
     }
 }
 

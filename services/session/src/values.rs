@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::FromJsonQueryResult;
 use serde::{Deserialize, Serialize};
 
 /// A language that user code is written in.
@@ -61,7 +60,7 @@ impl Mode {
 }
 
 /// The limits of a sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resources {
     /// Thousandths of a core.
     pub(crate) cpu_millis: u32,
@@ -74,7 +73,7 @@ pub(crate) struct Resources {
 }
 
 /// The isolation that a sandbox really has, in the words of the wire.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Isolation {
     /// The outer layer.
     pub(crate) sandbox: String,
@@ -94,7 +93,7 @@ pub(crate) struct Isolation {
 }
 
 /// An error of the user's code, or of its start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UserError {
     /// Its class.
     pub(crate) class: String,
@@ -105,7 +104,7 @@ pub(crate) struct UserError {
 }
 
 /// What an execution used. Times in microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Metrics {
     /// Wall clock from start to end.
     pub(crate) duration_us: u64,
@@ -124,11 +123,11 @@ pub(crate) struct Metrics {
 }
 
 /// Names and values: environments and labels.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pairs(pub(crate) BTreeMap<String, String>);
 
 /// The words of a command.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Words(pub(crate) Vec<String>);
 
 /// A file that an execution made or changed.
@@ -145,5 +144,5 @@ pub(crate) struct Artifact {
 }
 
 /// The files that an execution made or changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Artifacts(pub(crate) Vec<Artifact>);

@@ -1,9 +1,14 @@
 //! The tables of the template role. Its migrations are counted in a table of its own, so that several
 //! roles can share one database.
 
+use sandmesh_mesh::database::{
+    Steps,
+    columns::{json, text, time},
+};
 use sea_orm_migration::{
     prelude::*,
-    schema::{big_integer, boolean, json, string_len, text, timestamp_with_time_zone},
+    schema::{big_integer, boolean, string_len},
+    sea_orm::DbBackend,
 };
 
 /// The migrations, oldest first.
@@ -21,37 +26,6 @@ impl MigratorTrait for Migrator {
     }
 }
 
-#[derive(DeriveIden)]
-enum Templates {
-    Table,
-    TemplateId,
-    Name,
-    Description,
-    ImageUrl,
-    RuntimeType,
-    CpuMillis,
-    MemoryBytes,
-    DiskBytes,
-    MaxProcesses,
-    TimeoutSeconds,
-    Env,
-    Packages,
-    PoolMin,
-    PoolMax,
-    PoolBuffer,
-    IsActive,
-    Revision,
-    CreatedAt,
-    UpdatedAt,
-}
-
-#[derive(DeriveIden)]
-enum TemplateSeedings {
-    Table,
-    Name,
-    SeededAt,
-}
-
 struct CreateTemplates;
 
 impl MigrationName for CreateTemplates {
@@ -64,13 +38,14 @@ impl MigrationName for CreateTemplates {
 #[async_trait::async_trait]
 impl MigrationTrait for CreateTemplates {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.create_table(templates()).await?;
-        manager.create_table(seedings()).await
+        let (steps, backend) = (Steps::new(manager), manager.get_database_backend());
+        steps.table("templates", templates(backend)).await?;
+        steps.table("template_seedings", seedings(backend)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(TemplateSeedings::Table).to_owned()).await?;
-        manager.drop_table(Table::drop().table(Templates::Table).to_owned()).await
+        manager.drop_table(Table::drop().table("template_seedings").to_owned()).await?;
+        manager.drop_table(Table::drop().table("templates").to_owned()).await
     }
 
     fn use_transaction(&self) -> Option<bool> {
@@ -78,36 +53,36 @@ impl MigrationTrait for CreateTemplates {
     }
 }
 
-fn templates() -> TableCreateStatement {
+fn templates(backend: DbBackend) -> TableCreateStatement {
     Table::create()
-        .table(Templates::Table)
-        .col(string_len(Templates::TemplateId, 64).primary_key())
-        .col(string_len(Templates::Name, 255).unique_key())
-        .col(text(Templates::Description))
-        .col(string_len(Templates::ImageUrl, 512))
-        .col(string_len(Templates::RuntimeType, 32))
-        .col(big_integer(Templates::CpuMillis))
-        .col(big_integer(Templates::MemoryBytes))
-        .col(big_integer(Templates::DiskBytes))
-        .col(big_integer(Templates::MaxProcesses))
-        .col(big_integer(Templates::TimeoutSeconds))
-        .col(json(Templates::Env))
-        .col(json(Templates::Packages))
-        .col(big_integer(Templates::PoolMin))
-        .col(big_integer(Templates::PoolMax))
-        .col(big_integer(Templates::PoolBuffer))
-        .col(boolean(Templates::IsActive))
-        .col(big_integer(Templates::Revision))
-        .col(timestamp_with_time_zone(Templates::CreatedAt))
-        .col(timestamp_with_time_zone(Templates::UpdatedAt))
-        .to_owned()
+        .table("templates")
+        .col(string_len("template_id", 64).primary_key())
+        .col(string_len("name", 255).unique_key())
+        .col(text(backend, "description"))
+        .col(string_len("image_url", 512))
+        .col(string_len("runtime_type", 32))
+        .col(big_integer("cpu_millis"))
+        .col(big_integer("memory_bytes"))
+        .col(big_integer("disk_bytes"))
+        .col(big_integer("max_processes"))
+        .col(big_integer("timeout_seconds"))
+        .col(json(backend, "env"))
+        .col(json(backend, "packages"))
+        .col(big_integer("pool_min"))
+        .col(big_integer("pool_max"))
+        .col(big_integer("pool_buffer"))
+        .col(boolean("is_active"))
+        .col(big_integer("revision"))
+        .col(time(backend, "created_at"))
+        .col(time(backend, "updated_at"))
+        .take()
 }
 
 /// One row for each set of seeds that was planted: what a user deletes stays deleted.
-fn seedings() -> TableCreateStatement {
+fn seedings(backend: DbBackend) -> TableCreateStatement {
     Table::create()
-        .table(TemplateSeedings::Table)
-        .col(string_len(TemplateSeedings::Name, 64).primary_key())
-        .col(timestamp_with_time_zone(TemplateSeedings::SeededAt))
-        .to_owned()
+        .table("template_seedings")
+        .col(string_len("name", 64).primary_key())
+        .col(time(backend, "seeded_at"))
+        .take()
 }

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sandmesh_mesh::{Clock, Fault, FieldViolation, Link, Probe, page_token};
+use sandmesh_mesh::{Clock, Fault, FieldViolation, Link, Probe, database::is_unavailable, page_token};
 use sandmesh_proto::session::{
     ListSessionsRequest, session::State, session_service_client::SessionServiceClient,
 };
@@ -63,7 +63,7 @@ pub(crate) enum Error {
         source: Box<tonic::Status>,
     },
     /// The database failed.
-    #[error("the template database failed")]
+    #[error("the database of the template role does not answer or failed")]
     Database(#[from] sea_orm::DbErr),
 }
 
@@ -80,6 +80,7 @@ impl Fault for Error {
             Self::InUse { .. } => Code::FailedPrecondition,
             Self::Invalid(_) | Self::PageToken => Code::InvalidArgument,
             Self::Contended(_) | Self::UseUnknown { .. } => Code::Unavailable,
+            Self::Database(error) if is_unavailable(error) => Code::Unavailable,
             Self::Database(_) => Code::Internal,
         }
     }
@@ -93,6 +94,7 @@ impl Fault for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::PageToken => "PAGE_TOKEN_INVALID",
             Self::Contended(_) | Self::UseUnknown { .. } => "UNAVAILABLE",
+            Self::Database(error) if is_unavailable(error) => "UNAVAILABLE",
             Self::Database(_) => "INTERNAL",
         }
     }

@@ -6,14 +6,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use chrono::{DateTime, SubsecRound, Utc};
+use sandmesh_mesh::{Database, DatabaseUrl, PoolSettings, database::retried};
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, EntityTrait,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, SqlErr, TransactionTrait,
-    sea_query::{Expr, OnConflict},
+    ColumnTrait, ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, SqlErr,
+    sea_query::Expr,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
-use sea_orm_migration::MigratorTrait;
 
 use crate::{
     migration::Migrator,
@@ -22,23 +22,26 @@ use crate::{
 
 mod entity;
 
+/// The name of the set of templates that a new database starts with.
+const BUILTIN: &str = "builtin";
+
 use entity::{seeding, template};
 
 /// Where the templates are.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    db: DatabaseConnection,
+    db: Database,
 }
 
 /// How the database is reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    /// `sqlite:PATH` with its options; empty for `default_path`.
-    pub(crate) url: String,
+    /// Empty for `default_path`.
+    pub(crate) url: DatabaseUrl,
     /// The file to use when there is no url. A path, so that no character in it has a meaning.
     pub(crate) default_path: PathBuf,
-    /// At most this many connections.
-    pub(crate) max_connections: u32,
+    /// How connections are pooled; of a SQLite database only how many there are.
+    pub(crate) pool: PoolSettings,
     /// How long a write waits for another one to finish.
     pub(crate) busy_timeout: Duration,
 }
@@ -86,20 +89,13 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be opened or migrated.
-    pub(crate) async fn open(target: &Target) -> Result<Self, DbErr> {
-        let Target { url, default_path, busy_timeout, max_connections } = target.clone();
-        let mut options = ConnectOptions::new(if url.is_empty() { "sqlite:template.db" } else { &url });
-        options.max_connections(max_connections).sqlx_logging(false);
-        options.map_sqlx_sqlite_opts(move |sqlite| {
-            let sqlite = if url.is_empty() { sqlite.filename(&default_path) } else { sqlite };
-            sqlite
-                .create_if_missing(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Normal)
-                .busy_timeout(busy_timeout)
-        });
-        let db = Database::connect(options).await?;
-        Migrator::up(&db, None).await?;
+    pub(crate) async fn open(target: &Target) -> anyhow::Result<Self> {
+        let server = !target.url.is_empty() && target.url.backend() != Some(DbBackend::Sqlite);
+        let db = match server {
+            true => Database::connect(&target.url, &target.pool).await?,
+            false => Database::unlimited(connect_file(target).await?),
+        };
+        db.migrate::<Migrator>().await?;
         Ok(Self { db })
     }
 
@@ -108,13 +104,21 @@ impl Store {
     /// # Errors
     /// When the database fails; then none is planted.
     pub(crate) async fn seed(&self, specs: &[Spec], now: DateTime<Utc>) -> Result<usize, DbErr> {
+        if seeding::Entity::find_by_id(BUILTIN).one(&self.db).await?.is_some() {
+            return Ok(0);
+        }
+        retried(|| self.seed_once(specs, now)).await
+    }
+
+    async fn seed_once(&self, specs: &[Spec], now: DateTime<Utc>) -> Result<usize, DbErr> {
         let transaction = self.db.begin().await?;
-        let marker = seeding::ActiveModel { name: Set("builtin".to_owned()), seeded_at: Set(now) };
-        let planted = seeding::Entity::insert(marker)
-            .on_conflict(OnConflict::column(seeding::Column::Name).do_nothing().to_owned())
-            .exec_without_returning(&transaction)
-            .await?;
-        let fresh = planted > 0 && template::Entity::find().count(&transaction).await? == 0;
+        let marker = seeding::ActiveModel { name: Set(BUILTIN.to_owned()), seeded_at: Set(now) };
+        match seeding::Entity::insert(marker).exec_without_returning(&transaction).await {
+            // Another process has begun a moment before, and is done.
+            Err(error) if is_unique_violation(&error) => return transaction.rollback().await.map(|()| 0),
+            inserted => inserted?,
+        };
+        let fresh = template::Entity::find().count(&transaction).await? == 0;
         if fresh {
             let rows = specs.iter().map(|spec| entity::row(spec, 1, now.trunc_subsecs(6)));
             template::Entity::insert_many(rows).exec_without_returning(&transaction).await?;
@@ -129,8 +133,8 @@ impl Store {
     /// When its id or name is taken, or the database fails.
     pub(crate) async fn insert(&self, spec: &Spec, now: DateTime<Utc>) -> Result<Stored, StoreError> {
         let now = now.trunc_subsecs(6);
-        let insert = template::Entity::insert(entity::row(spec, 1, now));
-        match insert.exec_without_returning(&self.db).await {
+        let insert = || template::Entity::insert(entity::row(spec, 1, now));
+        match retried(|| insert().exec_without_returning(&self.db)).await {
             Ok(_) => {
                 Ok(Stored { fields: spec.fields().clone(), revision: 1, created_at: now, updated_at: now })
             }
@@ -147,6 +151,10 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub(crate) async fn get(&self, id: &str) -> Result<Option<Stored>, DbErr> {
+        if id.contains('\0') {
+            // No id has one, and Postgres does not take it.
+            return Ok(None);
+        }
         let row = template::Entity::find_by_id(id).one(&self.db).await?;
         row.map(Stored::try_from).transpose()
     }
@@ -193,7 +201,7 @@ impl Store {
             .set(row)
             .filter(template::Column::TemplateId.eq(spec.fields().template_id.as_str()))
             .filter(template::Column::Revision.eq(before.revision));
-        match update.exec(&self.db).await {
+        match retried(|| update.clone().exec(&self.db)).await {
             Ok(done) if done.rows_affected == 0 => Ok(None),
             Ok(_) => Ok(Some(Stored {
                 fields: spec.fields().clone(),
@@ -211,7 +219,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub(crate) async fn delete(&self, id: &str) -> Result<bool, DbErr> {
-        Ok(template::Entity::delete_by_id(id).exec(&self.db).await?.rows_affected > 0)
+        Ok(retried(|| template::Entity::delete_by_id(id).exec(&self.db)).await?.rows_affected > 0)
     }
 
     /// Reads from the tables, to see that they can be read.
@@ -224,6 +232,21 @@ impl Store {
     }
 }
 
+async fn connect_file(target: &Target) -> Result<DatabaseConnection, DbErr> {
+    let Target { url, default_path, busy_timeout, pool } = target.clone();
+    let mut options = ConnectOptions::new(if url.is_empty() { "sqlite:template.db" } else { url.expose() });
+    options.max_connections(pool.max_connections).sqlx_logging(false);
+    options.map_sqlx_sqlite_opts(move |sqlite| {
+        let sqlite = if url.is_empty() { sqlite.filename(&default_path) } else { sqlite };
+        sqlite
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(busy_timeout)
+    });
+    sea_orm::Database::connect(options).await
+}
+
 fn is_unique_violation(error: &DbErr) -> bool {
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }
@@ -232,6 +255,7 @@ fn is_unique_violation(error: &DbErr) -> bool {
 impl Store {
     /// Makes the database one that cannot be read.
     pub(crate) async fn drop_tables(&self) {
-        Migrator::down(&self.db, None).await.unwrap();
+        use sea_orm_migration::MigratorTrait;
+        Migrator::down(self.db.connection(), None).await.unwrap();
     }
 }

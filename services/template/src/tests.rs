@@ -10,7 +10,11 @@ use std::{
 use axum::{Router, extract::Request as HttpRequest, routing::post};
 use chrono::DateTime;
 use prost_types::FieldMask;
-use sandmesh_mesh::{Link, ManualClock, grpc_router, reason_of, timestamp};
+use sandmesh_mesh::{
+    HumanDuration, Link, ManualClock,
+    database::testing::{Kind, TestDatabase},
+    grpc_router, on_every_database, reason_of, timestamp,
+};
 use sandmesh_proto::{
     executor::Resources,
     session::{ListSessionsRequest, ListSessionsResponse, session::State},
@@ -20,11 +24,29 @@ use sandmesh_proto::{
         template_service_client::TemplateServiceClient,
     },
 };
-use tempfile::TempDir;
 use tonic::{Code, Request, Response, Status, service::Routes};
 use tonic_types::StatusExt;
 
 use super::*;
+
+on_every_database!(
+    a_new_database_has_the_first_templates_and_they_are_active,
+    a_first_template_that_was_deleted_does_not_come_back,
+    what_was_stored_is_what_comes_back_also_after_a_restart,
+    what_is_left_out_of_a_new_template_gets_its_default,
+    a_taken_id_and_a_taken_name_are_told_apart,
+    every_bad_field_is_named_with_its_kind,
+    a_request_without_a_template_is_refused,
+    an_update_changes_the_fields_of_its_mask_and_no_others,
+    an_update_that_would_break_a_rule_changes_nothing,
+    concurrent_updates_of_different_fields_are_both_kept,
+    a_deleted_template_is_gone,
+    a_template_in_use_stays_until_its_sessions_have_ended,
+    a_template_stays_when_nobody_can_tell_whether_it_is_in_use,
+    pages_by_token_and_by_offset_show_every_template_once_in_order,
+    a_foreign_page_token_is_refused,
+    roles_that_start_at_once_on_an_empty_database_plant_once,
+);
 
 const MIB: u64 = 1 << 20;
 
@@ -56,24 +78,31 @@ struct Bench {
     client: TemplateServiceClient<Link>,
     clock: ManualClock,
     running: Running,
-    _dir: Option<TempDir>,
+    _database: Option<TestDatabase>,
 }
 
-async fn bench() -> Bench {
-    let dir = tempfile::tempdir().unwrap();
-    let bench = bench_in(dir.path()).await;
-    Bench { _dir: Some(dir), ..bench }
+async fn bench(kind: Kind) -> Bench {
+    let database = TestDatabase::create(kind).await;
+    let bench = bench_in(&database).await;
+    Bench { _database: Some(database), ..bench }
 }
 
-async fn bench_in(dir: &Path) -> Bench {
+async fn bench_in(database: &TestDatabase) -> Bench {
     let clock = ManualClock::new(DateTime::from_timestamp(1_800_000_000, 123_456_789).unwrap());
     let running = Running::default();
-    let store = Store::open(&Config::default().target(dir)).await.unwrap();
+    let patience = HumanDuration(Duration::from_secs(30));
+    let config = Config {
+        database_url: database.url(),
+        database_connect_timeout: patience,
+        database_statement_timeout: patience,
+        ..Config::default()
+    };
+    let store = Store::open(&config.target(Path::new(""))).await.unwrap();
     plant(&store, &clock).await.unwrap();
     let templates = Templates::new(store, Arc::new(clock.clone()), sessions(Arc::clone(&running)));
     let service = TemplateServiceServer::new(Grpc(Arc::new(templates)));
     let client = TemplateServiceClient::new(Link::local(grpc_router(Routes::new(service))));
-    Bench { client, clock, running, _dir: None }
+    Bench { client, clock, running, _database: None }
 }
 
 impl Bench {
@@ -124,30 +153,27 @@ fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, rea
     assert_eq!((status.code(), reason_of(&status).as_deref()), (code, Some(reason)), "{status}");
 }
 
-#[tokio::test]
-async fn a_new_database_has_the_first_templates_and_they_are_active() {
-    let mut bench = bench().await;
+async fn a_new_database_has_the_first_templates_and_they_are_active(kind: Kind) {
+    let mut bench = bench(kind).await;
     let listing = bench.list(0, "", 0).await.unwrap();
     assert_eq!(names(&listing), ["nodejs-basic", "python-basic", "shell-basic"]);
     assert!(listing.templates.iter().all(|template| template.is_active));
     assert_eq!((listing.total, listing.next_page_token.as_str()), (3, ""));
 }
 
-#[tokio::test]
-async fn a_first_template_that_was_deleted_does_not_come_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut bench = bench_in(dir.path()).await;
+async fn a_first_template_that_was_deleted_does_not_come_back(kind: Kind) {
+    let database = TestDatabase::create(kind).await;
+    let mut bench = bench_in(&database).await;
     for id in ["nodejs-basic", "python-basic", "shell-basic"] {
         bench.delete(id).await.unwrap();
     }
     drop(bench);
-    assert_eq!(bench_in(dir.path()).await.list(0, "", 0).await.unwrap().total, 0);
+    assert_eq!(bench_in(&database).await.list(0, "", 0).await.unwrap().total, 0);
 }
 
-#[tokio::test]
-async fn what_was_stored_is_what_comes_back_also_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut bench = bench_in(dir.path()).await;
+async fn what_was_stored_is_what_comes_back_also_after_a_restart(kind: Kind) {
+    let database = TestDatabase::create(kind).await;
+    let mut bench = bench_in(&database).await;
     let written = Template {
         description: "with \"quotes\", ünïcode and\nlines".to_owned(),
         default_resources: Some(Resources {
@@ -168,21 +194,19 @@ async fn what_was_stored_is_what_comes_back_also_after_a_restart() {
     assert_eq!(created, expected);
     assert_eq!(bench.get("all-fields").await.unwrap(), expected);
     drop(bench);
-    assert_eq!(bench_in(dir.path()).await.get("all-fields").await.unwrap(), expected);
+    assert_eq!(bench_in(&database).await.get("all-fields").await.unwrap(), expected);
 }
 
-#[tokio::test]
-async fn what_is_left_out_of_a_new_template_gets_its_default() {
-    let created = bench().await.create(template("lean")).await.unwrap();
+async fn what_is_left_out_of_a_new_template_gets_its_default(kind: Kind) {
+    let created = bench(kind).await.create(template("lean")).await.unwrap();
     let resources = created.default_resources.unwrap();
     assert_eq!((resources.cpu_millis, resources.max_processes), (500, 128));
     assert_eq!((resources.memory_bytes, resources.disk_bytes), (512 * MIB, 1024 * MIB));
     assert_eq!(created.default_timeout_seconds, 300);
 }
 
-#[tokio::test]
-async fn a_taken_id_and_a_taken_name_are_told_apart() {
-    let mut bench = bench().await;
+async fn a_taken_id_and_a_taken_name_are_told_apart(kind: Kind) {
+    let mut bench = bench(kind).await;
     bench.create(template("one")).await.unwrap();
     assert_refused(bench.create(template("one")).await, Code::AlreadyExists, "TEMPLATE_EXISTS");
     let namesake = Template { name: "Name of one".to_owned(), ..template("two") };
@@ -192,8 +216,7 @@ async fn a_taken_id_and_a_taken_name_are_told_apart() {
     assert_refused(renamed, Code::AlreadyExists, "TEMPLATE_NAME_EXISTS");
 }
 
-#[tokio::test]
-async fn every_bad_field_is_named_with_its_kind() {
+async fn every_bad_field_is_named_with_its_kind(kind: Kind) {
     let bad = Template {
         runtime_type: "ruby".to_owned(),
         image_url: String::new(),
@@ -204,7 +227,7 @@ async fn every_bad_field_is_named_with_its_kind() {
         }),
         ..template("bad")
     };
-    let status = bench().await.create(bad).await.unwrap_err();
+    let status = bench(kind).await.create(bad).await.unwrap_err();
     assert_eq!(
         (status.code(), reason_of(&status).as_deref()),
         (Code::InvalidArgument, Some("INVALID_ARGUMENT"))
@@ -224,16 +247,14 @@ async fn every_bad_field_is_named_with_its_kind() {
     assert_eq!(kinds["violation.template.runtime_type"], "enum");
 }
 
-#[tokio::test]
-async fn a_request_without_a_template_is_refused() {
-    let mut bench = bench().await;
+async fn a_request_without_a_template_is_refused(kind: Kind) {
+    let mut bench = bench(kind).await;
     let status = bench.client.create_template(CreateTemplateRequest { template: None }).await;
     assert_refused(status, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
-async fn an_update_changes_the_fields_of_its_mask_and_no_others() {
-    let mut bench = bench().await;
+async fn an_update_changes_the_fields_of_its_mask_and_no_others(kind: Kind) {
+    let mut bench = bench(kind).await;
     let before = bench.create(template("t")).await.unwrap();
     bench.clock.advance(Duration::from_secs(5));
     let new = Template { name: "New".to_owned(), default_timeout_seconds: 600, ..Template::default() };
@@ -250,9 +271,8 @@ async fn an_update_changes_the_fields_of_its_mask_and_no_others() {
     assert_eq!(bench.get("t").await.unwrap(), expected);
 }
 
-#[tokio::test]
-async fn an_update_that_would_break_a_rule_changes_nothing() {
-    let mut bench = bench().await;
+async fn an_update_that_would_break_a_rule_changes_nothing(kind: Kind) {
+    let mut bench = bench(kind).await;
     let before = bench.create(template("t")).await.unwrap();
     for paths in [&["default_timeout_seconds"][..], &["name", "colour"], &["template_id"], &[]] {
         let refused = bench.update(Template { name: "x".to_owned(), ..template("t") }, paths).await;
@@ -261,16 +281,15 @@ async fn an_update_that_would_break_a_rule_changes_nothing() {
     assert_eq!(bench.get("t").await.unwrap(), before);
 }
 
-#[tokio::test]
-async fn concurrent_updates_of_different_fields_are_both_kept() {
-    let mut bench = bench().await;
+async fn concurrent_updates_of_different_fields_are_both_kept(kind: Kind) {
+    let mut bench = bench(kind).await;
     bench.create(template("t")).await.unwrap();
     let updates = (0..4).map(|index| {
         let mut bench = Bench {
             client: bench.client.clone(),
             clock: bench.clock.clone(),
             running: Arc::clone(&bench.running),
-            _dir: None,
+            _database: None,
         };
         async move {
             let (new, path) = match index {
@@ -288,9 +307,8 @@ async fn concurrent_updates_of_different_fields_are_both_kept() {
     assert_eq!((after.default_timeout_seconds, after.name.as_str()), (61, "n"));
 }
 
-#[tokio::test]
-async fn a_deleted_template_is_gone() {
-    let mut bench = bench().await;
+async fn a_deleted_template_is_gone(kind: Kind) {
+    let mut bench = bench(kind).await;
     bench.delete("shell-basic").await.unwrap();
     assert_refused(bench.get("shell-basic").await, Code::NotFound, "TEMPLATE_NOT_FOUND");
     assert_refused(bench.delete("shell-basic").await, Code::NotFound, "TEMPLATE_NOT_FOUND");
@@ -298,9 +316,8 @@ async fn a_deleted_template_is_gone() {
     assert_refused(update, Code::NotFound, "TEMPLATE_NOT_FOUND");
 }
 
-#[tokio::test]
-async fn a_template_in_use_stays_until_its_sessions_have_ended() {
-    let mut bench = bench().await;
+async fn a_template_in_use_stays_until_its_sessions_have_ended(kind: Kind) {
+    let mut bench = bench(kind).await;
     bench.create(template("used")).await.unwrap();
     bench.running.store(2, Ordering::SeqCst);
     assert_refused(bench.delete("used").await, Code::FailedPrecondition, "TEMPLATE_IN_USE");
@@ -308,18 +325,16 @@ async fn a_template_in_use_stays_until_its_sessions_have_ended() {
     bench.delete("used").await.unwrap();
 }
 
-#[tokio::test]
-async fn a_template_stays_when_nobody_can_tell_whether_it_is_in_use() {
-    let mut bench = bench().await;
+async fn a_template_stays_when_nobody_can_tell_whether_it_is_in_use(kind: Kind) {
+    let mut bench = bench(kind).await;
     bench.create(template("used")).await.unwrap();
     bench.running.store(u64::MAX, Ordering::SeqCst);
     assert_refused(bench.delete("used").await, Code::Unavailable, "UNAVAILABLE");
     bench.get("used").await.unwrap();
 }
 
-#[tokio::test]
-async fn pages_by_token_and_by_offset_show_every_template_once_in_order() {
-    let mut bench = bench().await;
+async fn pages_by_token_and_by_offset_show_every_template_once_in_order(kind: Kind) {
+    let mut bench = bench(kind).await;
     for index in 0..7 {
         bench.create(template(&format!("t{index}"))).await.unwrap();
     }
@@ -341,9 +356,8 @@ async fn pages_by_token_and_by_offset_show_every_template_once_in_order() {
     assert!(sorted.is_sorted());
 }
 
-#[tokio::test]
-async fn a_foreign_page_token_is_refused() {
-    let mut bench = bench().await;
+async fn a_foreign_page_token_is_refused(kind: Kind) {
+    let mut bench = bench(kind).await;
     let foreign = sandmesh_mesh::page_token::encode(&["a", "b"]);
     for token in ["zzz", foreign.as_str()] {
         assert_refused(bench.list(0, token, 0).await, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
@@ -382,4 +396,13 @@ async fn a_role_made_from_the_default_configuration_is_well() {
     let probes = role.probe().await;
     assert_eq!((probes.len(), probes[0].healthy, probes[0].message.as_str()), (1, true, ""));
     assert!(mesh.data_dir().join("template.db").is_file());
+}
+
+async fn roles_that_start_at_once_on_an_empty_database_plant_once(kind: Kind) {
+    let database = TestDatabase::create(kind).await;
+    let at_once = if kind == Kind::Sqlite { 1 } else { 4 };
+    let starts = (0..at_once).map(|_| bench_in(&database));
+    for mut bench in futures::future::join_all(starts).await {
+        assert_eq!(bench.list(0, "", 0).await.unwrap().total, 3);
+    }
 }

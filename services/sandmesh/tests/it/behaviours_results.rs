@@ -75,7 +75,7 @@ async fn handler_gets_the_event_and_returns_a_value(wiring: Wiring) {
 }
 
 // 25
-async fn return_value_keeps_its_type_and_its_falsy_values(wiring: Wiring) {
+pub(crate) async fn return_value_keeps_its_type_and_its_falsy_values(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let id = api.session().await;
@@ -235,7 +235,7 @@ async fn shell_returns_json_through_its_own_descriptor(wiring: Wiring) {
 }
 
 // 31
-async fn unicode_passes_unchanged(wiring: Wiring) {
+pub(crate) async fn unicode_passes_unchanged(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let id = api.session().await;

@@ -86,7 +86,7 @@ async fn created_session_runs_with_the_defaults_of_its_template(wiring: Wiring) 
 }
 
 // 13
-async fn session_id_and_request_id_are_taken_once(wiring: Wiring) {
+pub(crate) async fn session_id_and_request_id_are_taken_once(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let body = json!({"id": "my-Session_1", "template_id": "python-basic"});
@@ -163,7 +163,7 @@ async fn session_out_of_its_limits_is_refused(wiring: Wiring) {
 }
 
 // 16, 17, 18
-async fn sessions_are_listed_newest_first_by_page_and_filter(wiring: Wiring) {
+pub(crate) async fn sessions_are_listed_newest_first_by_page_and_filter(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     for (id, template) in [("a", "python-basic"), ("b", "shell-basic"), ("c", "python-basic")] {
@@ -260,7 +260,7 @@ async fn terminated_session_is_gone_from_the_machine(wiring: Wiring) {
 }
 
 // 21
-async fn deleted_session_is_forgotten_with_its_executions(wiring: Wiring) {
+pub(crate) async fn deleted_session_is_forgotten_with_its_executions(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let id = api.session().await;

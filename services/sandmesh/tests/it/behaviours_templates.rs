@@ -31,7 +31,7 @@ fn has(whole: &Value, part: &Value) {
 }
 
 // 1, 2
-async fn fresh_server_is_healthy_and_has_the_basic_templates(wiring: Wiring) {
+pub(crate) async fn fresh_server_is_healthy_and_has_the_basic_templates(wiring: Wiring) {
     let server = wiring.start().await;
     let health = server.api.get("/health").await.is(200);
     assert_eq!(health["status"], "healthy");
@@ -139,7 +139,7 @@ async fn template_out_of_its_limits_is_refused_by_field(wiring: Wiring) {
 }
 
 // 8, 9
-async fn template_update_changes_only_what_it_names(wiring: Wiring) {
+pub(crate) async fn template_update_changes_only_what_it_names(wiring: Wiring) {
     let server = wiring.start().await;
     let mut body = template("mine");
     body["default_env_vars"] = json!({"A": "1"});

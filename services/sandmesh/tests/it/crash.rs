@@ -113,7 +113,7 @@ impl Twenty {
     }
 }
 
-async fn killed_server_loses_no_execution_and_runs_none_twice(wiring: Wiring) {
+pub(crate) async fn killed_server_loses_no_execution_and_runs_none_twice(wiring: Wiring) {
     let mut server = wiring.start().await;
     // Once as soon as all are accepted, once while some have ended and others run.
     let twenty = Twenty::start(&server.api).await;

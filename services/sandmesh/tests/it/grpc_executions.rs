@@ -187,7 +187,7 @@ async fn executions_are_started_waited_for_and_listed_over_grpc(wiring: Wiring) 
     refused(grpc.sessions.execute(execute).await, Code::FailedPrecondition, "SESSION_NOT_ACTIVE");
 }
 
-async fn repeated_execute_attaches_to_the_first_run(wiring: Wiring) {
+pub(crate) async fn repeated_execute_attaches_to_the_first_run(wiring: Wiring) {
     let server = wiring.start().await;
     let mut grpc = server.grpc().await;
     let id = grpc.session().await;

@@ -52,6 +52,24 @@ fn setting_that_cannot_be_used_is_named() {
     refuses(&["--data-dir", &long], &[], &["--data-dir"]);
 }
 
+#[test]
+fn password_of_a_database_is_shown_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = ["--data-dir", dir.path().to_str().unwrap()];
+    let url = "postgres://me:hunter2@127.0.0.1:1/x";
+    for setting in ["SANDMESH_SESSION__DATABASE_URL", "SANDMESH_TEMPLATE__DATABASE_URL"] {
+        let (code, stdout, stderr) = serve(&[&data[..], &["--dump-config"]].concat(), &[(setting, url)]);
+        assert!(code == 0 && stdout.contains("postgres://***@127.0.0.1:1/x"), "{stdout}{stderr}");
+        assert!(!stdout.contains("hunter2") && !stderr.contains("hunter2"));
+        let wrong = "postgres://me:hunter2@db:port/x";
+        for (url, word) in [(url, "cannot"), (wrong, "database_url"), ("hunter2", "database_url")] {
+            let (code, stdout, stderr) = serve(&data, &[(setting, url)]);
+            assert!(code != 0 && stderr.contains(word), "{stdout}{stderr}");
+            assert!(!stdout.contains("hunter2") && !stderr.contains("hunter2"), "{stdout}{stderr}");
+        }
+    }
+}
+
 /// `sandmesh serve` where `hide`, a shell command, was run in a mount namespace of its own before.
 fn serve_where(hide: &str) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
 //! Files: how a workspace is saved, and what executions made.
 
-use sea_orm_migration::{
-    prelude::*,
-    schema::{json_null, string_len},
-};
+#![expect(elided_lifetimes_in_paths, reason = "the trait's own form, which an implementation must match")]
+
+use sandmesh_mesh::database::{Steps, columns::json_null};
+use sea_orm_migration::{prelude::*, schema::string_len};
 
 use super::IN_TRANSACTION;
 
@@ -18,11 +18,9 @@ impl MigrationName for Files {
 #[async_trait::async_trait]
 impl MigrationTrait for Files {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let mut workspace = string_len("workspace", 64);
-        let sessions = Table::alter().table("sessions").add_column(workspace.default("")).take();
-        manager.alter_table(sessions).await?;
-        let executions = Table::alter().table("executions").add_column(json_null("artifacts")).take();
-        manager.alter_table(executions).await
+        let steps = Steps::new(manager);
+        steps.column("sessions", string_len("workspace", 64).default("").take()).await?;
+        steps.column("executions", json_null(manager.get_database_backend(), "artifacts")).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

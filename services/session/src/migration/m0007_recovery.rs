@@ -2,6 +2,7 @@
 
 #![expect(elided_lifetimes_in_paths, reason = "the trait's own form, which an implementation must match")]
 
+use sandmesh_mesh::database::Steps;
 use sea_orm_migration::{prelude::*, schema::big_integer_null};
 
 use super::{IN_TRANSACTION, string_len_null};
@@ -14,7 +15,7 @@ impl MigrationName for Recovery {
     }
 }
 
-/// The table and the columns that it gets. One at a time, as SQLite takes no more.
+/// The tables and the columns that they get.
 fn columns() -> [(&'static str, ColumnDef); 5] {
     let count = |name: &'static str| ColumnDef::new(name).integer().not_null().default(0).take();
     [
@@ -29,8 +30,9 @@ fn columns() -> [(&'static str, ColumnDef); 5] {
 #[async_trait::async_trait]
 impl MigrationTrait for Recovery {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for (table, mut column) in columns() {
-            manager.alter_table(Table::alter().table(table).add_column(&mut column).take()).await?;
+        let steps = Steps::new(manager);
+        for (table, column) in columns() {
+            steps.column(table, column).await?;
         }
         Ok(())
     }

@@ -1,18 +1,21 @@
-//! How values of the domain are kept in columns: states as words, times as microseconds since 1970 (UTC).
+//! How values of the domain are kept in columns: states as words, values of several parts as JSON, times as
+//! microseconds since 1970 (UTC).
 //!
-//! Microseconds in an integer sort and compare the same in every database, which text and native
+//! JSON is text in every database: what a database takes for JSON itself may not hold what text can hold, as
+//! a NUL character. Microseconds in an integer sort and compare the same in every database, which text and native
 //! timestamps do not.
 
 use chrono::{DateTime, Utc};
+use sandmesh_mesh::json_column;
 use sea_orm::{
     ColIdx, DbErr, QueryResult, TryGetError, TryGetable, Value,
     sea_query::{ArrayType, ColumnType, Nullable, StringLen, ValueType, ValueTypeErr},
 };
 
 use crate::{
-    dependencies::InstallState,
+    dependencies::{InstallState, Installed, Packages},
     lifecycle::{Cause, ExecutionState, SessionState},
-    values::{Language, Mode},
+    values::{Artifacts, Isolation, Language, Metrics, Mode, Pairs, Resources, UserError, Words},
 };
 
 macro_rules! word_column {
@@ -59,6 +62,8 @@ macro_rules! word_column {
 }
 
 word_column!(InstallState, SessionState, ExecutionState, Cause, Language, Mode);
+
+json_column!(Artifacts, Installed, Isolation, Metrics, Packages, Pairs, Resources, UserError, Words);
 
 /// A time, as a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, sea_orm::DeriveValueType)]

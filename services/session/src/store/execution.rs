@@ -8,7 +8,7 @@ use sea_orm::{
     sea_query::{Condition, ExprTrait, InsertStatement, Query},
 };
 
-use super::{Instant, Page, Position, Store, only, session};
+use super::{Instant, Page, Position, Store, is_no_text, only, session};
 use crate::{
     error::Error,
     lifecycle::{Cause, ExecutionEvent, ExecutionState, execution_sources},
@@ -165,6 +165,9 @@ fn active() -> Condition {
 impl Store {
     /// Reads an execution; `None` when there is none, or its session was deleted.
     pub(crate) async fn execution(&self, id: &str) -> Result<Option<Model>, Error> {
+        if is_no_text(id) {
+            return Ok(None);
+        }
         let session = Query::select()
             .expr(Expr::val(1))
             .from(session::Entity)
@@ -176,6 +179,9 @@ impl Store {
 
     /// Reads an execution, also of a deleted session.
     pub(crate) async fn execution_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
+        if is_no_text(id) {
+            return Ok(None);
+        }
         only(Entity::find_by_id(id), &self.readers).await
     }
 
@@ -210,7 +216,7 @@ impl Store {
         limit: u32,
     ) -> Result<Inserted, Error> {
         let insert = insert(execution, session, limit);
-        let refused = match self.pen.write(&insert).await {
+        let refused = match self.write_in(&session.id, &insert).await {
             Ok(1) => {
                 self.used(&session.id, execution.created_at.utc());
                 return Ok(Inserted::New);
@@ -279,7 +285,7 @@ impl Store {
     pub(crate) async fn execution_started(&self, id: &str, started_at: DateTime<Utc>) -> Result<bool, Error> {
         let change = ActiveModel { started_at: Set(Some(started_at.into())), ..Default::default() };
         let Some(update) = moved(id, ExecutionEvent::Started, change) else { return Ok(false) };
-        Ok(self.pen.write(&update.into_query()).await? == 1)
+        Ok(self.write(&update.into_query()).await? == 1)
     }
 
     /// It is to be started again: PENDING once more, as it was before. Guarded by how often that was; false
@@ -293,7 +299,7 @@ impl Store {
         };
         let Some(update) = moved(&row.id, ExecutionEvent::Retried, change) else { return Ok(false) };
         let update = update.filter(Column::RetryCount.eq(row.retry_count));
-        let retried = self.pen.write(&update.into_query()).await? == 1;
+        let retried = self.write(&update.into_query()).await? == 1;
         if retried {
             self.tally.retried();
         }
@@ -321,7 +327,7 @@ impl Store {
         let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
-        let ended = self.pen.write(&update.into_query()).await? == 1;
+        let ended = self.write(&update.into_query()).await? == 1;
         if ended {
             self.tally.ended(execution_sources(event).1, row.language, ending.cause);
         }
@@ -350,7 +356,8 @@ fn columns(ending: Ending) -> ActiveModel {
     ActiveModel {
         started_at,
         cause: Set(ending.cause),
-        cause_detail: Set(ending.cause_detail),
+        // An executor says it, and is not trusted to say only what a database takes.
+        cause_detail: Set(ending.cause_detail.replace('\0', "")),
         exit_code: Set(ending.exit_code),
         signal: Set(ending.signal),
         stdout: Set(ending.stdout.inline),

@@ -88,7 +88,7 @@ impl Store {
             .filter(Column::DeletedAt.is_null())
             .filter(same)
             .filter(none);
-        Ok(update.exec(&*self.writer.lock().await).await?.rows_affected == 1)
+        self.change(update).await
     }
 
     /// Notes that the packages of a session that is being created are being installed. Answers with the
@@ -112,7 +112,7 @@ impl Store {
             .set(change)
             .filter(this(session))
             .filter(Column::State.eq(SessionState::Creating));
-        if update.exec(&*self.writer.lock().await).await?.rows_affected == 0 {
+        if !self.change(update).await? {
             return Ok(None);
         }
         self.session(&session.id).await
@@ -140,7 +140,7 @@ impl Store {
 
     async fn end_install(&self, session: &Model, change: ActiveModel) -> Result<bool, Error> {
         let update = Entity::update_many().set(change).filter(this_install(session));
-        Ok(update.exec(&*self.writer.lock().await).await?.rows_affected == 1)
+        self.change(update).await
     }
 
     /// The sessions with an installation that has not ended, but for those that are being created: these have

@@ -30,7 +30,7 @@ impl Store {
             ..Default::default()
         };
         let event = SessionEvent::SandboxReplaced;
-        session::move_session(&*self.writer.lock().await, session, event, change, now).await
+        self.move_alone(session, event, change, now).await
     }
 
     /// Notes how the sandbox of a session was lost, before the session ends by it.
@@ -41,8 +41,7 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
         let change = session::ActiveModel { loss: Set(Some(loss)), ..session::end(reason, now) };
-        session::move_session(&*self.writer.lock().await, session, SessionEvent::SandboxLost, change, now)
-            .await
+        self.move_alone(session, SessionEvent::SandboxLost, change, now).await
     }
 
     /// How many sessions there are in each state, without those that were deleted.

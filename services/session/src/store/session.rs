@@ -1,17 +1,20 @@
 //! The table of sessions: its rows, and every statement on it.
 
-use std::sync::PoisonError;
-
-use chrono::{DateTime, Utc};
-use sea_orm::{
-    ActiveValue::Set,
-    ConnectionTrait, DatabaseTransaction, DbBackend, Order, QueryOrder, QuerySelect, SqlErr,
-    TransactionTrait,
-    entity::prelude::*,
-    sea_query::{Condition, ExprTrait, Query},
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
 };
 
-use super::{Instant, Page, Position, Store, execution, install, only, settled};
+use chrono::{DateTime, Utc};
+use sandmesh_mesh::database::{Transaction, retried};
+use sea_orm::{
+    ActiveValue::Set,
+    ConnectionTrait, DbBackend, Order, QueryOrder, QuerySelect, SqlErr,
+    entity::prelude::*,
+    sea_query::{Condition, ExprTrait, Query, SelectStatement},
+};
+
+use super::{Instant, Lock, Page, Position, Store, execution, install, is_no_text, only};
 use crate::{
     dependencies::{InstallState, Installed, Packages},
     error::Error,
@@ -145,19 +148,29 @@ fn is_live(session: &Model) -> bool {
     LIVE.contains(&session.state)
 }
 
-fn live() -> Condition {
+pub(super) fn ended() -> impl Iterator<Item = SessionState> {
+    SessionState::ALL.into_iter().filter(|state| !LIVE.contains(state))
+}
+
+pub(super) fn live() -> Condition {
     Condition::all().add(Column::State.is_in(LIVE))
 }
 
 impl Store {
     /// Reads a session; `None` when there is none, or it was deleted.
     pub(crate) async fn session(&self, id: &str) -> Result<Option<Model>, Error> {
+        if is_no_text(id) {
+            return Ok(None);
+        }
         let found = only(Entity::find_by_id(id).filter(Column::DeletedAt.is_null()), &self.readers).await?;
         Ok(found.map(|session| self.as_used(session)))
     }
 
     /// Reads a session, also a deleted one whose sandbox is still to be removed.
     pub(crate) async fn session_or_deleted(&self, id: &str) -> Result<Option<Model>, Error> {
+        if is_no_text(id) {
+            return Ok(None);
+        }
         only(Entity::find_by_id(id), &self.readers).await
     }
 
@@ -170,18 +183,9 @@ impl Store {
     /// Adds a session, unless its request or its id was there before or `quota` sessions are live.
     pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
         // What others read and write must not wait for what is only needed when it is refused.
-        let writer = self.writer.lock().await;
-        let transaction = writer.begin().await?;
-        let inserted = async {
-            let inserted = insert(&transaction, session.clone(), quota).await?;
-            match inserted {
-                Inserted::New => transaction.commit().await?,
-                _ => transaction.rollback().await?,
-            }
-            Ok(inserted)
-        };
-        let inserted = settled(&writer, inserted.await).await?;
-        drop(writer);
+        let row = &session;
+        let insert = async |transaction: Arc<Transaction>| insert(&transaction, row.clone(), quota).await;
+        let inserted = self.transaction(Lock::Sessions, insert).await?;
         match inserted {
             Inserted::New => Ok(Inserted::New),
             refused => Ok(self.session_before(&session).await?.unwrap_or(refused)),
@@ -201,6 +205,9 @@ impl Store {
 
     /// A page of the sessions that are not deleted, newest first, and how many match in all.
     pub(crate) async fn sessions(&self, filter: &Filter, page: &Page) -> Result<(Vec<Model>, u64), Error> {
+        if filter.template_id.as_deref().is_some_and(is_no_text) {
+            return Ok((Vec::new(), 0));
+        }
         let mut matching = Condition::all().add(Column::DeletedAt.is_null());
         if let Some(state) = filter.state {
             matching = matching.add(Column::State.eq(state));
@@ -247,7 +254,7 @@ impl Store {
         if !made.language_runtime.is_empty() {
             change.language_runtime = Set(made.language_runtime);
         }
-        move_session(&*self.writer.lock().await, session, SessionEvent::SandboxReady, change, now).await
+        self.move_alone(session, SessionEvent::SandboxReady, change, now).await
     }
 
     /// Ends a session. False when the session had moved on.
@@ -258,18 +265,40 @@ impl Store {
         reason: &str,
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
-        move_session(&*self.writer.lock().await, session, event, end(reason, now), now).await
+        self.move_alone(session, event, end(reason, now), now).await
+    }
+
+    pub(super) async fn move_alone(
+        &self,
+        session: &Model,
+        event: SessionEvent,
+        change: ActiveModel,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        // Only this one looks at more than the row that it changes.
+        let lock = match event {
+            SessionEvent::IdleReached => Lock::Session(&session.id),
+            _ => Lock::Nothing,
+        };
+        let change = &change;
+        let step = async |transaction: Arc<Transaction>| {
+            move_session(&*transaction, session, event, change.clone(), now).await
+        };
+        Ok(self.transaction(lock, step).await?)
     }
 
     /// Forgets a session that never had a sandbox, as if it had not been asked for. False when it moved on,
     /// or something is waiting to run in it.
     pub(crate) async fn discard_session(&self, id: &str) -> Result<bool, Error> {
-        let waiting = Query::select().column(execution::Column::SessionId).from(execution::Entity).take();
+        let waiting = of_session(Query::select().expr(Expr::val(1)));
         let delete = Entity::delete_many()
             .filter(Column::Id.eq(id))
             .filter(Column::State.eq(SessionState::Creating))
-            .filter(Column::Id.not_in_subquery(waiting));
-        Ok(delete.exec(&*self.writer.lock().await).await?.rows_affected == 1)
+            .filter(Expr::exists(waiting).not());
+        let discard = async |transaction: Arc<Transaction>| {
+            Ok(delete.clone().exec(&*transaction).await?.rows_affected == 1)
+        };
+        Ok(self.transaction(Lock::Session(id), discard).await?)
     }
 
     /// Hides a session from now on, and ends it if it has not ended, both at once: nothing hidden is left
@@ -288,17 +317,14 @@ impl Store {
         };
         let update =
             Entity::update_many().set(change).filter(this(session)).filter(Column::DeletedAt.is_null());
-        let writer = self.writer.lock().await;
-        let transaction = writer.begin().await?;
-        let deleted = async {
-            let deleted = update.exec(&transaction).await?.rows_affected == 1;
+        let hide = async |transaction: Arc<Transaction>| {
+            let deleted = update.clone().exec(&*transaction).await?.rows_affected == 1;
             if deleted {
-                move_session(&transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
+                move_session(&*transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
             }
-            transaction.commit().await?;
             Ok(deleted)
         };
-        settled(&writer, deleted.await).await
+        Ok(self.transaction(Lock::Nothing, hide).await?)
     }
 
     /// Replaces what says how a workspace is saved. False when somebody else replaced it meanwhile, or the
@@ -307,13 +333,14 @@ impl Store {
         let change = ActiveModel { workspace: Set(new.to_owned()), ..Default::default() };
         let update =
             Entity::update_many().set(change).filter(this(session)).filter(Column::Workspace.eq(old));
-        Ok(update.exec(&*self.writer.lock().await).await?.rows_affected == 1)
+        self.change(update).await
     }
 
     /// Notes that nothing of an ended session is left on any node.
     pub(crate) async fn sandbox_removed(&self, session: &Model) -> Result<(), Error> {
         let change = ActiveModel { sandbox_removed: Set(true), ..Default::default() };
-        Entity::update_many().set(change).filter(this(session)).exec(&*self.writer.lock().await).await?;
+        let update = Entity::update_many().set(change).filter(this(session));
+        self.change(update).await?;
         Ok(())
     }
 
@@ -321,50 +348,10 @@ impl Store {
     /// delete before. One that was made since with the same id stays.
     pub(crate) async fn purge_session(&self, session: &Model) -> Result<(), Error> {
         let gone = Condition::all().add(this(session)).add(Column::SandboxRemoved.eq(true));
-        Entity::delete_many().filter(gone).exec(&*self.writer.lock().await).await?;
+        let delete = Entity::delete_many().filter(gone);
+        let turn = self.turn().await;
+        retried(|| delete.clone().exec(&*turn)).await?;
         Ok(())
-    }
-
-    /// The ids of the sessions that run; there are no more of them than the quota allows.
-    pub(crate) async fn running_sessions(&self) -> Result<Vec<String>, Error> {
-        self.session_ids(Condition::all().add(Column::State.eq(SessionState::Running)), u64::from(u32::MAX))
-            .await
-    }
-
-    /// The live sessions that time may have ended: in creation, past their lifetime, or not used for longer
-    /// than they may be idle; and any that was deleted.
-    pub(crate) async fn sessions_to_check(&self, now: DateTime<Utc>) -> Result<Vec<Model>, Error> {
-        let now = Instant::from(now);
-        let idle_timeout = ExprTrait::mul(Expr::col(Column::IdleTimeoutSeconds), 1_000_000_i64);
-        let idle_until = ExprTrait::add(Expr::col(Column::LastActivityAt), idle_timeout);
-        let idle = Condition::all()
-            .add(Column::IdleTimeoutSeconds.gt(0))
-            .add(ExprTrait::lte(idle_until, now.micros()));
-        let matter = Condition::any()
-            .add(Column::State.eq(SessionState::Creating))
-            .add(Column::ExpiresAt.lte(now))
-            .add(Column::DeletedAt.is_not_null())
-            .add(idle);
-        Ok(Entity::find().filter(live()).filter(matter).all(&self.readers).await?)
-    }
-
-    /// Ended sessions that still have a sandbox or executions to end.
-    pub(crate) async fn sessions_to_wind_down(&self, limit: u64) -> Result<Vec<String>, Error> {
-        let matter =
-            Condition::all().add(Column::State.is_not_in(LIVE)).add(Column::SandboxRemoved.eq(false));
-        self.session_ids(matter, limit).await
-    }
-
-    /// Ended sessions with nothing left to end that were deleted, or ended before `before`.
-    pub(crate) async fn sessions_to_purge(
-        &self,
-        before: DateTime<Utc>,
-        limit: u64,
-    ) -> Result<Vec<String>, Error> {
-        let old = Condition::any()
-            .add(Column::DeletedAt.is_not_null())
-            .add(Column::CompletedAt.lt(Instant::from(before)));
-        self.session_ids(Condition::all().add(Column::SandboxRemoved.eq(true)).add(old), limit).await
     }
 
     /// Whether a session takes executions.
@@ -398,30 +385,24 @@ impl Store {
         if uses.is_empty() {
             return Ok(());
         }
-        let writer = self.writer.lock().await;
-        let transaction = writer.begin().await?;
-        let written = async {
-            for (id, at) in &uses {
+        // Of two processes that write the same, none waits for a row of the other's.
+        let ordered: BTreeMap<_, _> = uses.iter().collect();
+        let write = async |transaction: Arc<Transaction>| {
+            for (id, at) in &ordered {
                 let used = ActiveModel {
-                    last_activity_at: Set((*at).into()),
-                    updated_at: Set((*at).into()),
+                    last_activity_at: Set((**at).into()),
+                    updated_at: Set((**at).into()),
                     ..Default::default()
                 };
-                let update = Entity::update_many().set(used).filter(Column::Id.eq(id)).filter(live());
-                update.filter(Column::LastActivityAt.lt(Instant::from(*at))).exec(&transaction).await?;
+                let update = Entity::update_many().set(used).filter(Column::Id.eq(*id)).filter(live());
+                update.filter(Column::LastActivityAt.lt(Instant::from(**at))).exec(&*transaction).await?;
             }
-            Ok(transaction.commit().await?)
+            Ok(())
         };
-        settled(&writer, written.await).await?;
-        drop(writer);
+        self.transaction(Lock::Nothing, write).await?;
         let mut noted = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         noted.retain(|id, at| uses.get(id) != Some(at));
         Ok(())
-    }
-
-    async fn session_ids(&self, matter: Condition, limit: u64) -> Result<Vec<String>, Error> {
-        let ids = Entity::find().select_only().column(Column::Id).filter(matter).limit(limit);
-        Ok(ids.into_tuple().all(&self.readers).await?)
     }
 }
 
@@ -445,7 +426,7 @@ pub(super) async fn move_session(
     event: SessionEvent,
     mut change: ActiveModel,
     now: DateTime<Utc>,
-) -> Result<bool, Error> {
+) -> Result<bool, DbErr> {
     let (from, to) = session_sources(event);
     let Some(to) = to else { return Ok(false) };
     change.state = Set(to);
@@ -454,26 +435,30 @@ pub(super) async fn move_session(
         Entity::update_many().set(change).filter(this(session)).filter(Column::State.is_in(from));
     if event == SessionEvent::IdleReached {
         // Something may have been started since the sweep looked.
-        let active = Query::select()
-            .column(execution::Column::SessionId)
-            .from(execution::Entity)
-            .and_where(execution::is_in(&ExecutionState::ACTIVE))
-            .take();
-        update = update.filter(Column::Id.not_in_subquery(active));
+        let mut active = of_session(Query::select().expr(Expr::val(1)));
+        active.and_where(execution::is_in(&ExecutionState::ACTIVE));
+        update = update.filter(Expr::exists(active).not());
     }
     Ok(update.exec(connection).await?.rows_affected == 1)
 }
 
 /// Adds a session; the indexes say whether its id or its request was there before.
-async fn insert(transaction: &DatabaseTransaction, session: Model, quota: u32) -> Result<Inserted, Error> {
+async fn insert(transaction: &Transaction, session: Model, quota: u32) -> Result<Inserted, DbErr> {
     if Entity::find().filter(live()).count(transaction).await? >= quota.into() {
         return Ok(Inserted::QuotaExceeded);
     }
     match Entity::insert(ActiveModel::from(session)).exec_without_returning(transaction).await {
         Ok(_) => Ok(Inserted::New),
         Err(error) if is_taken(&error) => Ok(Inserted::IdTaken),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
+}
+
+/// The executions of the session of the statement around it.
+fn of_session(select: &mut SelectStatement) -> SelectStatement {
+    let session = Expr::col((Entity, Column::Id));
+    let its = Expr::col((execution::Entity, execution::Column::SessionId)).eq(session);
+    select.from(execution::Entity).and_where(its).take()
 }
 
 /// A unique index has such a row already.

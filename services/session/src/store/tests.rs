@@ -1,6 +1,14 @@
+mod alike;
+mod replicas;
+
 use chrono::{DateTime, Utc};
-use sandmesh_mesh::Tasks;
+use sandmesh_mesh::{
+    DatabaseUrl, Tasks,
+    database::testing::{Kind, TestDatabase},
+    on_every_database,
+};
 use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
+use tempfile::TempDir;
 
 use super::{
     Store,
@@ -10,17 +18,47 @@ use super::{
 use crate::{
     error::Error,
     lifecycle::{ExecutionEvent, ExecutionState, SessionEvent, SessionState},
+    tests::patient,
     values::{Pairs, Resources, Words},
 };
+
+on_every_database!(
+    what_was_stored_is_what_is_read_also_by_the_next_process,
+    the_first_end_of_an_execution_is_the_end,
+    of_two_ends_at_once_one_wins,
+    writes_that_wait_together_are_each_told_how_they_went,
+    an_ended_session_takes_no_execution_and_no_other_end,
+    something_started_since_the_sweep_looked_keeps_a_session_from_being_idle,
+    an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_too_late,
+    deleting_a_session_ends_it_at_once,
+    what_was_meant_for_a_session_does_not_reach_one_made_later_with_its_id,
+    forgetting_a_session_forgets_its_executions,
+);
 
 fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 123_456_000).unwrap()
 }
 
-async fn store() -> (Store, tempfile::TempDir) {
+async fn store() -> (Store, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    (Store::open(&url, Tasks::new()).await.unwrap(), directory)
+    (open_file(&directory).await, directory)
+}
+
+fn file(directory: &TempDir) -> DatabaseUrl {
+    DatabaseUrl::new(format!("sqlite://{}/deep/er/session.db", directory.path().display()))
+}
+
+async fn open_file(directory: &TempDir) -> Store {
+    Store::open(&file(directory), &patient().pool(), Tasks::new()).await.unwrap()
+}
+
+async fn store_on(kind: Kind) -> (Store, TestDatabase) {
+    let database = TestDatabase::create(kind).await;
+    (open(&database).await, database)
+}
+
+async fn open(database: &TestDatabase) -> Store {
+    Store::open(&database.url(), &patient().pool(), Tasks::new()).await.unwrap()
 }
 
 fn session(id: &str) -> session::Model {
@@ -107,7 +145,7 @@ fn execution(id: &str, session_id: &str) -> execution::Model {
 
 async fn pragma(store: &Store, name: &str) -> String {
     let statement = Statement::from_string(store.readers.get_database_backend(), format!("PRAGMA {name}"));
-    let row = store.writer.lock().await.query_one_raw(statement).await.unwrap().unwrap();
+    let row = store.turn().await.query_one_raw(statement).await.unwrap().unwrap();
     row.try_get_by_index::<String>(0)
         .or_else(|_| row.try_get_by_index::<i32>(0).map(|n| n.to_string()))
         .unwrap()
@@ -121,21 +159,18 @@ async fn the_database_is_in_wal_mode_with_foreign_keys() {
     assert_eq!(pragma(&store, "foreign_keys").await, "1");
 }
 
-#[tokio::test]
-async fn what_was_stored_is_what_is_read_also_by_the_next_process() {
-    let (store, directory) = store().await;
+async fn what_was_stored_is_what_is_read_also_by_the_next_process(kind: Kind) {
+    let (store, database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     drop(store);
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let store = Store::open(&url, Tasks::new()).await.unwrap();
+    let store = open(&database).await;
     assert_eq!(store.session("s").await.unwrap().unwrap(), session("s"));
     assert_eq!(store.execution("e").await.unwrap().unwrap(), execution("e", "s"));
 }
 
-#[tokio::test]
-async fn the_first_end_of_an_execution_is_the_end() {
-    let (store, _directory) = store().await;
+async fn the_first_end_of_an_execution_is_the_end(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     let row = execution("e", "s");
@@ -149,9 +184,8 @@ async fn the_first_end_of_an_execution_is_the_end() {
     assert_eq!(store.execution("e").await.unwrap().unwrap().state, ExecutionState::Completed);
 }
 
-#[tokio::test]
-async fn of_two_ends_at_once_one_wins() {
-    let (store, _directory) = store().await;
+async fn of_two_ends_at_once_one_wins(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     for number in 0..20 {
         let row = execution(&format!("e{number}"), "s");
@@ -164,9 +198,8 @@ async fn of_two_ends_at_once_one_wins() {
     }
 }
 
-#[tokio::test]
-async fn writes_that_wait_together_are_each_told_how_they_went() {
-    let (store, directory) = store().await;
+async fn writes_that_wait_together_are_each_told_how_they_went(kind: Kind) {
+    let (store, database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     // Every third has an id that is taken by the one before it, and the last ones find no place.
     let rows: Vec<_> =
@@ -184,8 +217,7 @@ async fn writes_that_wait_together_are_each_told_how_they_went() {
     }
     assert_eq!((told.0, told.0 + told.1 + told.2), (50, 90), "{told:?}");
     drop(store);
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let store = Store::open(&url, Tasks::new()).await.unwrap();
+    let store = open(&database).await;
     assert_eq!(store.active_executions().await.unwrap().len(), 50, "what was said to be there is");
 }
 
@@ -209,9 +241,8 @@ async fn what_is_active_is_found_without_reading_what_has_ended() {
     assert!(request.contains("idx_executions_session_id_request_id"), "{request}");
 }
 
-#[tokio::test]
-async fn an_ended_session_takes_no_execution_and_no_other_end() {
-    let (store, _directory) = store().await;
+async fn an_ended_session_takes_no_execution_and_no_other_end(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     assert!(store.end_session(&session("s"), SessionEvent::Ended, "why", now()).await.unwrap());
     assert!(!store.end_session(&session("s"), SessionEvent::LifetimeReached, "", now()).await.unwrap());
@@ -220,9 +251,8 @@ async fn an_ended_session_takes_no_execution_and_no_other_end() {
     assert!(matches!(inserted, execution::Inserted::NotActive), "{inserted:?}");
 }
 
-#[tokio::test]
-async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idle() {
-    let (store, _directory) = store().await;
+async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idle(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session::Model { state: SessionState::Running, ..session("s") }, 9).await.unwrap();
     store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     assert!(!store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
@@ -231,9 +261,8 @@ async fn something_started_since_the_sweep_looked_keeps_a_session_from_being_idl
     assert!(store.end_session(&session("s"), SessionEvent::IdleReached, "", now()).await.unwrap());
 }
 
-#[tokio::test]
-async fn an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_too_late() {
-    let (store, _directory) = store().await;
+async fn an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_too_late(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     store.insert_session(session("other"), 9).await.unwrap();
     let first = execution::Model { request_id: Some("r".into()), ..execution("e", "s") };
@@ -253,9 +282,8 @@ async fn an_execution_of_the_same_id_or_request_is_found_also_by_one_who_comes_t
     assert!(matches!(inserted, execution::Inserted::IdTaken), "{inserted:?}");
 }
 
-#[tokio::test]
-async fn deleting_a_session_ends_it_at_once() {
-    let (store, _directory) = store().await;
+async fn deleting_a_session_ends_it_at_once(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     assert!(store.delete_session(&session("s"), "why", now()).await.unwrap());
     assert!(!store.delete_session(&session("s"), "why", now()).await.unwrap());
@@ -264,9 +292,8 @@ async fn deleting_a_session_ends_it_at_once() {
     assert_eq!(store.sessions_to_wind_down(9).await.unwrap(), ["s"]);
 }
 
-#[tokio::test]
-async fn what_was_meant_for_a_session_does_not_reach_one_made_later_with_its_id() {
-    let (store, _directory) = store().await;
+async fn what_was_meant_for_a_session_does_not_reach_one_made_later_with_its_id(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     let former = session::Model { sandbox_id: "former".into(), ..session("s") };
     let removed = session::Model { sandbox_removed: true, ..session("s") };
     store.insert_session(removed.clone(), 9).await.unwrap();
@@ -293,9 +320,8 @@ async fn nobody_else_reads_the_database() {
     }
 }
 
-#[tokio::test]
-async fn forgetting_a_session_forgets_its_executions() {
-    let (store, _directory) = store().await;
+async fn forgetting_a_session_forgets_its_executions(kind: Kind) {
+    let (store, _database) = store_on(kind).await;
     store.insert_session(session("s"), 9).await.unwrap();
     store.insert_execution(&execution("e", "s"), &session("s"), 9).await.unwrap();
     store.purge_session(&session("s")).await.unwrap();
@@ -311,8 +337,8 @@ async fn a_writer_that_goes_away_takes_no_other_write_with_it() {
     store.insert_session(session("s"), 9).await.unwrap();
     let row = execution("e", "s");
     store.insert_execution(&row, &session("s"), 9).await.unwrap();
-    let writer = store.writer.lock().await;
-    let held = writer.begin().await.unwrap();
+    let writer = store.turn().await;
+    let held = writer.connection().begin().await.unwrap();
     let (innocent, owner, ending) = (execution("f", "s"), session("s"), Ending::default());
     let mut first = Box::pin(store.execution_started("e", now()));
     let mut second = Box::pin(store.end_execution(&row, ExecutionEvent::Cancelled, &ending, now()));
@@ -333,7 +359,7 @@ async fn fail_inserts_of(store: &Store, id: &str) {
         "CREATE TRIGGER full BEFORE INSERT ON executions WHEN NEW.id = '{id}'
          BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END"
     );
-    store.writer.lock().await.execute_unprepared(&trigger).await.unwrap();
+    store.turn().await.execute_unprepared(&trigger).await.unwrap();
 }
 
 #[tokio::test]
@@ -363,8 +389,7 @@ async fn what_is_written_after_a_transaction_that_failed_is_durable() {
     let refused = store.insert_session(session("other"), 1).await.unwrap();
     assert!(matches!(refused, session::Inserted::QuotaExceeded), "{refused:?}");
     store.insert_execution(&execution("last", "s"), &owner, 50).await.unwrap();
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let other = Store::open(&url, Tasks::new()).await.unwrap();
+    let other = open_file(&directory).await;
     assert!(other.execution("last").await.unwrap().is_some());
 }
 
@@ -374,12 +399,11 @@ async fn what_is_written_after_a_session_that_could_not_be_is_durable() {
     store.insert_session(session("s"), 1).await.unwrap();
     let full = "CREATE TRIGGER full BEFORE INSERT ON sessions WHEN NEW.id = 'full'
          BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END";
-    store.writer.lock().await.execute_unprepared(full).await.unwrap();
+    store.turn().await.execute_unprepared(full).await.unwrap();
     store.insert_session(session("full"), 9).await.unwrap_err();
     store.insert_session(session("refused"), 1).await.unwrap();
     store.insert_execution(&execution("last", "s"), &session("s"), 50).await.unwrap();
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let other = Store::open(&url, Tasks::new()).await.unwrap();
+    let other = open_file(&directory).await;
     assert!(other.execution("last").await.unwrap().is_some());
 }
 
@@ -397,9 +421,8 @@ async fn told_to_try_again(store: &Store) -> usize {
 async fn while_another_process_has_the_database_every_writer_is_told_to_try_again() {
     let (store, directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.writer.lock().await.execute_unprepared("PRAGMA busy_timeout = 0").await.unwrap();
-    let url = format!("sqlite://{}/deep/er/session.db", directory.path().display());
-    let other = sea_orm::Database::connect(url).await.unwrap();
+    store.turn().await.execute_unprepared("PRAGMA busy_timeout = 0").await.unwrap();
+    let other = sea_orm::Database::connect(file(&directory).expose()).await.unwrap();
     let held = other.begin().await.unwrap();
     held.execute_unprepared("DELETE FROM executions").await.unwrap();
     assert_eq!(told_to_try_again(&store).await, 4);
@@ -409,6 +432,6 @@ async fn while_another_process_has_the_database_every_writer_is_told_to_try_agai
 async fn without_a_connection_every_writer_is_told_to_try_again() {
     let (store, _directory) = store().await;
     store.insert_session(session("s"), 9).await.unwrap();
-    store.writer.lock().await.clone().close().await.unwrap();
+    store.turn().await.connection().clone().close().await.unwrap();
     assert_eq!(told_to_try_again(&store).await, 4);
 }

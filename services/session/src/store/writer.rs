@@ -5,8 +5,9 @@
 
 use std::{ops::Deref, sync::Arc};
 
+use sandmesh_mesh::Database;
 use sea_orm::{
-    ConnAcquireErr, DatabaseConnection, DbErr, RuntimeErr,
+    ConnAcquireErr, DbErr, RuntimeErr,
     sqlx::{self, Sqlite, pool::PoolConnection},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -15,7 +16,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     /// Of one connection.
-    pool: DatabaseConnection,
+    pool: Database,
     /// The connection, as long as nobody but the pen has written since.
     kept: Arc<Mutex<Option<PoolConnection<Sqlite>>>>,
 }
@@ -23,8 +24,15 @@ pub(crate) struct Writer {
 /// The right to write, for anybody but the pen.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
-    pool: &'a DatabaseConnection,
-    _turn: OwnedMutexGuard<Option<PoolConnection<Sqlite>>>,
+    pool: &'a Database,
+    _turn: Option<OwnedMutexGuard<Option<PoolConnection<Sqlite>>>>,
+}
+
+impl<'a> Turn<'a> {
+    /// Where nobody needs to wait for the others.
+    pub(super) fn of_many(pool: &'a Database) -> Self {
+        Self { pool, _turn: None }
+    }
 }
 
 /// The right to write, for the pen. The connection is kept only when it is put back.
@@ -32,7 +40,7 @@ pub(super) struct PenTurn(OwnedMutexGuard<Option<PoolConnection<Sqlite>>>);
 
 impl Writer {
     /// With the one connection of this pool.
-    pub(super) fn new(pool: DatabaseConnection) -> Self {
+    pub(super) fn new(pool: Database) -> Self {
         Self { pool, kept: Arc::default() }
     }
 
@@ -40,7 +48,7 @@ impl Writer {
     pub(crate) async fn lock(&self) -> Turn<'_> {
         let mut turn = Arc::clone(&self.kept).lock_owned().await;
         *turn = None;
-        Turn { pool: &self.pool, _turn: turn }
+        Turn { pool: &self.pool, _turn: Some(turn) }
     }
 
     /// Waits for the pen's turn to write, and for the connection.
@@ -48,7 +56,9 @@ impl Writer {
         let mut turn = Arc::clone(&self.kept).lock_owned().await;
         let connection = match turn.take() {
             Some(connection) => connection,
-            None => self.pool.get_sqlite_connection_pool().acquire().await.map_err(no_connection)?,
+            None => {
+                self.pool.connection().get_sqlite_connection_pool().acquire().await.map_err(no_connection)?
+            }
         };
         Ok((PenTurn(turn), connection))
     }
@@ -62,7 +72,7 @@ impl PenTurn {
 }
 
 impl Deref for Turn<'_> {
-    type Target = DatabaseConnection;
+    type Target = Database;
 
     fn deref(&self) -> &Self::Target {
         self.pool

@@ -7,8 +7,7 @@ use super::*;
 
 /// Has the database do a change and tell that it failed, as when the answer to a commit is lost.
 async fn lie_about(bench: &Bench, change: &str) -> DatabaseConnection {
-    let path = bench.directory.path().join("session.db");
-    let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    let database = Database::connect(bench.database.url().expose()).await.unwrap();
     let lie = format!("CREATE TRIGGER lie AFTER {change} BEGIN SELECT RAISE(FAIL, 'told by a test'); END");
     database.execute_unprepared(&lie).await.unwrap();
     database

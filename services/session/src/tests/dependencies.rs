@@ -5,6 +5,18 @@ use sandmesh_proto::{
 
 use super::*;
 
+on_every_database!(
+    a_session_runs_when_its_packages_are_there_and_what_was_started_waits,
+    a_sandbox_that_has_its_packages_from_the_start_needs_no_installation,
+    packages_that_cannot_be_installed_end_the_session_unless_it_is_to_be_kept,
+    more_packages_are_added_and_a_failure_leaves_what_was_there,
+    of_two_installations_at_once_one_is_refused,
+    an_installation_goes_on_after_a_restart_and_after_a_node_that_did_not_answer,
+    a_session_that_ends_does_not_wait_for_its_installation,
+    packages_of_a_template_come_with_its_sessions,
+    a_password_of_an_index_reaches_the_node_and_nobody_else,
+);
+
 fn with(packages: &[(&str, &str)]) -> pb::CreateSessionRequest {
     pb::CreateSessionRequest { dependencies: dependencies(packages), ..new_session() }
 }
@@ -62,12 +74,12 @@ fn pairs(packages: &[(&str, &str)]) -> Vec<(String, String)> {
     packages.iter().map(|(name, version)| ((*name).into(), (*version).into())).collect()
 }
 
-#[tokio::test]
 async fn a_session_runs_when_its_packages_are_there_and_what_was_started_waits() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().install_gate = Arc::new(tokio::sync::Semaphore::new(0));
     let session = bench.create(with(&[("click", "8.1"), ("six", "")])).await.unwrap();
-    assert_eq!((session.state(), state(&session)), (SessionState::Creating, Install::Pending));
+    assert_eq!(session.state(), SessionState::Creating);
+    assert!(matches!(state(&session), Install::Pending | Install::Installing));
     let pending = bench.start_in(&session, "out:x").await;
     eventually("it installs", || !bench.world.lock().installs.is_empty()).await;
     let session = bench.get(&session.session_id).await.unwrap();
@@ -90,7 +102,6 @@ async fn a_session_runs_when_its_packages_are_there_and_what_was_started_waits()
     assert_eq!(index, "https://pypi.org/simple");
 }
 
-#[tokio::test]
 async fn a_sandbox_that_has_its_packages_from_the_start_needs_no_installation() {
     let mut bench = Bench::new().await;
     bench.world.lock().has_layers = true;
@@ -103,7 +114,6 @@ async fn a_sandbox_that_has_its_packages_from_the_start_needs_no_installation() 
     assert!(bench.world.lock().last_spec.clone().unwrap().packages.is_none());
 }
 
-#[tokio::test]
 async fn packages_that_cannot_be_installed_end_the_session_unless_it_is_to_be_kept() {
     let mut bench = Bench::new().await;
     let answer = |bench: &Bench| bench.world.lock().install_answers.push_back(Ok(failure("no such package")));
@@ -124,7 +134,6 @@ async fn packages_that_cannot_be_installed_end_the_session_unless_it_is_to_be_ke
     assert_eq!(bench.last_install(), pairs(&[("six", "")]));
 }
 
-#[tokio::test]
 async fn more_packages_are_added_and_a_failure_leaves_what_was_there() {
     let mut bench = Bench::new().await;
     let session = bench.create(with(&[("click", "8.1")])).await.unwrap();
@@ -142,7 +151,6 @@ async fn more_packages_are_added_and_a_failure_leaves_what_was_there() {
     assert_eq!(installed(&session), ["CLICK", "six", "attrs"]);
 }
 
-#[tokio::test]
 async fn of_two_installations_at_once_one_is_refused() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     let session = bench.session().await;
@@ -160,7 +168,6 @@ async fn of_two_installations_at_once_one_is_refused() {
     refused(bench.install(&id, &[]).await, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
 async fn an_installation_goes_on_after_a_restart_and_after_a_node_that_did_not_answer() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().install_gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -181,7 +188,6 @@ async fn an_installation_goes_on_after_a_restart_and_after_a_node_that_did_not_a
     assert_eq!(installed(&bench.installed(&session.session_id).await), ["click", "six"]);
 }
 
-#[tokio::test]
 async fn a_session_that_ends_does_not_wait_for_its_installation() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().install_gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -195,7 +201,6 @@ async fn a_session_that_ends_does_not_wait_for_its_installation() {
     assert_eq!(state(&session), Install::Failed, "nothing is left that looks as if it went on");
 }
 
-#[tokio::test]
 async fn packages_of_a_template_come_with_its_sessions() {
     let mut bench = Bench::new().await;
     let packages = vec!["numpy==2.0".to_owned(), "Click".to_owned()];
@@ -211,7 +216,6 @@ async fn packages_of_a_template_come_with_its_sessions() {
     refused(bench.create(new_session()).await, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
 async fn a_password_of_an_index_reaches_the_node_and_nobody_else() {
     let mut config = config();
     config.packages = toml_packages("https://us:hunter2@mirror.example/simple");

@@ -9,6 +9,35 @@ use tokio::time::Instant;
 
 use super::*;
 
+on_every_database!(
+    a_run_is_followed_from_accepted_to_result,
+    an_execution_gets_the_environment_of_template_session_and_request,
+    second_execute_with_same_request_id_returns_first,
+    concurrent_executes_with_one_request_id_run_once,
+    an_execution_id_of_another_session_is_taken,
+    a_session_being_created_accepts_and_runs_later,
+    how_a_process_ended_decides_the_state,
+    cancelling_ends_a_run_and_keeps_its_output,
+    an_execution_cancelled_before_its_start_never_runs,
+    a_stream_that_breaks_is_attached_to_again_where_it_was,
+    a_dead_sandbox_ends_what_runs_within_two_seconds,
+    while_nobody_knows_whether_a_sandbox_lives_nothing_is_said_to_be_lost,
+    an_executor_that_forgot_a_run_means_that_it_crashed,
+    what_is_said_to_be_lost_does_not_run_on_and_is_acknowledged,
+    an_executor_that_does_not_hear_an_acknowledgement_hears_it_again,
+    a_cursor_that_cannot_be_served_is_refused_by_the_call_itself,
+    executions_start_in_the_order_in_which_they_were_accepted,
+    a_full_queue_is_waited_for,
+    a_session_has_no_more_active_executions_than_it_may,
+    waiting_ends_at_its_limit,
+    long_output_and_values_are_kept_whole,
+    output_beyond_what_is_kept_is_counted_and_its_cursor_has_expired,
+    a_large_program_that_waits_for_a_place_can_be_cancelled,
+    large_input_reaches_the_executor_whole,
+    dropping_the_stream_does_not_stop_the_run,
+    an_execution_in_a_session_that_is_gone_from_the_node_does_not_stay_pending,
+);
+
 async fn collect(bench: &mut Bench, request: pb::ExecuteRequest) -> Vec<Event> {
     let mut stream = bench.client.execute(request).await.unwrap().into_inner();
     let mut events = Vec::new();
@@ -49,7 +78,6 @@ fn result(events: &[Event]) -> &pb::Execution {
     }
 }
 
-#[tokio::test]
 async fn a_run_is_followed_from_accepted_to_result() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -70,7 +98,6 @@ async fn a_run_is_followed_from_accepted_to_result() {
     eventually("the executor may forget it", || executor.lock().acknowledged.len() == 1).await;
 }
 
-#[tokio::test]
 async fn an_execution_gets_the_environment_of_template_session_and_request() {
     let mut bench = Bench::new().await;
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -90,7 +117,6 @@ async fn an_execution_gets_the_environment_of_template_session_and_request() {
     assert_eq!(sent.event_json, "{\"n\": 1}");
 }
 
-#[tokio::test]
 async fn second_execute_with_same_request_id_returns_first() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -105,7 +131,6 @@ async fn second_execute_with_same_request_id_returns_first() {
     }
 }
 
-#[tokio::test]
 async fn concurrent_executes_with_one_request_id_run_once() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -126,7 +151,6 @@ async fn concurrent_executes_with_one_request_id_run_once() {
     assert_eq!(bench.executor(&session).lock().started[&execution.execution_id], 1);
 }
 
-#[tokio::test]
 async fn an_execution_id_of_another_session_is_taken() {
     let mut bench = Bench::new().await;
     let (one, other) = (bench.session().await, bench.session().await);
@@ -138,7 +162,6 @@ async fn an_execution_id_of_another_session_is_taken() {
     refused(bench.try_start(with_id(&other)).await, Code::AlreadyExists, "EXECUTION_EXISTS");
 }
 
-#[tokio::test]
 async fn a_session_being_created_accepts_and_runs_later() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_delay = Duration::from_millis(400);
@@ -148,7 +171,6 @@ async fn a_session_being_created_accepts_and_runs_later() {
     assert_eq!(bench.ended(&execution).await.stdout, "later");
 }
 
-#[tokio::test]
 async fn how_a_process_ended_decides_the_state() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -163,7 +185,6 @@ async fn how_a_process_ended_decides_the_state() {
     assert!(error.message.contains("no such interpreter") && error.message.contains("ENOENT"), "{error:?}");
 }
 
-#[tokio::test]
 async fn cancelling_ends_a_run_and_keeps_its_output() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -176,7 +197,6 @@ async fn cancelling_ends_a_run_and_keeps_its_output() {
     refused(bench.client.cancel_execution(cancel).await, Code::FailedPrecondition, "EXECUTION_ENDED");
 }
 
-#[tokio::test]
 async fn an_execution_cancelled_before_its_start_never_runs() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_delay = Duration::from_millis(600);
@@ -189,7 +209,6 @@ async fn an_execution_cancelled_before_its_start_never_runs() {
     assert!(bench.executor(&session).lock().started.is_empty());
 }
 
-#[tokio::test]
 async fn a_stream_that_breaks_is_attached_to_again_where_it_was() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -204,7 +223,6 @@ async fn a_stream_that_breaks_is_attached_to_again_where_it_was() {
     assert_eq!(executor.lock().started.values().sum::<u32>(), 1);
 }
 
-#[tokio::test]
 async fn a_dead_sandbox_ends_what_runs_within_two_seconds() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -222,7 +240,6 @@ async fn a_dead_sandbox_ends_what_runs_within_two_seconds() {
     eventually("what is left of it is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn while_nobody_knows_whether_a_sandbox_lives_nothing_is_said_to_be_lost() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -236,7 +253,6 @@ async fn while_nobody_knows_whether_a_sandbox_lives_nothing_is_said_to_be_lost()
     assert_eq!(bench.ended(&running).await.state(), State::Crashed);
 }
 
-#[tokio::test]
 async fn an_executor_that_forgot_a_run_means_that_it_crashed() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -250,7 +266,6 @@ async fn an_executor_that_forgot_a_run_means_that_it_crashed() {
     assert_eq!(bench.get(&session.session_id).await.unwrap().state(), SessionState::Running);
 }
 
-#[tokio::test]
 async fn what_is_said_to_be_lost_does_not_run_on_and_is_acknowledged() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -264,7 +279,6 @@ async fn what_is_said_to_be_lost_does_not_run_on_and_is_acknowledged() {
     eventually("it is acknowledged", || executor.lock().acknowledged == [running.execution_id.clone()]).await;
 }
 
-#[tokio::test]
 async fn an_executor_that_does_not_hear_an_acknowledgement_hears_it_again() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -274,7 +288,6 @@ async fn an_executor_that_does_not_hear_an_acknowledgement_hears_it_again() {
     eventually("it is acknowledged", || executor.lock().acknowledged == [ended.execution_id.clone()]).await;
 }
 
-#[tokio::test]
 async fn a_cursor_that_cannot_be_served_is_refused_by_the_call_itself() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -294,7 +307,6 @@ async fn a_cursor_that_cannot_be_served_is_refused_by_the_call_itself() {
     bench.client.attach_execution(attach).await.unwrap();
 }
 
-#[tokio::test]
 async fn executions_start_in_the_order_in_which_they_were_accepted() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_delay = Duration::from_millis(300);
@@ -312,7 +324,6 @@ async fn executions_start_in_the_order_in_which_they_were_accepted() {
     assert_eq!(bench.executor(&session).lock().order, ids);
 }
 
-#[tokio::test]
 async fn a_full_queue_is_waited_for() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -321,7 +332,6 @@ async fn a_full_queue_is_waited_for() {
     assert_eq!(bench.ended(&execution).await.stdout, "patience");
 }
 
-#[tokio::test]
 async fn a_session_has_no_more_active_executions_than_it_may() {
     let mut bench = Bench::with(Config { max_executions_per_session: 2, ..config() }).await;
     let session = bench.session().await;
@@ -334,7 +344,6 @@ async fn a_session_has_no_more_active_executions_than_it_may() {
     bench.run(&session, "out:x").await;
 }
 
-#[tokio::test]
 async fn waiting_ends_at_its_limit() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -346,7 +355,6 @@ async fn waiting_ends_at_its_limit() {
     refused(bench.client.wait_execution(long).await, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
 async fn long_output_and_values_are_kept_whole() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -376,7 +384,6 @@ async fn long_output_and_values_are_kept_whole() {
     assert_eq!(replayed, pattern(length));
 }
 
-#[tokio::test]
 async fn output_beyond_what_is_kept_is_counted_and_its_cursor_has_expired() {
     let limit = sandmesh_mesh::ByteSize(100_000);
     let mut bench = Bench::with(Config { max_output: limit, ..config() }).await;
@@ -393,7 +400,6 @@ async fn output_beyond_what_is_kept_is_counted_and_its_cursor_has_expired() {
     refused(bench.client.attach_execution(attach).await, Code::OutOfRange, "CURSOR_EXPIRED");
 }
 
-#[tokio::test]
 async fn a_large_program_that_waits_for_a_place_can_be_cancelled() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -409,7 +415,6 @@ async fn a_large_program_that_waits_for_a_place_can_be_cancelled() {
     assert_eq!(bench.service.programs.available_permits(), crate::service::PROGRAMS_AT_ONCE);
 }
 
-#[tokio::test]
 async fn large_input_reaches_the_executor_whole() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -425,7 +430,6 @@ async fn large_input_reaches_the_executor_whole() {
     assert_eq!((sent.event_json, sent.stdin.len()), (request.spec.unwrap().event_json.into(), 200_000));
 }
 
-#[tokio::test]
 async fn dropping_the_stream_does_not_stop_the_run() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -438,7 +442,6 @@ async fn dropping_the_stream_does_not_stop_the_run() {
     assert_eq!(bench.ended(&execution).await.stdout, "ab");
 }
 
-#[tokio::test]
 async fn an_execution_in_a_session_that_is_gone_from_the_node_does_not_stay_pending() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;

@@ -8,6 +8,12 @@ use sandmesh_proto::{
 use super::*;
 use crate::drivers::MOST_INPUTS;
 
+on_every_database!(
+    input_reaches_the_run_once_and_in_order,
+    who_repeats_input_that_is_not_read_is_not_read_either_until_it_is,
+    input_that_nobody_can_read_is_refused,
+);
+
 async fn send(bench: &mut Bench, execution: &pb::Execution, input: Input) -> Result<(), Status> {
     let request = pb::SendInputRequest { execution_id: execution.execution_id.clone(), input: Some(input) };
     bench.client.send_input(request).await.map(|_| ())
@@ -26,7 +32,6 @@ async fn reading(bench: &mut Bench, keep_stdin_open: bool) -> pb::Execution {
     execution
 }
 
-#[tokio::test]
 async fn input_reaches_the_run_once_and_in_order() {
     let mut bench = Bench::new().await;
     let execution = reading(&mut bench, true).await;
@@ -41,7 +46,6 @@ async fn input_reaches_the_run_once_and_in_order() {
     refused(late, Code::FailedPrecondition, "EXECUTION_NOT_RUNNING");
 }
 
-#[tokio::test]
 async fn who_repeats_input_that_is_not_read_is_not_read_either_until_it_is() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -75,7 +79,6 @@ async fn who_repeats_input_that_is_not_read_is_not_read_either_until_it_is() {
     assert_eq!(bench.ended(&execution).await.stdout, "ab");
 }
 
-#[tokio::test]
 async fn input_that_nobody_can_read_is_refused() {
     let mut bench = Bench::new().await;
     let execution = reading(&mut bench, false).await;

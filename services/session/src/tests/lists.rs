@@ -2,6 +2,16 @@ use sandmesh_proto::session::session::State;
 
 use super::*;
 
+on_every_database!(
+    pages_show_every_session_once_and_the_newest_first,
+    an_offset_skips_and_the_total_stays,
+    a_filter_shows_only_what_matches,
+    a_page_token_or_state_that_is_not_ours_is_refused,
+    executions_are_listed_newest_first_with_their_real_total,
+    a_list_shows_what_a_caller_reads_and_a_page_too_large_ends_earlier,
+    sessions_are_listed_by_their_labels_whatever_is_in_them,
+);
+
 async fn pages(bench: &mut Bench, size: u32) -> Vec<Vec<String>> {
     let mut request = pb::ListSessionsRequest { page_size: size, ..Default::default() };
     let mut pages = Vec::new();
@@ -28,7 +38,6 @@ async fn five(bench: &mut Bench) -> Vec<String> {
     ids
 }
 
-#[tokio::test]
 async fn pages_show_every_session_once_and_the_newest_first() {
     let mut bench = Bench::new().await;
     let ids = five(&mut bench).await;
@@ -37,7 +46,6 @@ async fn pages_show_every_session_once_and_the_newest_first() {
     assert_eq!(pages.concat(), ids);
 }
 
-#[tokio::test]
 async fn an_offset_skips_and_the_total_stays() {
     let mut bench = Bench::new().await;
     let ids = five(&mut bench).await;
@@ -51,7 +59,6 @@ async fn an_offset_skips_and_the_total_stays() {
     assert_eq!((page.total, page.sessions.len(), page.next_page_token.as_str()), (5, 0, ""));
 }
 
-#[tokio::test]
 async fn a_filter_shows_only_what_matches() {
     let mut bench = Bench::new().await;
     let ids = five(&mut bench).await;
@@ -64,7 +71,6 @@ async fn a_filter_shows_only_what_matches() {
     assert_eq!(bench.client.list_sessions(request).await.unwrap().into_inner().total, 0);
 }
 
-#[tokio::test]
 async fn a_page_token_or_state_that_is_not_ours_is_refused() {
     let mut bench = Bench::new().await;
     for token in ["x", "00", "5b5d"] {
@@ -77,7 +83,6 @@ async fn a_page_token_or_state_that_is_not_ours_is_refused() {
     refused(bench.client.list_sessions(request).await, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
 async fn executions_are_listed_newest_first_with_their_real_total() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -106,7 +111,6 @@ async fn executions_are_listed_newest_first_with_their_real_total() {
     assert_eq!((page.total, &page.executions[0].execution_id), (1, &ids[1]));
 }
 
-#[tokio::test]
 async fn a_list_shows_what_a_caller_reads_and_a_page_too_large_ends_earlier() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -130,7 +134,6 @@ async fn a_list_shows_what_a_caller_reads_and_a_page_too_large_ends_earlier() {
     assert!(!listed[0].code.is_empty() && !listed[0].stdout_truncated);
 }
 
-#[tokio::test]
 async fn sessions_are_listed_by_their_labels_whatever_is_in_them() {
     let mut bench = Bench::new().await;
     let odd = ("a \"b\" $.c".to_owned(), "x'; -- \u{fc}".to_owned());

@@ -10,6 +10,27 @@ use sandmesh_proto::{
 
 use super::*;
 
+on_every_database!(
+    a_session_whose_sandbox_is_lost_gets_another_one_like_it_and_goes_on,
+    what_is_accepted_while_a_session_recovers_waits_and_runs_once,
+    what_is_accepted_before_anybody_noticed_the_loss_runs_in_the_next_sandbox,
+    a_session_recovers_as_often_as_is_allowed_and_then_fails,
+    a_loss_at_the_end_of_the_lifetime_is_the_end_of_the_lifetime,
+    a_report_is_taken_once_and_a_late_one_harms_no_new_sandbox,
+    a_lost_node_is_told_as_the_cause,
+    an_execution_with_retries_runs_again_and_its_output_goes_on_without_a_gap,
+    an_execution_is_retried_as_often_as_it_asked_for_and_counts_it,
+    what_ends_by_itself_or_with_its_session_is_never_retried,
+    a_retry_that_waits_can_be_cancelled,
+    retries_are_refused_where_they_cannot_be_kept,
+    a_sandbox_with_another_isolation_is_refused,
+    a_session_that_recovers_waits_for_room_and_can_be_ended_meanwhile,
+    a_recovery_goes_on_after_a_restart_with_the_same_sandbox,
+    statistics_count_sessions_ends_retries_and_recoveries,
+    what_another_process_may_have_sent_to_a_lost_sandbox_does_not_run_in_the_next,
+    a_session_that_begins_to_recover_is_ended_or_deleted_all_the_same,
+);
+
 fn recovering(max_recoveries: u32) -> Config {
     Config { max_recoveries, ..config() }
 }
@@ -46,7 +67,6 @@ impl Bench {
     }
 }
 
-#[tokio::test]
 async fn a_session_whose_sandbox_is_lost_gets_another_one_like_it_and_goes_on() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -69,7 +89,6 @@ async fn a_session_whose_sandbox_is_lost_gets_another_one_like_it_and_goes_on() 
     eventually("the old one is removed", || bench.world.lock().deleted.contains(&session.sandbox_id)).await;
 }
 
-#[tokio::test]
 async fn what_is_accepted_while_a_session_recovers_waits_and_runs_once() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -91,7 +110,6 @@ async fn what_is_accepted_while_a_session_recovers_waits_and_runs_once() {
     assert_eq!(bench.executor(&now).lock().started[&waiting.execution_id], 1);
 }
 
-#[tokio::test]
 async fn what_is_accepted_before_anybody_noticed_the_loss_runs_in_the_next_sandbox() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -103,7 +121,6 @@ async fn what_is_accepted_before_anybody_noticed_the_loss_runs_in_the_next_sandb
     bench.recovered(&session, 1).await;
 }
 
-#[tokio::test]
 async fn a_session_recovers_as_often_as_is_allowed_and_then_fails() {
     let mut bench = Bench::with(recovering(2)).await;
     let mut session = bench.session().await;
@@ -118,7 +135,6 @@ async fn a_session_recovers_as_often_as_is_allowed_and_then_fails() {
     eventually("nothing is left", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn a_loss_at_the_end_of_the_lifetime_is_the_end_of_the_lifetime() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -127,7 +143,6 @@ async fn a_loss_at_the_end_of_the_lifetime_is_the_end_of_the_lifetime() {
     bench.becomes(&session.session_id, SessionState::Timeout).await;
 }
 
-#[tokio::test]
 async fn a_report_is_taken_once_and_a_late_one_harms_no_new_sandbox() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -139,7 +154,6 @@ async fn a_report_is_taken_once_and_a_late_one_harms_no_new_sandbox() {
     assert_eq!(bench.get(&now.session_id).await.unwrap().sandbox_id, now.sandbox_id);
 }
 
-#[tokio::test]
 async fn a_lost_node_is_told_as_the_cause() {
     for max_recoveries in [0, 3] {
         let mut bench = Bench::with(recovering(max_recoveries)).await;
@@ -155,7 +169,6 @@ async fn a_lost_node_is_told_as_the_cause() {
     }
 }
 
-#[tokio::test]
 async fn an_execution_with_retries_runs_again_and_its_output_goes_on_without_a_gap() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -188,7 +201,6 @@ async fn an_execution_with_retries_runs_again_and_its_output_goes_on_without_a_g
     assert_eq!(seen, b"aab");
 }
 
-#[tokio::test]
 async fn an_execution_is_retried_as_often_as_it_asked_for_and_counts_it() {
     let mut bench = Bench::with(recovering(5)).await;
     let mut session = bench.session().await;
@@ -205,7 +217,6 @@ async fn an_execution_is_retried_as_often_as_it_asked_for_and_counts_it() {
     assert!(!bench.executor(&session).lock().started.contains_key(&running.execution_id));
 }
 
-#[tokio::test]
 async fn what_ends_by_itself_or_with_its_session_is_never_retried() {
     let mut bench = Bench::with(recovering(0)).await;
     let session = bench.session().await;
@@ -219,7 +230,6 @@ async fn what_ends_by_itself_or_with_its_session_is_never_retried() {
     assert_eq!((ended.state(), ended.retry_count), (State::Crashed, 0), "its session has no other sandbox");
 }
 
-#[tokio::test]
 async fn a_retry_that_waits_can_be_cancelled() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -235,7 +245,6 @@ async fn a_retry_that_waits_can_be_cancelled() {
     assert_eq!((cancelled.state(), cancelled.retry_count), (State::Cancelled, 1));
 }
 
-#[tokio::test]
 async fn retries_are_refused_where_they_cannot_be_kept() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -247,7 +256,6 @@ async fn retries_are_refused_where_they_cannot_be_kept() {
     refused(bench.try_start(interactive).await, Code::InvalidArgument, "INVALID_ARGUMENT");
 }
 
-#[tokio::test]
 async fn a_sandbox_with_another_isolation_is_refused() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -259,7 +267,6 @@ async fn a_sandbox_with_another_isolation_is_refused() {
     eventually("nothing is left", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn a_session_that_recovers_waits_for_room_and_can_be_ended_meanwhile() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -276,7 +283,6 @@ async fn a_session_that_recovers_waits_for_room_and_can_be_ended_meanwhile() {
     eventually("nothing is left", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn a_recovery_goes_on_after_a_restart_with_the_same_sandbox() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -290,7 +296,6 @@ async fn a_recovery_goes_on_after_a_restart_with_the_same_sandbox() {
     assert_eq!(now.sandbox_id, waits.sandbox_id);
 }
 
-#[tokio::test]
 async fn statistics_count_sessions_ends_retries_and_recoveries() {
     let mut bench = Bench::with(recovering(3)).await;
     let session = bench.session().await;
@@ -312,7 +317,6 @@ async fn statistics_count_sessions_ends_retries_and_recoveries() {
     assert_eq!((told.recoveries, told.retries, told.active_executions.len()), (1, 0, 0));
 }
 
-#[tokio::test]
 async fn what_another_process_may_have_sent_to_a_lost_sandbox_does_not_run_in_the_next() {
     use sea_orm::ConnectionTrait;
     let mut bench = Bench::with(recovering(3)).await;
@@ -324,8 +328,7 @@ async fn what_another_process_may_have_sent_to_a_lost_sandbox_does_not_run_in_th
     }
     let stopped = bench.stop().await;
     // As if the process had died before it wrote that they started.
-    let path = stopped.directory.path().join("session.db");
-    let database = sea_orm::Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    let database = sea_orm::Database::connect(stopped.database.url().expose()).await.unwrap();
     let forget = "UPDATE executions SET state = 'pending', started_at = NULL";
     database.execute_unprepared(forget).await.unwrap();
     stopped.world.lock().scheduler_down = true;
@@ -346,7 +349,6 @@ async fn what_another_process_may_have_sent_to_a_lost_sandbox_does_not_run_in_th
 }
 
 /// A request to end or to delete a session, and the news of the loss of its sandbox, at once and often.
-#[tokio::test]
 async fn a_session_that_begins_to_recover_is_ended_or_deleted_all_the_same() {
     let mut bench = Bench::with(recovering(3)).await;
     for round in 0..20 {

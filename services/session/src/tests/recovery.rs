@@ -8,7 +8,18 @@ use sea_orm::{ConnectionTrait, Database};
 
 use super::*;
 
-#[tokio::test]
+on_every_database!(
+    what_ran_before_a_restart_is_found_again_and_ran_once,
+    what_ended_while_nobody_looked_is_recorded,
+    what_was_pending_at_a_restart_is_started_once,
+    what_was_recorded_and_not_acknowledged_is_acknowledged_after_a_restart,
+    a_sandbox_that_died_while_nobody_looked_is_noticed,
+    output_that_was_lost_while_somebody_follows_is_an_expired_cursor_and_no_result,
+    output_of_a_run_survives_a_session_that_ended_in_the_last_moment_of_a_process,
+    a_removal_that_was_cut_short_is_finished,
+    the_role_says_how_its_database_and_its_objects_are,
+);
+
 async fn what_ran_before_a_restart_is_found_again_and_ran_once() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -32,7 +43,6 @@ async fn what_ran_before_a_restart_is_found_again_and_ran_once() {
     assert_eq!(executor.lock().started.len(), 20, "none was lost");
 }
 
-#[tokio::test]
 async fn what_ended_while_nobody_looked_is_recorded() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -47,7 +57,6 @@ async fn what_ended_while_nobody_looked_is_recorded() {
     assert_eq!((ended.stdout.as_ref(), ended.return_value_json.as_deref()), (&b"ab"[..], Some("7")));
 }
 
-#[tokio::test]
 async fn what_was_pending_at_a_restart_is_started_once() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_delay = Duration::from_millis(600);
@@ -62,7 +71,6 @@ async fn what_was_pending_at_a_restart_is_started_once() {
     assert_eq!(bench.executor(&session).lock().started[&pending.execution_id], 1);
 }
 
-#[tokio::test]
 async fn what_was_recorded_and_not_acknowledged_is_acknowledged_after_a_restart() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -76,7 +84,6 @@ async fn what_was_recorded_and_not_acknowledged_is_acknowledged_after_a_restart(
     drop(bench);
 }
 
-#[tokio::test]
 async fn a_sandbox_that_died_while_nobody_looked_is_noticed() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -89,7 +96,6 @@ async fn a_sandbox_that_died_while_nobody_looked_is_noticed() {
     assert_eq!(bench.get(&session.session_id).await.unwrap().state(), SessionState::Failed);
 }
 
-#[tokio::test]
 async fn output_that_was_lost_while_somebody_follows_is_an_expired_cursor_and_no_result() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -119,15 +125,13 @@ async fn output_that_was_lost_while_somebody_follows_is_an_expired_cursor_and_no
     assert_eq!(bench.ended(&execution).await.state(), State::Crashed);
 }
 
-#[tokio::test]
 async fn output_of_a_run_survives_a_session_that_ended_in_the_last_moment_of_a_process() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
     let execution = bench.start_in(&session, "fill:50000 forever").await;
     bench.running(&execution).await;
     let stopped = bench.stop().await;
-    let path = stopped.directory.path().join("session.db");
-    let database = Database::connect(format!("sqlite://{}", path.display())).await.unwrap();
+    let database = Database::connect(stopped.database.url().expose()).await.unwrap();
     let end = "UPDATE sessions SET state = 'terminated', completed_at = updated_at";
     database.execute_unprepared(end).await.unwrap();
     let mut bench = stopped.start_again().await;
@@ -137,7 +141,6 @@ async fn output_of_a_run_survives_a_session_that_ended_in_the_last_moment_of_a_p
     eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn a_removal_that_was_cut_short_is_finished() {
     let mut bench = Bench::with(Config { terminate_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     let session = bench.session().await;
@@ -154,7 +157,6 @@ async fn a_removal_that_was_cut_short_is_finished() {
     eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn the_role_says_how_its_database_and_its_objects_are() {
     let bench = Bench::new().await;
     let role = crate::Session(Arc::clone(&bench.service));

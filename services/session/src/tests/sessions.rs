@@ -11,7 +11,31 @@ use tonic_types::StatusExt;
 use super::*;
 use crate::live::Live;
 
-#[tokio::test]
+on_every_database!(
+    a_new_session_runs_with_what_its_template_says,
+    a_repeated_request_id_returns_the_first_session,
+    concurrent_requests_with_one_id_make_one_session,
+    an_id_is_taken_once,
+    a_template_that_is_unknown_or_retired_is_refused,
+    everything_that_is_wrong_is_said_at_once,
+    there_are_no_more_sessions_than_the_quota,
+    a_scheduler_that_is_away_for_a_moment_is_asked_again,
+    without_room_there_is_an_error_and_no_session,
+    a_slow_creation_is_answered_and_may_fail_later,
+    a_sandbox_that_can_never_run_fails_the_session,
+    a_session_ended_during_its_creation_leaves_no_sandbox,
+    terminating_ends_what_runs_and_keeps_its_output,
+    a_sandbox_that_cannot_be_removed_now_is_removed_later,
+    a_deleted_session_is_not_found_nor_what_ran_in_it,
+    what_is_unknown_is_not_found,
+    a_deleted_session_that_was_left_alive_is_ended_by_the_sweep,
+    a_report_of_a_lost_sandbox_of_a_deleted_session_is_no_error,
+    an_end_waits_for_the_driver_that_is_storing_how_an_execution_ended,
+    what_was_seen_of_a_run_is_kept_when_its_session_ends_and_its_executor_hangs,
+    what_was_seen_of_a_run_is_kept_when_its_session_ends_and_nobody_knows_of_its_sandbox,
+    of_a_run_whose_driver_is_stuck_the_first_output_is_kept_when_its_session_ends,
+);
+
 async fn a_new_session_runs_with_what_its_template_says() {
     let mut bench = Bench::new().await;
     let request = pb::CreateSessionRequest {
@@ -35,7 +59,6 @@ async fn a_new_session_runs_with_what_its_template_says() {
     assert!(outlives > 0, "a session ends before its sandbox ends by itself");
 }
 
-#[tokio::test]
 async fn a_repeated_request_id_returns_the_first_session() {
     let mut bench = Bench::new().await;
     let request = pb::CreateSessionRequest { request_id: "r1".into(), ..new_session() };
@@ -45,7 +68,6 @@ async fn a_repeated_request_id_returns_the_first_session() {
     assert_eq!(bench.world.lock().creates, 1);
 }
 
-#[tokio::test]
 async fn concurrent_requests_with_one_id_make_one_session() {
     let bench = Bench::new().await;
     let request = pb::CreateSessionRequest { request_id: "r1".into(), ..new_session() };
@@ -58,7 +80,6 @@ async fn concurrent_requests_with_one_id_make_one_session() {
     assert_eq!(ids.len(), 1);
 }
 
-#[tokio::test]
 async fn an_id_is_taken_once() {
     let mut bench = Bench::new().await;
     let request = pb::CreateSessionRequest { session_id: "mine".into(), ..new_session() };
@@ -66,7 +87,6 @@ async fn an_id_is_taken_once() {
     refused(bench.create(request).await, Code::AlreadyExists, "SESSION_EXISTS");
 }
 
-#[tokio::test]
 async fn a_template_that_is_unknown_or_retired_is_refused() {
     let mut bench = Bench::new().await;
     for template in ["unknown", "retired"] {
@@ -75,7 +95,6 @@ async fn a_template_that_is_unknown_or_retired_is_refused() {
     }
 }
 
-#[tokio::test]
 async fn everything_that_is_wrong_is_said_at_once() {
     let mut bench = Bench::new().await;
     let request = pb::CreateSessionRequest {
@@ -90,7 +109,6 @@ async fn everything_that_is_wrong_is_said_at_once() {
     assert_eq!(fields, ["template_id", "session_id", "timeout_seconds", "dependencies[0].name"]);
 }
 
-#[tokio::test]
 async fn there_are_no_more_sessions_than_the_quota() {
     let mut bench = Bench::with(Config { max_sessions: 1, ..config() }).await;
     let first = bench.session().await;
@@ -100,7 +118,6 @@ async fn there_are_no_more_sessions_than_the_quota() {
     bench.session().await;
 }
 
-#[tokio::test]
 async fn a_scheduler_that_is_away_for_a_moment_is_asked_again() {
     let mut bench = Bench::new().await;
     bench.world.lock().create_errors = [Status::unavailable("1"), Status::unavailable("2")].into();
@@ -108,7 +125,6 @@ async fn a_scheduler_that_is_away_for_a_moment_is_asked_again() {
     assert_eq!(bench.world.lock().creates, 3);
 }
 
-#[tokio::test]
 async fn without_room_there_is_an_error_and_no_session() {
     let mut bench = Bench::new().await;
     bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
@@ -124,7 +140,6 @@ async fn without_room_there_is_an_error_and_no_session() {
     );
 }
 
-#[tokio::test]
 async fn a_slow_creation_is_answered_and_may_fail_later() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
@@ -139,7 +154,6 @@ async fn a_slow_creation_is_answered_and_may_fail_later() {
     assert_eq!(execution.error.unwrap().r#type, "ExecutionStartError");
 }
 
-#[tokio::test]
 async fn a_sandbox_that_can_never_run_fails_the_session() {
     let mut bench = Bench::new().await;
     bench.world.lock().create_errors = [Status::failed_precondition("no bubblewrap")].into();
@@ -149,7 +163,6 @@ async fn a_sandbox_that_can_never_run_fails_the_session() {
     assert!(session.completed_at.is_some());
 }
 
-#[tokio::test]
 async fn a_session_ended_during_its_creation_leaves_no_sandbox() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_delay = Duration::from_millis(400);
@@ -162,7 +175,6 @@ async fn a_session_ended_during_its_creation_leaves_no_sandbox() {
     assert_eq!(bench.world.lock().deleted, [session.sandbox_id]);
 }
 
-#[tokio::test]
 async fn terminating_ends_what_runs_and_keeps_its_output() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -182,7 +194,6 @@ async fn terminating_ends_what_runs_and_keeps_its_output() {
     refused(late, Code::FailedPrecondition, "SESSION_NOT_ACTIVE");
 }
 
-#[tokio::test]
 async fn a_sandbox_that_cannot_be_removed_now_is_removed_later() {
     let mut bench = Bench::with(Config { terminate_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     let session = bench.session().await;
@@ -194,7 +205,6 @@ async fn a_sandbox_that_cannot_be_removed_now_is_removed_later() {
     eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn a_deleted_session_is_not_found_nor_what_ran_in_it() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -212,7 +222,6 @@ async fn a_deleted_session_is_not_found_nor_what_ran_in_it() {
     assert_eq!(objects, 0, "the output is gone too");
 }
 
-#[tokio::test]
 async fn what_is_unknown_is_not_found() {
     let mut bench = Bench::new().await;
     refused(bench.get("x").await, Code::NotFound, "SESSION_NOT_FOUND");
@@ -222,12 +231,11 @@ async fn what_is_unknown_is_not_found() {
     refused(bench.execution("x").await, Code::NotFound, "EXECUTION_NOT_FOUND");
 }
 
-#[tokio::test]
 async fn a_deleted_session_that_was_left_alive_is_ended_by_the_sweep() {
     use sea_orm::ConnectionTrait;
     let mut bench = Bench::new().await;
     let session = bench.session().await;
-    let database = sea_orm::Database::connect(bench.config.database(bench.directory.path())).await.unwrap();
+    let database = sea_orm::Database::connect(bench.database.url().expose()).await.unwrap();
     database.execute_unprepared("UPDATE sessions SET deleted_at = 1").await.unwrap();
     eventually("its sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
     let again = pb::CreateSessionRequest { session_id: session.session_id.clone(), ..new_session() };
@@ -240,7 +248,6 @@ async fn a_deleted_session_that_was_left_alive_is_ended_by_the_sweep() {
     panic!("its id is not free again");
 }
 
-#[tokio::test]
 async fn a_report_of_a_lost_sandbox_of_a_deleted_session_is_no_error() {
     let mut bench = Bench::with(Config { terminate_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     let session = bench.session().await;
@@ -253,7 +260,6 @@ async fn a_report_of_a_lost_sandbox_of_a_deleted_session_is_no_error() {
     assert!(!bench.events.report_sandbox_lost(report).await.unwrap().into_inner().applied);
 }
 
-#[tokio::test]
 async fn an_end_waits_for_the_driver_that_is_storing_how_an_execution_ended() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -294,7 +300,6 @@ async fn ended_with_session(
     ended
 }
 
-#[tokio::test]
 async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_its_executor_hangs() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -310,7 +315,6 @@ async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_its_executor_h
     assert_eq!((ended.stdout.len(), ended.stdout_truncated), (50_000, true));
 }
 
-#[tokio::test]
 async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_nobody_knows_of_its_sandbox() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -325,7 +329,6 @@ async fn what_was_seen_of_a_run_is_kept_when_its_session_ends_and_nobody_knows_o
     assert_eq!((ended.stdout.len(), ended.stdout_truncated), (50_000, true));
 }
 
-#[tokio::test]
 async fn of_a_run_whose_driver_is_stuck_the_first_output_is_kept_when_its_session_ends() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;

@@ -5,7 +5,14 @@ use sandmesh_proto::{
 
 use super::*;
 
-#[tokio::test]
+on_every_database!(
+    a_session_ends_with_its_lifetime_and_so_does_what_runs,
+    an_idle_session_is_completed_but_not_while_something_runs,
+    a_session_that_cannot_be_created_in_time_fails,
+    an_ended_session_is_forgotten_after_its_retention,
+    a_report_of_a_lost_sandbox_is_taken_once_and_only_for_the_right_sandbox,
+);
+
 async fn a_session_ends_with_its_lifetime_and_so_does_what_runs() {
     let mut bench = Bench::new().await;
     let session =
@@ -22,7 +29,6 @@ async fn a_session_ends_with_its_lifetime_and_so_does_what_runs() {
     eventually("the sandbox is removed", || bench.world.lock().sandboxes.is_empty()).await;
 }
 
-#[tokio::test]
 async fn an_idle_session_is_completed_but_not_while_something_runs() {
     let mut bench = Bench::new().await;
     let request = pb::CreateSessionRequest { idle_timeout_seconds: Some(10), ..new_session() };
@@ -42,7 +48,6 @@ async fn an_idle_session_is_completed_but_not_while_something_runs() {
     bench.becomes(&session.session_id, State::Completed).await;
 }
 
-#[tokio::test]
 async fn a_session_that_cannot_be_created_in_time_fails() {
     let mut bench = Bench::with(Config { create_wait: HumanDuration(Duration::ZERO), ..config() }).await;
     bench.world.lock().create_errors = std::iter::repeat_n(Status::unavailable("away"), 1000).collect();
@@ -53,7 +58,6 @@ async fn a_session_that_cannot_be_created_in_time_fails() {
     assert!(failed.status_reason.contains("1m"), "{}", failed.status_reason);
 }
 
-#[tokio::test]
 async fn an_ended_session_is_forgotten_after_its_retention() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;
@@ -72,7 +76,6 @@ async fn an_ended_session_is_forgotten_after_its_retention() {
     refused(bench.get(&session.session_id).await, Code::NotFound, "SESSION_NOT_FOUND");
 }
 
-#[tokio::test]
 async fn a_report_of_a_lost_sandbox_is_taken_once_and_only_for_the_right_sandbox() {
     let mut bench = Bench::new().await;
     let session = bench.session().await;

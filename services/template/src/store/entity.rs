@@ -3,19 +3,22 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, DbErr, FromJsonQueryResult};
+use sandmesh_mesh::json_column;
+use sea_orm::{ActiveValue::Set, DbErr};
 use serde::{Deserialize, Serialize};
 
 use super::Stored;
 use crate::validate::{Fields, Pool, Resources, Spec};
 
 /// Environment variables as one JSON column.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Env(BTreeMap<String, String>);
 
 /// Names of packages as one JSON column.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packages(Vec<String>);
+
+json_column!(Env, Packages);
 
 #[expect(unreachable_pub, reason = "the derive needs its types public")]
 pub(super) mod template {

@@ -18,6 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sandmesh_mesh::{
+    DatabaseUrl,
+    database::testing::{Kind, TestDatabase},
+};
 use tempfile::TempDir;
 
 pub(crate) use api::{Api, Reply};
@@ -62,6 +66,25 @@ pub(crate) struct Server {
     pub(crate) processes: Vec<Process>,
     cgroup_parent: String,
     dir: TempDir,
+    _database: Option<TestDatabase>,
+}
+
+tokio::task_local! {
+    /// The kind of database that the servers of a test use; SQLite where it does not say.
+    pub(crate) static ON: Kind;
+}
+
+/// The database of a new server; `None` for the file in its directory.
+async fn database() -> Option<TestDatabase> {
+    match ON.try_with(|kind| *kind) {
+        Ok(kind) if kind != Kind::Sqlite => Some(TestDatabase::create(kind).await),
+        _ => None,
+    }
+}
+
+/// The settings by which both roles that have one use a database.
+pub(crate) fn settings_of(url: &DatabaseUrl) -> [(&'static str, &str); 2] {
+    [("SANDMESH_SESSION__DATABASE_URL", url.expose()), ("SANDMESH_TEMPLATE__DATABASE_URL", url.expose())]
 }
 
 impl Wiring {
@@ -72,27 +95,31 @@ impl Wiring {
 
     /// Starts a server with some settings, as in `("SANDMESH_AGENT__MAX_SANDBOXES", "2")`.
     pub(crate) async fn start_with(self, settings: &[(&str, &str)]) -> Server {
-        let mut server = self.spawn(settings);
+        let mut server = self.spawn(settings).await;
         server.ready().await;
         server
     }
 
     /// As `start_with`, but waits only until the server answers at all.
     pub(crate) async fn start_unready(self, settings: &[(&str, &str)]) -> Server {
-        let server = self.spawn(settings);
+        let server = self.spawn(settings).await;
         let answers = async || server.api.try_get("/health").await.is_some();
         eventually("the server answers", PATIENCE, answers).await;
         server
     }
 
-    fn spawn(self, settings: &[(&str, &str)]) -> Server {
+    async fn spawn(self, settings: &[(&str, &str)]) -> Server {
         process::executor();
+        let database = database().await;
+        let url = database.as_ref().map(TestDatabase::url);
+        let settings = [settings, url.as_ref().map(settings_of).as_ref().map_or(&[], |own| own)].concat();
         // Sockets live below it and their paths are short: directly below the system's directory.
         let dir = tempfile::Builder::new().prefix("smt-").tempdir().unwrap();
         let port = free_port();
         let cgroup_parent = format!("smt-{}-{port}", std::process::id());
-        let mut server = Server { api: Api::new(port), port, processes: Vec::new(), cgroup_parent, dir };
-        for launch in server.launches(self, settings) {
+        let api = Api::new(port);
+        let mut server = Server { api, port, processes: Vec::new(), cgroup_parent, dir, _database: database };
+        for launch in server.launches(self, &settings) {
             server.processes.push(launch.spawn());
         }
         server
@@ -201,6 +228,22 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Starts another process with the roles of one, which has a directory of its own and shares the rest.
+    /// Gives the address at which it serves the mesh, and that of the first.
+    pub(crate) fn start_replica(&mut self, name: &str) -> (String, String) {
+        let first = self.process(name).launch.clone();
+        let directory = self.dir.path().join(format!("{name}-2"));
+        let address = format!("unix:{}", self.dir.path().join(format!("{name}-2.sock")).display());
+        let after = |flag: &str| first.args.iter().position(|arg| arg == flag).unwrap() + 1;
+        let (data_dir, listen) = (after("--data-dir"), after("--mesh-listen"));
+        let mut replica = Launch { name: format!("{name}-2"), ..first.clone() };
+        replica.args[data_dir] = directory.display().to_string();
+        replica.args[listen].clone_from(&address);
+        replica.log = self.dir.path().join(format!("{name}-2.log"));
+        self.processes.push(replica.spawn());
+        (address, first.args[listen].clone())
     }
 
     /// One process of the server, by its name.

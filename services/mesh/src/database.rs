@@ -24,7 +24,7 @@ use std::{
 use rand::Rng;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult,
-    RuntimeErr, Statement, TransactionTrait,
+    RuntimeErr, Statement, TransactionTrait, sea_query::Expr,
 };
 
 pub use self::{
@@ -157,6 +157,16 @@ impl<C: ConnectionTrait + Send> ConnectionTrait for Limited<C> {
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         self.limit.within(self.connection.query_all_raw(statement)).await
     }
+}
+
+/// The time of a database, which is one for all who use it, in microseconds since 1970.
+#[must_use]
+pub fn now(backend: DbBackend) -> Expr {
+    Expr::cust(match backend {
+        DbBackend::MySql => "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)",
+        DbBackend::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
+        _ => "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+    })
 }
 
 /// Makes a transaction, and once more as long as those of others are in its way.

@@ -25,7 +25,7 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{ConfigError, LogFormat, MeshConfig};
 pub use database::{Database, DatabaseUrl, PoolSettings};
 pub use error::{Fault, FieldViolation, reason_of, status};
-pub use link::{Link, LinkError, was_not_sent};
+pub use link::{Link, LinkError, not_sent, was_not_sent};
 pub use node::{Mesh, MeshBuilder, Node};
 pub use role::{Role, RoleName};
 pub use server::{ServerBuilder, grpc_router, public_reflection, traced};

@@ -211,7 +211,9 @@ async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Reque
         Err(error) if caused_by::<TimeoutExpired>(&error) => {
             Status::deadline_exceeded("deadline exceeded").into_http()
         }
-        Err(error) if caused_by::<ConnectError>(&error) => not_sent().into_http(),
+        Err(error) if caused_by::<ConnectError>(&error) => {
+            not_sent("the other side does not answer").into_http()
+        }
         Err(error) => {
             // tonic would report a connection that broke as UNKNOWN.
             tracing::debug!(error = &error as &dyn Error, "a call did not get through");
@@ -223,8 +225,10 @@ async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Reque
 /// The metadata key that says that a call never left this process.
 const NOT_SENT: &str = "sandmesh-not-sent";
 
-fn not_sent() -> Status {
-    let mut status = Status::unavailable("the other side does not answer");
+/// The status of a call that had no effect, as it never reached who was to do it.
+#[must_use]
+pub fn not_sent(message: &str) -> Status {
+    let mut status = Status::unavailable(message);
     status.metadata_mut().insert(NOT_SENT, MetadataValue::from_static("1"));
     status
 }

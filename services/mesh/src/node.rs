@@ -33,6 +33,7 @@ pub struct Mesh {
     tasks: Tasks,
     links: Arc<BTreeMap<RoleName, Link>>,
     token: Option<Secret>,
+    address: Arc<str>,
     started_at: DateTime<Utc>,
 }
 
@@ -41,7 +42,7 @@ impl Mesh {
     #[must_use]
     pub fn builder(data_dir: impl Into<PathBuf>) -> MeshBuilder {
         let (clock, links) = (Arc::new(SystemClock), BTreeMap::new());
-        MeshBuilder { data_dir: data_dir.into(), clock, links, token: None }
+        MeshBuilder { data_dir: data_dir.into(), clock, links, token: None, address: "".into() }
     }
 
     /// The link to a role.
@@ -79,6 +80,12 @@ impl Mesh {
         &self.data_dir
     }
 
+    /// Where this process serves other processes of the mesh; empty when it does not.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The version of the program.
     #[must_use]
     pub fn version(&self) -> &'static str {
@@ -99,6 +106,7 @@ pub struct MeshBuilder {
     clock: Arc<dyn Clock>,
     links: BTreeMap<RoleName, Link>,
     token: Option<Secret>,
+    address: Arc<str>,
 }
 
 impl MeshBuilder {
@@ -113,6 +121,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn link(mut self, role: RoleName, link: Link) -> Self {
         self.links.insert(role, link);
+        self
+    }
+
+    /// Serves other processes at `address`.
+    #[must_use]
+    pub fn address(mut self, address: &str) -> Self {
+        self.address = address.into();
         self
     }
 
@@ -133,6 +148,7 @@ impl MeshBuilder {
             tasks: Tasks::new(),
             links: Arc::new(self.links),
             token: self.token,
+            address: self.address,
         }
     }
 }
@@ -168,7 +184,7 @@ impl Node {
             address => Some(Listener::bind(address).await?),
         };
         let slot = Slot::default();
-        let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone());
+        let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(&config.listen);
         for (role, endpoint) in &config.links {
             mesh = mesh.link(*role, Link::dial_with(endpoint, config.token.clone())?);
         }

@@ -25,7 +25,9 @@ pub struct Config {
     pub database_idle_timeout: HumanDuration,
     /// How long a database server may take over a statement.
     pub database_statement_timeout: HumanDuration,
-    /// The directory that files and large output are kept in; empty: `objects` in the data directory.
+    /// Where other processes of this role dial this one; empty: as `mesh.listen` says.
+    pub advertise: String,
+    /// The directory that files and large output is kept in; empty: `objects` in the data directory.
     pub object_dir: PathBuf,
     /// A bucket that they are kept in instead.
     pub object_store: ObjectStoreConfig,
@@ -80,6 +82,7 @@ impl Default for Config {
             database_connect_timeout: seconds(3),
             database_idle_timeout: seconds(600),
             database_statement_timeout: seconds(5),
+            advertise: String::new(),
             object_dir: PathBuf::new(),
             object_store: ObjectStoreConfig::default(),
             create_wait: seconds(2),
@@ -113,6 +116,15 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.database_url.check("session.database_url")?;
         self.pool().validate("session")?;
+        self.validate_places()?;
+        self.object_store.validate()?;
+        self.packages.validate()?;
+        self.validate_counts()?;
+        self.validate_sizes()?;
+        self.validate_durations()
+    }
+
+    fn validate_places(&self) -> Result<(), ConfigError> {
         if !self.object_dir.as_os_str().is_empty() && !self.object_dir.is_absolute() {
             return Err(ConfigError::invalid("session.object_dir", "give an absolute path"));
         }
@@ -120,11 +132,13 @@ impl Config {
             let problem = "give this or `session.object_store.url`, not both";
             return Err(ConfigError::invalid("session.object_dir", problem));
         }
-        self.object_store.validate()?;
-        self.packages.validate()?;
-        self.validate_counts()?;
-        self.validate_sizes()?;
-        self.validate_durations()
+        let dialable = ["http://", "unix:/"].iter().any(|form| self.advertise.starts_with(form));
+        if !self.advertise.is_empty() && !dialable {
+            let problem =
+                "must be an address such as `http://10.0.0.2:8001` or `unix:/run/sandmesh/session.sock`";
+            return Err(ConfigError::invalid("session.advertise", problem));
+        }
+        Ok(())
     }
 
     fn validate_counts(&self) -> Result<(), ConfigError> {

@@ -21,7 +21,9 @@ mod notify;
 mod objects;
 mod peers;
 mod recent;
+mod replica;
 mod retries;
+mod route;
 mod running;
 mod service;
 mod spool;
@@ -33,6 +35,7 @@ mod workspace;
 
 use std::{future::Future, sync::Arc, time::Instant};
 
+use anyhow::Context;
 use futures::future::{BoxFuture, FutureExt};
 use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 use sandmesh_proto::session::{
@@ -49,7 +52,9 @@ use self::{
     notify::{Locks, Topics},
     objects::Objects,
     peers::Peers,
+    replica::{Replica, TERM},
     retries::Retries,
+    route::Routed,
     running::RunningSessions,
     service::{Leftovers, PROGRAMS_AT_ONCE, Service, Workspaces},
     store::Store,
@@ -71,8 +76,10 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
 
 async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
     config.validate()?;
+    let (store, replica) = store(config, mesh).await?;
     Ok(Arc::new(Service {
-        store: Store::open(&config.database(mesh.data_dir()), &config.pool(), mesh.tasks().clone()).await?,
+        store,
+        replica,
         objects: Objects::open(config, mesh.data_dir())?,
         peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
         clock: mesh.clock(),
@@ -93,6 +100,22 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
     }))
 }
 
+/// The database, and the place of this process among those that share it.
+async fn store(config: &Config, mesh: &Mesh) -> anyhow::Result<(Store, Option<Replica>)> {
+    let store = Store::open(&config.database(mesh.data_dir()), &config.pool(), mesh.tasks().clone()).await?;
+    if store.is_alone() {
+        return Ok((store, None));
+    }
+    let replica = Replica::on(mesh, &config.advertise)?;
+    if replica.endpoint.is_empty() {
+        tracing::info!(
+            "no other process can share the sessions: `mesh.listen` and `session.advertise` are not set"
+        );
+    }
+    store.register_replica(&replica.id, &replica.endpoint, TERM).await.context("cannot use the database")?;
+    Ok((store.owned_by(&replica.id), Some(replica)))
+}
+
 impl Role for Session {
     fn name(&self) -> RoleName {
         RoleName::Session
@@ -100,18 +123,20 @@ impl Role for Session {
 
     fn register(self: Arc<Self>, server: &mut ServerBuilder) {
         let grpc = Grpc(Arc::clone(&self.0));
-        server.add(
-            SessionServiceServer::new(grpc.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        );
-        server.add(FileServiceServer::new(grpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES));
-        server.add(DependencyServiceServer::new(grpc.clone()));
-        server.add(SessionEventServiceServer::new(grpc));
+        let sessions = SessionServiceServer::new(grpc.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let files = FileServiceServer::new(grpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        server.add(Routed { inner: sessions, service: Arc::clone(&self.0) });
+        server.add(Routed { inner: files, service: Arc::clone(&self.0) });
+        server
+            .add(Routed { inner: DependencyServiceServer::new(grpc.clone()), service: Arc::clone(&self.0) });
+        server.add(Routed { inner: SessionEventServiceServer::new(grpc), service: Arc::clone(&self.0) });
     }
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
         tasks.spawn("acknowledge leftovers", Arc::clone(&self.0).acknowledge_leftovers());
+        tasks.spawn("keep sessions", Arc::clone(&self.0).keep_sessions());
         tasks.spawn("checkpoint database", Arc::clone(&self.0).checkpoint_forever());
         tasks.spawn("sweep sessions", Arc::clone(&self.0).sweep_forever());
     }

@@ -11,6 +11,7 @@ mod m0002_executions;
 mod m0003_fewer_indexes;
 mod m0007_recovery;
 mod m0008_databases;
+mod m0009_replicas;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(dependencies::Dependencies),
             Box::new(m0007_recovery::Recovery),
             Box::new(m0008_databases::Databases),
+            Box::new(m0009_replicas::Replicas),
         ]
     }
 

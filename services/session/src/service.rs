@@ -14,6 +14,7 @@ mod leftovers;
 mod list;
 mod record;
 mod recover;
+mod replicas;
 mod statistics;
 mod sweep;
 mod upload;
@@ -31,6 +32,7 @@ pub(crate) use self::{
     leftovers::Leftovers,
     list::{Paging, label_filter, session_state},
     recover::Loss,
+    replicas::{Place, Subject},
     workspace::Workspaces,
 };
 use crate::{
@@ -40,6 +42,7 @@ use crate::{
     notify::{Locks, Topics},
     objects::Objects,
     peers::Peers,
+    replica::Replica,
     retries::Retries,
     running::RunningSessions,
     store::{Store, execution, session},
@@ -51,6 +54,8 @@ use crate::{
 pub(crate) struct Service {
     pub(crate) config: Config,
     pub(crate) store: Store,
+    /// Set where several processes may share the database.
+    pub(crate) replica: Option<Replica>,
     pub(crate) objects: Objects,
     pub(crate) peers: Peers,
     pub(crate) clock: Arc<dyn Clock>,

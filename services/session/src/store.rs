@@ -10,6 +10,7 @@ pub(crate) mod execution;
 mod install;
 mod pen;
 mod recovery;
+mod replicas;
 pub(crate) mod session;
 mod sqlite;
 mod sweep;
@@ -27,7 +28,7 @@ use chrono::{DateTime, Utc};
 use sandmesh_mesh::{Database, DatabaseUrl, PoolSettings, Tasks};
 use sea_orm::{ConnectionTrait, EntityTrait, Select};
 
-pub(crate) use self::{column::Instant, sqlite::close_to_others, tally::Tally};
+pub(crate) use self::{column::Instant, replicas::Owner, sqlite::close_to_others, tally::Tally};
 use self::{pen::Pen, write::Lock, writer::Writer};
 use crate::{error::Error, migration::Migrator};
 
@@ -38,6 +39,8 @@ pub(crate) struct Store {
     readers: Database,
     /// Whose turn it is to write, where there is one writer.
     alone: Option<Alone>,
+    /// The process whose sessions are swept; empty: all of them are.
+    owner: Arc<str>,
     /// What ended since this process started.
     tally: Arc<Tally>,
     /// When sessions were used last, as far as it is not written yet.
@@ -88,7 +91,22 @@ impl Store {
     }
 
     fn of(readers: Database) -> Self {
-        Self { readers, alone: None, tally: Arc::default(), uses: Arc::default() }
+        Self { readers, alone: None, owner: "".into(), tally: Arc::default(), uses: Arc::default() }
+    }
+
+    /// Others use the database, too: what is made and swept here belongs to the process with this name.
+    pub(crate) fn owned_by(self, owner: &str) -> Self {
+        Self { owner: owner.into(), ..self }
+    }
+
+    /// False where other processes use it, too.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.is_some()
+    }
+
+    /// The name of the process that what is made here belongs to; empty where there is one process.
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// Moves what was written from SQLite's log of writes into the database, without holding up who reads or

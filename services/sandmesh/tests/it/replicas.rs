@@ -1,22 +1,23 @@
 //! Two processes of the session role on one database server and one object store: either does what the
 //! other was asked for, and one of them may die.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sandmesh_mesh::{Link, database::testing::Kind};
 use sandmesh_proto::{
     executor::Language,
     session::{
         AttachExecutionRequest, CancelExecutionRequest, CreateSessionRequest, Execution, ExecutionSpec,
         GetSessionRequest, ListExecutionsRequest, Session, StartExecutionRequest, TerminateSessionRequest,
-        WaitExecutionRequest, attach_execution_response::Event, execution, session,
-        session_service_client::SessionServiceClient,
+        UploadEnd, UploadFileRequest, UploadStart, WaitExecutionRequest, attach_execution_response::Event,
+        execution, file_service_client::FileServiceClient, session,
+        session_service_client::SessionServiceClient, upload_file_request::Frame,
     },
 };
-
 use tempfile::TempDir;
 
-use crate::harness::{ON, Server, Wiring, eventually};
+use crate::harness::{ON, Server, Wiring, eventually, process::signal};
 
 macro_rules! on_every_server {
     ($($body:ident),+ $(,)?) => {
@@ -37,6 +38,7 @@ on_every_server!(
     killed_replica_loses_nothing_and_nothing_runs_twice,
     replica_does_what_the_other_was_asked_for,
     session_whose_replica_died_in_its_creation_is_created,
+    replica_that_was_not_heard_of_for_long_ends_and_runs_nothing_twice,
 );
 
 /// A mesh with two session roles, and a client of each.
@@ -47,7 +49,10 @@ struct Two {
 }
 
 #[derive(Clone)]
-struct Replica(SessionServiceClient<Link>);
+struct Replica {
+    sessions: SessionServiceClient<Link>,
+    files: FileServiceClient<Link>,
+}
 
 impl Two {
     async fn start() -> Self {
@@ -55,11 +60,14 @@ impl Two {
         let setting = objects.path().display().to_string();
         let mut server = Wiring::Split.start_with(&[("SANDMESH_SESSION__OBJECT_DIR", &setting)]).await;
         let (second, first) = server.start_replica("session");
-        let client = |address: &str| Replica(SessionServiceClient::new(Link::dial(address).unwrap()));
+        let client = |address: &str| {
+            let link = Link::dial(address).unwrap();
+            Replica { sessions: SessionServiceClient::new(link.clone()), files: FileServiceClient::new(link) }
+        };
         let two = Self { server, clients: [client(&first), client(&second)], _objects: objects };
         eventually("the second answers", Duration::from_secs(30), async || {
             let request = GetSessionRequest { session_id: "none".into() };
-            let answer = two.clients[1].0.clone().get_session(request).await;
+            let answer = two.clients[1].sessions.clone().get_session(request).await;
             answer.is_err_and(|status| status.code() == tonic::Code::NotFound)
         })
         .await;
@@ -74,7 +82,7 @@ impl Replica {
             session_id: id.into(),
             ..Default::default()
         };
-        self.0.clone().create_session(request).await.unwrap();
+        self.sessions.clone().create_session(request).await.unwrap();
         self.becomes(id, session::State::Running).await
     }
 
@@ -82,7 +90,7 @@ impl Replica {
         let mut found = Session::default();
         eventually("the session is where it should be", Duration::from_secs(30), async || {
             let request = GetSessionRequest { session_id: id.into() };
-            if let Ok(answer) = self.0.clone().get_session(request).await {
+            if let Ok(answer) = self.sessions.clone().get_session(request).await {
                 found = answer.into_inner().session.unwrap();
             }
             found.state() == state
@@ -104,14 +112,22 @@ impl Replica {
             spec: Some(spec),
             ..Default::default()
         };
-        self.0.clone().start_execution(request).await.unwrap();
+        self.sessions.clone().start_execution(request).await.unwrap();
     }
 
     async fn ended(&self, id: &str) -> Execution {
         let request = WaitExecutionRequest { execution_id: id.into(), wait_ms: 60_000 };
-        let execution = self.0.clone().wait_execution(request).await.unwrap().into_inner().execution.unwrap();
+        let execution =
+            self.sessions.clone().wait_execution(request).await.unwrap().into_inner().execution.unwrap();
         assert!(execution.completed_at.is_some(), "{execution:?}");
         execution
+    }
+
+    async fn upload(&self, session: &str, path: &str, data: &'static [u8]) {
+        let start = UploadStart { session_id: session.into(), path: path.into(), ..Default::default() };
+        let frames = [Frame::Start(start), Frame::Data(data.into()), Frame::End(UploadEnd {})];
+        let frames = frames.map(|frame| UploadFileRequest { frame: Some(frame) });
+        self.files.clone().upload_file(tokio_stream::iter(frames)).await.unwrap();
     }
 
     async fn run(&self, session: &str, id: &str, code: &str) -> String {
@@ -148,14 +164,14 @@ async fn killed_replica_loses_nothing_and_nothing_runs_twice() {
         let ran = second.run(session, &format!("ran-{session}"), "LC_ALL=C sort runs").await;
         assert_eq!(ran.lines().collect::<Vec<_>>(), expected, "each ran once");
         let request = ListExecutionsRequest { session_id: session.into(), ..Default::default() };
-        let listed = second.0.clone().list_executions(request).await.unwrap().into_inner();
+        let listed = second.sessions.clone().list_executions(request).await.unwrap().into_inner();
         assert_eq!(listed.total, 11, "none is lost, none was made up");
     }
     two.server.start_again().await;
     assert_eq!(first.run("a", "again", "echo on").await, "on\n");
     for session in ["a", "b"] {
         let request = TerminateSessionRequest { session_id: session.into() };
-        first.0.clone().terminate_session(request).await.unwrap();
+        first.sessions.clone().terminate_session(request).await.unwrap();
     }
     two.server.expect_nothing_left(Duration::from_secs(15)).await;
 }
@@ -166,7 +182,7 @@ async fn replica_does_what_the_other_was_asked_for() {
     first.session("a").await;
     first.start("a", "counting", "for i in $(seq 20); do echo line $i; sleep 0.1; done").await;
     let request = AttachExecutionRequest { execution_id: "counting".into(), ..Default::default() };
-    let mut stream = second.0.clone().attach_execution(request).await.unwrap().into_inner();
+    let mut stream = second.sessions.clone().attach_execution(request).await.unwrap().into_inner();
     let (mut output, mut result) = (Vec::new(), None);
     while let Some(event) = stream.message().await.unwrap() {
         match event.event.unwrap() {
@@ -178,14 +194,16 @@ async fn replica_does_what_the_other_was_asked_for() {
     let expected: String = (1..=20).map(|i| format!("line {i}\n")).collect();
     assert_eq!(String::from_utf8(output).unwrap(), expected);
     assert_eq!(result.unwrap().state(), execution::State::Completed);
+    second.upload("a", "from-afar", b"there").await;
+    assert_eq!(second.run("a", "read", "cat from-afar").await, "there");
     first.start("a", "long", "echo begun; sleep 60").await;
     let request = CancelExecutionRequest { execution_id: "long".into() };
-    second.0.clone().cancel_execution(request).await.unwrap();
+    second.sessions.clone().cancel_execution(request).await.unwrap();
     for replica in [&first, &second] {
         assert_eq!(replica.ended("long").await.state(), execution::State::Cancelled);
     }
     let request = TerminateSessionRequest { session_id: "a".into() };
-    second.0.clone().terminate_session(request).await.unwrap();
+    second.sessions.clone().terminate_session(request).await.unwrap();
     assert_eq!(first.becomes("a", session::State::Terminated).await.state(), session::State::Terminated);
 }
 
@@ -197,11 +215,11 @@ async fn session_whose_replica_died_in_its_creation_is_created() {
         session_id: "cut".into(),
         ..Default::default()
     };
-    let mut asked = first.0.clone();
+    let mut asked = first.sessions.clone();
     let creating = tokio::spawn(async move { asked.create_session(request).await });
     eventually("it is accepted", Duration::from_secs(10), async || {
         let request = GetSessionRequest { session_id: "cut".into() };
-        second.0.clone().get_session(request).await.is_ok()
+        second.sessions.clone().get_session(request).await.is_ok()
     })
     .await;
     two.server.process("session").kill();
@@ -209,4 +227,29 @@ async fn session_whose_replica_died_in_its_creation_is_created() {
     second.becomes("cut", session::State::Running).await;
     assert_eq!(second.run("cut", "e", "echo here").await, "here\n");
     assert_eq!(two.server.executors().len(), 1, "one sandbox was made");
+}
+
+async fn replica_that_was_not_heard_of_for_long_ends_and_runs_nothing_twice() {
+    let mut two = Two::start().await;
+    let [first, second] = two.clients.clone();
+    first.session("a").await;
+    for n in 0..5 {
+        let code = format!("echo start {n} >> runs; sleep {n}; echo out {n}");
+        first.start("a", &format!("e{n}"), &code).await;
+    }
+    let frozen = two.server.process("session").pid();
+    signal(frozen, Signal::STOP);
+    let stopped = Instant::now();
+    for n in 0..5 {
+        let run = second.ended(&format!("e{n}")).await;
+        assert_eq!((run.state(), run.stdout), (execution::State::Completed, format!("out {n}\n").into()));
+    }
+    assert!(stopped.elapsed() < Duration::from_secs(15), "taken over after {:?}", stopped.elapsed());
+    signal(frozen, Signal::CONT);
+    let ended = two.server.process("session").wait(Duration::from_secs(20)).expect("it ends by itself");
+    assert_eq!(ended.code(), Some(75), "so that it is started again");
+    let ran = second.run("a", "ran", "sort runs").await;
+    assert_eq!(ran.lines().count(), 5, "{ran}");
+    two.server.start_again().await;
+    assert_eq!(first.run("a", "again", "echo on").await, "on\n");
 }

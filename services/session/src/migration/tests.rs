@@ -44,6 +44,7 @@ async fn migration_that_was_stopped_halfway_is_made_by_the_next_start(kind: Kind
         ("m0002_executions", STATE),
         ("m0003_fewer_indexes", ACTIVE),
         ("m0005_dependencies", "idx_sessions_install_state"),
+        ("m0009_replicas", "idx_sessions_owner"),
         ("m0008_databases", "idx_sessions_sandbox_removed_completed_at"),
     ] {
         let before = (0_u32..).zip(&names).find(|(_, known)| *known == name).unwrap().0;

@@ -164,6 +164,7 @@ impl Service {
             loss: None,
             creating_since: None,
             deleted_at: None,
+            owner: self.store.owner().to_owned(),
             workspace: String::new(),
             install_state: packages.as_ref().map(|_| InstallState::Pending),
             packages,

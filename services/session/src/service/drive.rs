@@ -171,7 +171,10 @@ async fn drive(
 async fn rows(service: &Service, id: &str) -> Result<Option<Rows>, Error> {
     let row = service.store.execution_or_deleted(id).await?;
     let Some(row) = row.filter(|row| !row.state.is_final()) else { return Ok(None) };
-    Ok(service.store.session_or_deleted(&row.session_id).await?.map(|session| (row, Arc::new(session))))
+    let session = service.store.session_or_deleted(&row.session_id).await?;
+    // That of another process is driven there.
+    let session = session.filter(|session| session.owner == service.store.owner());
+    Ok(session.map(|session| (row, Arc::new(session))))
 }
 
 /// Waits until a session runs or has ended, or its execution is to be stopped; `None` when it is not there

@@ -169,6 +169,7 @@ impl Service {
         }
         match self.remove_sandbox(&session).await {
             Ok(()) => {
+                self.must_hold()?;
                 self.removals.done(id);
                 self.peers.forget(&session.endpoint);
                 self.store.sandbox_removed(&session).await?;

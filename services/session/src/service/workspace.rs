@@ -231,6 +231,7 @@ impl Service {
         if saved.entries.is_empty() {
             return Ok(());
         }
+        self.must_hold()?;
         let files = self.peers.files(endpoint)?;
         let failed = |status: Status| {
             Error::Unavailable(format!(

@@ -269,9 +269,14 @@ impl Store {
         Ok((rows, total))
     }
 
-    /// The ids and sessions of every execution that has not ended.
+    /// The ids and sessions of every execution that has not ended, of the sessions of this process.
     pub(crate) async fn active_executions(&self) -> Result<Vec<(String, String)>, Error> {
         let rows = Entity::find().select_only().column(Column::Id).column(Column::SessionId).filter(active());
+        let own = session::Entity::find().select_only().column(session::Column::Id).filter(self.own());
+        let own = Some(own).filter(|_| !self.owner.is_empty());
+        let rows = rows.filter(
+            Condition::all().add_option(own.map(|own| Column::SessionId.in_subquery(own.into_query()))),
+        );
         Ok(rows.order_by_asc(Column::CreatedAt).into_tuple().all(&self.readers).await?)
     }
 

@@ -149,7 +149,8 @@ impl Store {
         let matter = Condition::all()
             .add(Column::InstallState.is_in(InstallState::ACTIVE))
             .add(Column::State.ne(SessionState::Creating));
-        let ids = Entity::find().select_only().column(Column::Id).filter(matter).limit(1000);
+        let ids =
+            Entity::find().select_only().column(Column::Id).filter(self.own()).filter(matter).limit(1000);
         Ok(ids.into_tuple().all(&self.readers).await?)
     }
 }

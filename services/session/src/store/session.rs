@@ -65,6 +65,8 @@ pub(crate) struct Model {
     pub(crate) creating_since: Option<Instant>,
     /// Set when somebody deleted it: it is not found any more, and its rows go when its sandbox is gone.
     pub(crate) deleted_at: Option<Instant>,
+    /// The process that works on it; empty where there is only one.
+    pub(crate) owner: String,
     /// The checksum of what says how the workspace is saved; empty while nothing is.
     pub(crate) workspace: String,
     /// What packages it is to have.
@@ -131,9 +133,17 @@ pub(crate) struct Filter {
 
 const LIVE: [SessionState; 2] = [SessionState::Creating, SessionState::Running];
 
-/// The row of this session, and not of one that was made later with the same id: a sandbox belongs to one.
+/// The row of this session, and not of one that was made later with the same id: a sandbox belongs to one. Nor
+/// as it is when another process has taken it over.
 pub(super) fn this(session: &Model) -> Condition {
-    Condition::all().add(Column::Id.eq(&session.id)).add(Column::SandboxId.eq(&session.sandbox_id))
+    let this =
+        Condition::all().add(Column::Id.eq(&session.id)).add(Column::SandboxId.eq(&session.sandbox_id));
+    this.add_option(is_of(&session.owner))
+}
+
+/// Belongs to a process still; nothing where there is only one.
+fn is_of(owner: &str) -> Option<Expr> {
+    Some(Expr::col((Entity, Column::Owner)).eq(owner)).filter(|_| !owner.is_empty())
 }
 
 pub(super) fn end(reason: &str, now: DateTime<Utc>) -> ActiveModel {
@@ -157,6 +167,11 @@ pub(super) fn live() -> Condition {
 }
 
 impl Store {
+    /// The sessions that this process works on.
+    pub(super) fn own(&self) -> Condition {
+        Condition::all().add_option(is_of(&self.owner))
+    }
+
     /// Reads a session; `None` when there is none, or it was deleted.
     pub(crate) async fn session(&self, id: &str) -> Result<Option<Model>, Error> {
         if is_no_text(id) {
@@ -474,4 +489,5 @@ pub(super) fn this_live(session: &Model) -> Condition {
         .add(ExprTrait::eq(column(Column::SandboxId), &session.sandbox_id))
         .add(ExprTrait::is_in(column(Column::State), LIVE))
         .add(ExprTrait::is_null(column(Column::DeletedAt)))
+        .add_option(is_of(&session.owner))
 }

@@ -34,7 +34,7 @@ impl Store {
             .add(Column::ExpiresAt.lte(now))
             .add(Column::DeletedAt.is_not_null())
             .add(idle);
-        Ok(Entity::find().filter(live()).filter(matter).all(&self.readers).await?)
+        Ok(Entity::find().filter(self.own()).filter(live()).filter(matter).all(&self.readers).await?)
     }
 
     /// Ended sessions that still have a sandbox or executions to end.
@@ -59,7 +59,8 @@ impl Store {
     }
 
     async fn session_ids(&self, matter: Condition, limit: u64) -> Result<Vec<String>, Error> {
-        let ids = Entity::find().select_only().column(Column::Id).filter(matter).limit(limit);
+        let ids =
+            Entity::find().select_only().column(Column::Id).filter(self.own()).filter(matter).limit(limit);
         Ok(ids.into_tuple().all(&self.readers).await?)
     }
 }

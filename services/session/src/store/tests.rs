@@ -92,6 +92,7 @@ fn session(id: &str) -> session::Model {
         loss: None,
         creating_since: None,
         deleted_at: None,
+        owner: String::new(),
         workspace: String::new(),
         packages: None,
         install_state: None,

@@ -169,7 +169,6 @@ impl Service {
         }
         match self.remove_sandbox(&session).await {
             Ok(()) => {
-                self.must_hold()?;
                 self.removals.done(id);
                 self.peers.forget(&session.endpoint);
                 self.store.sandbox_removed(&session).await?;
@@ -281,6 +280,7 @@ impl Service {
     pub(super) async fn purge(&self, id: &str, _held: Lock) -> Result<(), Error> {
         let session = self.store.session_or_deleted(id).await?;
         if let Some(session) = session.filter(|session| session.sandbox_removed) {
+            self.must_hold()?;
             self.removals.done(id);
             self.peers.forget(&session.endpoint);
             self.objects.delete_session(id).await?;

@@ -1,5 +1,7 @@
 //! Several processes that write to one database server at once.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use sandmesh_mesh::on_databases;
 
@@ -19,6 +21,8 @@ on_every_server!(
     request_that_is_made_everywhere_at_once_makes_one,
     of_ends_by_several_processes_one_wins,
     use_that_all_write_at_once_is_written,
+    sessions_of_who_does_not_say_that_it_lives_are_taken_over_once,
+    writes_of_who_lost_a_session_come_to_nothing,
 );
 
 /// Several processes on one database.
@@ -150,4 +154,76 @@ async fn use_that_all_write_at_once_is_written(kind: Kind) {
     }
     let read = stores[0].session("s7").await.unwrap().unwrap();
     assert_eq!(read.last_activity_at.utc(), later + chrono::TimeDelta::seconds(4));
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// Processes with names and as many sessions of each as said.
+async fn owners(kind: Kind, each: usize) -> (Vec<Store>, TestDatabase) {
+    let (stores, database) = replicas(kind).await;
+    let names = ["p0", "p1", "p2", "p3"];
+    let stores: Vec<_> = stores.into_iter().zip(names).map(|(store, name)| store.owned_by(name)).collect();
+    for (store, name) in stores.iter().zip(names) {
+        store.register_replica(name, &format!("unix:/{name}"), LONG).await.unwrap();
+        for number in 0..each {
+            let row = session::Model { owner: name.into(), ..session(&format!("{name}-{number}")) };
+            store.insert_session(row, 999).await.unwrap();
+        }
+    }
+    (stores, database)
+}
+
+async fn sessions_of_who_does_not_say_that_it_lives_are_taken_over_once(kind: Kind) {
+    let (stores, _database) = owners(kind, 20).await;
+    for store in &stores {
+        assert!(store.take_over("p1").await.unwrap().is_empty(), "all live");
+        assert_eq!(store.running_sessions().await.unwrap().len(), 0);
+        assert_eq!(store.sessions_to_check(now()).await.unwrap().len(), 20, "its own, all of them");
+    }
+    let before = stores[1].owner_of_session("p0-7").await.unwrap().unwrap();
+    assert_eq!((before.id.as_str(), before.endpoint.as_str(), before.lives), ("p0", "unix:/p0", true));
+    assert!(stores[0].renew_replica("p0", Duration::ZERO).await.unwrap());
+    assert!(!stores[1].replica_lives("p0").await.unwrap());
+    let takers = [(1, "p1"), (2, "p2"), (3, "p3")];
+    let taken = join_all(takers.map(|(number, name)| stores[number].take_over(name))).await;
+    assert!(taken.iter().any(|taken| taken.as_ref().unwrap() == &["p0"]), "{taken:?}");
+    let mut all = 0;
+    for (number, _) in takers {
+        all += stores[number].sessions_to_check(now()).await.unwrap().len();
+    }
+    assert_eq!(all, 80, "each has one owner");
+    assert!(!stores[0].renew_replica("p0", LONG).await.unwrap(), "it is told");
+    let after = stores[0].owner_of_session("p0-7").await.unwrap().unwrap();
+    assert!(after.lives && after.id != "p0", "{after:?}");
+    // What it wrote after that, as it did not know yet, is found too.
+    let late = session::Model { owner: "p0".into(), ..session("late") };
+    stores[0].insert_session(late, 999).await.unwrap();
+    assert_eq!(stores[1].take_over("p1").await.unwrap(), ["p0"]);
+    assert_eq!(stores[1].owner_of_session("late").await.unwrap().unwrap().id, "p1");
+    for nothing in ["none", "", "\0"] {
+        assert!(stores[1].owner_of_session(nothing).await.unwrap().is_none());
+        assert!(stores[1].owner_of_execution(nothing).await.unwrap().is_none());
+    }
+}
+
+async fn writes_of_who_lost_a_session_come_to_nothing(kind: Kind) {
+    let (stores, _database) = owners(kind, 1).await;
+    let (old, new) = (&stores[0], &stores[1]);
+    let stale = old.session("p0-0").await.unwrap().unwrap();
+    let before = old.insert_execution(&execution("before", "p0-0"), &stale, 9).await.unwrap();
+    assert!(matches!(before, execution::Inserted::New), "{before:?}");
+    assert_eq!(new.owner_of_execution("before").await.unwrap().unwrap().id, "p0");
+    old.renew_replica("p0", Duration::ZERO).await.unwrap();
+    new.take_over("p1").await.unwrap();
+    let late = old.insert_execution(&execution("late", "p0-0"), &stale, 9).await.unwrap();
+    assert!(matches!(late, execution::Inserted::NotActive), "{late:?}");
+    assert!(!old.session_ready(&stale, placement(), now()).await.unwrap());
+    assert!(!old.end_session(&stale, SessionEvent::Ended, "late", now()).await.unwrap());
+    assert!(!old.delete_session(&stale, "late", now()).await.unwrap());
+    assert!(!old.set_workspace(&stale, "", "late").await.unwrap());
+    assert_eq!(old.active_executions().await.unwrap(), [], "it drives nothing more");
+    let mine = new.session("p0-0").await.unwrap().unwrap();
+    assert_eq!((mine.owner.as_str(), mine.state), ("p1", SessionState::Creating));
+    assert!(new.session_ready(&mine, placement(), now()).await.unwrap());
+    assert_eq!(new.active_executions().await.unwrap(), [("before".to_owned(), "p0-0".to_owned())]);
 }

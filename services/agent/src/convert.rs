@@ -26,6 +26,14 @@ pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, Error> {
     })
 }
 
+/// Reads the id of a sandbox that is to be there.
+///
+/// # Errors
+/// `NotFound` for what cannot be one.
+pub(crate) fn known_id(text: &str) -> Result<SandboxId, Error> {
+    text.parse().map_err(|_| Error::NotFound(text.to_owned()))
+}
+
 /// Reads a spec.
 ///
 /// # Errors

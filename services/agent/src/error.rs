@@ -18,7 +18,7 @@ pub(crate) enum Error {
     PageToken,
     /// The id is not known here.
     #[error("sandbox `{0}` not found")]
-    NotFound(SandboxId),
+    NotFound(String),
     /// The id is taken by a sandbox with another spec.
     #[error("sandbox `{0}` exists with another spec")]
     Exists(SandboxId),

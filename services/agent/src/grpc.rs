@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     Error,
-    convert::{layer_pb, node_pb, package_set, sandbox_id, sandbox_pb, spec},
+    convert::{known_id, layer_pb, node_pb, package_set, sandbox_id, sandbox_pb, spec},
     sandbox::{self, Spec},
     service::{Given, Service},
 };
@@ -99,7 +99,7 @@ impl AgentService for Grpc {
         &self,
         request: Request<GetSandboxRequest>,
     ) -> Result<Response<GetSandboxResponse>, Status> {
-        let id = sandbox_id(&request.into_inner().sandbox_id).map_err(status)?;
+        let id = known_id(&request.into_inner().sandbox_id).map_err(status)?;
         let sandbox = self.0.get(&id).map_err(status)?;
         Ok(Response::new(GetSandboxResponse { sandbox: Some(self.encode(&sandbox)) }))
     }
@@ -162,7 +162,7 @@ impl AgentService for Grpc {
         request: Request<ReadSandboxLogRequest>,
     ) -> Result<Response<Self::ReadSandboxLogStream>, Status> {
         let ReadSandboxLogRequest { sandbox_id: id, tail_bytes, follow } = request.into_inner();
-        let id = sandbox_id(&id).map_err(status)?;
+        let id = known_id(&id).map_err(status)?;
         let tail = page_size(tail_bytes, LOG_TAIL, LOG_TAIL_MOST);
         let parts = self.0.read_log(&id, tail.into(), follow).map_err(status)?;
         let parts = parts.map(|part| match part {

@@ -213,7 +213,7 @@ impl Service {
                     Err(Error::Dead(id.clone(), sandbox.reason.clone()))
                 }
                 (Some(sandbox), None) => Ok(Begun::Exists(Box::new(sandbox.clone()))),
-                (None, None) => Err(Error::NotFound(id.clone())),
+                (None, None) => Err(Error::NotFound(id.to_string())),
             };
         }
         self.admit(&ledger, id, spec)?;
@@ -357,7 +357,7 @@ impl Service {
     pub(crate) fn get(&self, id: &SandboxId) -> Result<Sandbox, Error> {
         let ledger = self.ledger();
         let sandbox = ledger.get(id).and_then(|slot| slot.sandbox.clone());
-        sandbox.ok_or_else(|| Error::NotFound(id.clone()))
+        sandbox.ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
     /// At most `limit` sandboxes, ordered by id, from after `after`; and whether there are more.

@@ -96,7 +96,7 @@ impl Service {
     ) -> Result<Given, Error> {
         let sandbox = self.get(id)?;
         if sandbox.state != State::Running {
-            return Err(Error::NotFound(id.clone()));
+            return Err(Error::NotFound(id.to_string()));
         }
         if sandbox.facts.isolation.jail == "none" {
             return Err(self.no_installer("it has no jail to install in: `agent.isolation.jail` is off"));

@@ -67,11 +67,13 @@ async fn sandboxes_are_listed_with_their_usage_and_their_logs(wiring: Wiring) {
     assert!(found["health"]["latency_ms"].as_f64().unwrap() > 0.0 && found["restart_count"] == 0, "{found}");
     assert_eq!(found["effective_isolation"]["jail"], "bubblewrap");
     api.get("/containers/sbx_0000000000000000").await.refused(404, "Sandbox.SandboxNotFound");
+    api.get("/containers/none").await.refused(404, "Sandbox.SandboxNotFound");
 
     let log = api.get(&format!("/containers/{id}/logs")).await.is(200);
     assert_eq!(log["container_id"], id.as_str());
     assert!(log["logs"].is_string());
     api.get("/containers/sbx_0000000000000000/logs").await.refused(404, "Sandbox.SandboxNotFound");
+    api.get("/containers/none/logs").await.refused(404, "Sandbox.SandboxNotFound");
     // Over gRPC the same, and a log that is followed ends with its sandbox.
     let mut nodes = NodeServiceClient::new(server.grpc().await.channel);
     let request = ListNodeSandboxesRequest { session_id: sessions[0].clone(), ..Default::default() };

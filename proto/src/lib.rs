@@ -19,6 +19,12 @@ pub fn is_server_streaming(path: &str) -> bool {
     PATHS.contains(path)
 }
 
+/// Whether a call of this path (`/package.Service/Method`) is made with a stream.
+pub fn is_client_streaming(path: &str) -> bool {
+    static PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| paths(|method| method.client_streaming()));
+    PATHS.contains(path)
+}
+
 /// Whether there is a call of this path (`/package.Service/Method`).
 pub fn is_method(path: &str) -> bool {
     static PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| paths(|_| true));
@@ -76,6 +82,8 @@ mod tests {
         assert!(super::is_server_streaming("/sandmesh.session.v1.SessionService/Execute"));
         assert!(super::is_server_streaming("/sandmesh.scheduler.v1.SchedulerService/WatchSandboxes"));
         assert!(!super::is_server_streaming("/sandmesh.session.v1.SessionService/GetSession"));
+        assert!(super::is_client_streaming("/sandmesh.session.v1.FileService/UploadFile"));
+        assert!(!super::is_client_streaming("/sandmesh.session.v1.SessionService/Execute"));
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub struct MeshConfig {
     /// Where this process serves its roles to other processes of the mesh: `HOST:PORT` or `unix:PATH`.
     /// Empty: nowhere, which is right when every role runs here.
     pub listen: String,
-    /// Where roles run that do not run here, as `http://HOST:PORT` or `unix:PATH`.
+    /// Where roles run that do not run here, as `http://HOST:PORT` or `unix:PATH`; of a role that several
+    /// processes run, the addresses with commas between them.
     pub links: BTreeMap<RoleName, String>,
     /// The credential that processes of the mesh show each other, at least 16 characters. Required to
     /// listen on TCP.

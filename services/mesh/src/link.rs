@@ -3,6 +3,8 @@
 //! A [`Link`] is a tower service that any generated client accepts. Behind it is this process's own
 //! router, or a channel over TCP or a unix socket that connects when first used and reconnects.
 
+mod several;
+
 use std::{
     error::Error,
     fmt,
@@ -25,6 +27,7 @@ use tonic::{
 use tower::{Service, ServiceExt, service_fn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use self::several::Several;
 use crate::{RoleName, Secret, answer::Answer};
 
 /// The metadata key that carries the mesh's own credential.
@@ -66,6 +69,7 @@ enum To {
     Remote(Channel, Option<Secret>),
     /// Streams share the connection too.
     Shared(Channel),
+    Several(Arc<Several>),
 }
 
 /// This process's own router. It is filled when the node starts and emptied when it stops, because the
@@ -112,6 +116,22 @@ impl Link {
     pub fn dial_with(endpoint: &str, token: Option<Secret>) -> Result<Self, LinkError> {
         let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self { target: endpoint.into(), to: To::Remote(channel, token) })
+    }
+
+    /// A link to whichever is there of several processes, whose addresses have commas between them; sending
+    /// the mesh's credential with each call.
+    ///
+    /// # Errors
+    /// When an address has neither form.
+    pub fn dial_any(endpoints: &str, token: Option<&Secret>) -> Result<Self, LinkError> {
+        let links: Vec<_> = endpoints
+            .split(',')
+            .map(|endpoint| Self::dial_with(endpoint.trim(), token.cloned()))
+            .collect::<Result<_, _>>()?;
+        Ok(match <[Self; 1]>::try_from(links) {
+            Ok([link]) => link,
+            Err(links) => Self { target: endpoints.into(), to: To::Several(Arc::new(Several::new(links))) },
+        })
     }
 
     /// As [`Link::dial`], with one connection for all calls, streams too: for a caller that reads every
@@ -174,21 +194,28 @@ impl Service<Request> for Link {
     fn call(&mut self, mut request: Request) -> Self::Future {
         inject_trace(&mut request);
         let link = self.clone();
-        Box::pin(async move {
-            match link.to {
-                To::Local(slot) => match slot.get() {
-                    Some(router) => Ok(router.oneshot(request).await?.map(Body::new)),
-                    None => {
-                        Ok(Status::unavailable(format!("role `{}` is not running", link.target)).into_http())
-                    }
+        Box::pin(async move { Ok(link.answer(request).await) })
+    }
+}
+
+impl Link {
+    async fn answer(self, request: Request) -> Response {
+        match self.to {
+            To::Local(slot) => match slot.get() {
+                Some(router) => match router.oneshot(request).await {
+                    Ok(answer) => answer.map(Body::new),
+                    Err(never) => match never {},
                 },
-                To::Remote(channel, token) => {
-                    let channel = channel_for(channel, &link.target, &request);
-                    Ok(call_remote(channel, token, request).await)
-                }
-                To::Shared(channel) => Ok(call_remote(channel, None, request).await),
+                None => Status::unavailable(format!("role `{}` is not running", self.target)).into_http(),
+            },
+            To::Remote(channel, token) => {
+                let channel = channel_for(channel, &self.target, &request);
+                call_remote(channel, token, request).await
             }
-        })
+            To::Shared(channel) => call_remote(channel, None, request).await,
+            // They are links themselves.
+            To::Several(several) => Box::pin(several.call(request)).await,
+        }
     }
 }
 

@@ -186,7 +186,7 @@ impl Node {
         let slot = Slot::default();
         let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(&config.listen);
         for (role, endpoint) in &config.links {
-            mesh = mesh.link(*role, Link::dial_with(endpoint, config.token.clone())?);
+            mesh = mesh.link(*role, Link::dial_any(endpoint, config.token.as_ref())?);
         }
         for role in &config.roles {
             mesh = mesh.link(*role, Link::to_slot(role.as_str(), slot.clone()));

@@ -15,6 +15,7 @@ use sandmesh_proto::{
         session_service_client::SessionServiceClient, upload_file_request::Frame,
     },
 };
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{ON, Server, Wiring, eventually, process::signal};
@@ -39,12 +40,14 @@ on_every_server!(
     replica_does_what_the_other_was_asked_for,
     session_whose_replica_died_in_its_creation_is_created,
     replica_that_was_not_heard_of_for_long_ends_and_runs_nothing_twice,
+    clients_of_the_gateway_need_not_know_that_a_replica_died,
 );
 
 /// A mesh with two session roles, and a client of each.
 struct Two {
     server: Server,
     clients: [Replica; 2],
+    addresses: [String; 2],
     _objects: TempDir,
 }
 
@@ -64,7 +67,8 @@ impl Two {
             let link = Link::dial(address).unwrap();
             Replica { sessions: SessionServiceClient::new(link.clone()), files: FileServiceClient::new(link) }
         };
-        let two = Self { server, clients: [client(&first), client(&second)], _objects: objects };
+        let clients = [client(&first), client(&second)];
+        let two = Self { server, clients, addresses: [first, second], _objects: objects };
         eventually("the second answers", Duration::from_secs(30), async || {
             let request = GetSessionRequest { session_id: "none".into() };
             let answer = two.clients[1].sessions.clone().get_session(request).await;
@@ -72,6 +76,18 @@ impl Two {
         })
         .await;
         two
+    }
+}
+
+impl Two {
+    /// Has the gateway go to either.
+    async fn link_gateway_to_both(&mut self) {
+        let [first, second] = &self.addresses;
+        let gateway = self.server.process("gateway");
+        let link = gateway.launch.args.iter_mut().find(|arg| arg.starts_with("session=")).unwrap();
+        *link = format!("session={first},{second}");
+        gateway.kill();
+        self.server.start_again().await;
     }
 }
 
@@ -252,4 +268,28 @@ async fn replica_that_was_not_heard_of_for_long_ends_and_runs_nothing_twice() {
     assert_eq!(ran.lines().count(), 5, "{ran}");
     two.server.start_again().await;
     assert_eq!(first.run("a", "again", "echo on").await, "on\n");
+}
+
+async fn clients_of_the_gateway_need_not_know_that_a_replica_died() {
+    let mut two = Two::start().await;
+    two.link_gateway_to_both().await;
+    let (one, other) = (two.server.api.session().await, two.server.api.session().await);
+    let code = "for i in $(seq 30); do echo line $i; sleep 0.1; done";
+    let mut running = Vec::new();
+    for session in [&one, &other] {
+        running.push(two.server.api.start(session, json!({"language": "shell", "code": code})).await);
+    }
+    two.server.process("session").kill();
+    for _ in 0..6 {
+        two.server.api.get("/sessions").await.is(200);
+    }
+    let expected: String = (1..=30).map(|line| format!("line {line}\n")).collect();
+    for execution in &running {
+        let run = two.server.api.ended(execution).await;
+        assert_eq!((&run["status"], &run["stdout"]), (&json!("completed"), &json!(expected)), "{run}");
+    }
+    for session in [&one, &other] {
+        let run = two.server.api.run(session, "shell", "echo on").await;
+        assert_eq!(run["stdout"], "on\n", "{run}");
+    }
 }

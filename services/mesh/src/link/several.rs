@@ -1,0 +1,105 @@
+//! Several processes of one role behind one link: each call goes to the next that is there.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+
+use super::{Link, Request, Response, was_not_sent};
+use crate::MAX_MESSAGE_BYTES;
+
+/// How long nobody is sought first where nobody was.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// What is around a message that has the most bytes.
+const AROUND: usize = 1 << 10;
+
+/// The links to each.
+#[derive(Debug)]
+pub(super) struct Several {
+    links: Vec<Link>,
+    next: AtomicUsize,
+    /// Until when each counts as away.
+    away: Mutex<Vec<Option<Instant>>>,
+}
+
+impl Several {
+    pub(super) fn new(links: Vec<Link>) -> Self {
+        let away = Mutex::new(vec![None; links.len()]);
+        Self { links, next: AtomicUsize::new(0), away }
+    }
+
+    /// Calls the next that is there. A stream of messages is only tried once, as it is used up by that.
+    pub(super) async fn call(&self, request: Request) -> Response {
+        let order = order(self.next.fetch_add(1, Ordering::Relaxed), &self.away(), Instant::now());
+        if sandmesh_proto::is_client_streaming(request.uri().path()) {
+            return self.call_one(order.first().copied().unwrap_or(0), request).await;
+        }
+        let (head, body) = request.into_parts();
+        let message = match Limited::new(body, MAX_MESSAGE_BYTES + AROUND).collect().await {
+            Ok(message) => message.to_bytes(),
+            Err(error) => return Status::from_error(error).into_http(),
+        };
+        let mut answer = super::not_sent("there is no address").into_http();
+        for index in order {
+            let again = Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
+            answer = self.call_one(index, again).await;
+            if !had_no_effect(&answer) {
+                break;
+            }
+        }
+        answer
+    }
+
+    async fn call_one(&self, index: usize, request: Request) -> Response {
+        let Some(link) = self.links.get(index) else {
+            return super::not_sent("there is no address").into_http();
+        };
+        let answer = link.clone().answer(request).await;
+        let away = had_no_effect(&answer).then(|| Instant::now() + AWAY);
+        if let Some(place) = self.away().get_mut(index) {
+            *place = away;
+        }
+        answer
+    }
+
+    fn away(&self) -> MutexGuard<'_, Vec<Option<Instant>>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn had_no_effect(answer: &Response) -> bool {
+    Status::from_header_map(answer.headers()).is_some_and(|status| was_not_sent(&status))
+}
+
+/// In which order they are tried: from the next on, and those that were away lately last.
+fn order(next: usize, away: &[Option<Instant>], now: Instant) -> Vec<usize> {
+    let count = away.len();
+    let mut order: Vec<_> = (0..count).map(|place| (next % count.max(1) + place) % count.max(1)).collect();
+    order.sort_by_key(|index| away[*index].is_some_and(|until| until > now));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_its_turn_and_who_is_away_comes_last() {
+        let now = Instant::now();
+        let here = [None, None, None];
+        assert_eq!([0, 1, 2, 3].map(|next| order(next, &here, now)[0]), [0, 1, 2, 0]);
+        assert_eq!(order(usize::MAX, &here, now).len(), 3);
+        let away = [None, Some(now + AWAY), None];
+        assert_eq!(order(1, &away, now), [2, 0, 1]);
+        assert_eq!(order(1, &away, now + AWAY), [1, 2, 0], "it may be there again");
+        assert_eq!(order(5, &[], now), Vec::<usize>::new());
+    }
+}

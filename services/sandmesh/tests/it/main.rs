@@ -50,6 +50,7 @@ mod control;
 mod copy;
 mod crash;
 mod crash_roles;
+mod creation;
 mod database_down;
 mod databases;
 mod dependencies;

@@ -23,7 +23,10 @@ use clap::{Parser, ValueEnum};
 use rand::Rng;
 use sandmesh_mesh::{
     DatabaseUrl,
-    database::testing::{Kind, OwnServer},
+    database::{
+        retried,
+        testing::{Kind, OwnServer},
+    },
 };
 use sandmesh_proto::session::{
     GetExecutionRequest, GetSessionRequest, ListExecutionsRequest, ListSessionsRequest, session::State,
@@ -158,7 +161,8 @@ async fn fill_executions(database: &DatabaseConnection, round: u64, now: u128) {
          'handler', 'def handler(event): return 42', '{{}}', FALSE, '', '[]', '{{}}', 30, 0, {bytes}, 11,
          FALSE, {empty}, 0, FALSE, '42', 2, '', 0, created_at + {round}, {now}, {now} FROM sessions"
     );
-    database.execute_unprepared(&sql).await.unwrap();
+    // The server takes over the sessions meanwhile, which nobody had.
+    retried(|| database.execute_unprepared(&sql)).await.unwrap();
 }
 
 /// Makes one kind of call many times, and prints how long it took.

@@ -1,5 +1,6 @@
 //! What the session role does, apart from how it is asked: sessions here and in `create`, `recover` and `end`,
-//! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`.
+//! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`, other processes
+//! of this role in `replicas`.
 
 mod artifacts;
 mod create;

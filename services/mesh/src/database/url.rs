@@ -6,7 +6,7 @@ use sea_orm::{
     DbBackend,
     sqlx::{mysql::MySqlConnectOptions, postgres::PgConnectOptions},
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::ConfigError;
 
@@ -31,7 +31,8 @@ const PARAMETERS: [&str; 15] = [
 
 /// Where a database is: `sqlite://PATH`, `mysql://USER:PASSWORD@HOST/DATABASE` for MariaDB and MySQL, or
 /// `postgres://USER:PASSWORD@HOST/DATABASE`. Printed and serialised without what may be secret in it.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
@@ -140,12 +141,6 @@ impl fmt::Debug for DatabaseUrl {
 impl Serialize for DatabaseUrl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for DatabaseUrl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self)
     }
 }
 

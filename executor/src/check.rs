@@ -4,7 +4,8 @@
 use std::{
     fs,
     os::unix::process::CommandExt as _,
-    process::{Command, ExitCode, Stdio},
+    path::PathBuf,
+    process::{ExitCode, Stdio},
 };
 
 use anyhow::Context as _;
@@ -12,12 +13,16 @@ use nix::unistd::Uid;
 use sandmesh_proto::executor as pb;
 use serde::Serialize;
 
-use crate::isolation::{
-    IsolationOptions, Need,
-    cgroup::{Group, Limits},
-    interpreters::Interpreters,
-    jail,
-    parent::BUBBLEWRAP,
+use crate::{
+    admission::{self, Admission},
+    cli::CheckOptions,
+    isolation::{
+        IsolationOptions, Need, Outer,
+        bubblewrap::Bubblewrap,
+        cgroup::{Group, Limits},
+        interpreters::Interpreters,
+        jail,
+    },
 };
 
 /// The first release of bubblewrap that follows no link while it sets up mounts. An older one is
@@ -68,16 +73,20 @@ struct Language {
 }
 
 /// Checks and prints; the exit code is 0 if nothing is missing.
-pub(crate) fn run(options: &IsolationOptions) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let admission = options.isolation.entry.as_deref().map(admission::wait).transpose()?;
+    let CheckOptions { without_interpreters, isolation: options } = options;
     let mut findings = Findings::default();
-    findings.isolation.sandbox = "process";
+    findings.isolation.sandbox = Outer::of(options).name();
     findings.isolation.interpreters = options.interpreters.name();
     findings.kernel();
     findings.jail(options);
     findings.seccomp(options);
-    findings.limits(options);
+    findings.limits(options, admission.as_ref());
     findings.user(options);
-    findings.languages(options)?;
+    if !without_interpreters {
+        findings.languages(options)?;
+    }
     findings.ok = findings.problems.is_empty();
     println!("{}", serde_json::to_string(&findings)?);
     Ok(if findings.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -102,10 +111,10 @@ impl Findings {
 
     fn jail(&mut self, options: &IsolationOptions) {
         if !options.jail.is_on() {
-            (self.isolation.jail, self.isolation.network) = ("none", "host");
+            (self.isolation.jail, self.isolation.network) = ("none", Outer::of(options).network());
             return;
         }
-        let Some(program) = BUBBLEWRAP.iter().find(|path| fs::exists(path).unwrap_or(false)) else {
+        let Some(program) = Bubblewrap::find(options.bubblewrap.as_deref()) else {
             self.problem(
                 "bubblewrap",
                 "the program bwrap",
@@ -113,10 +122,10 @@ impl Findings {
             );
             return;
         };
-        let output = match Command::new(program).arg("--version").output() {
+        let output = match program.command().arg("--version").output() {
             Ok(output) => output,
             Err(err) => {
-                let missing = format!("{program} cannot be executed: {err}");
+                let missing = format!("{} cannot be executed: {err}", program.name());
                 return self.problem(
                     "bubblewrap",
                     missing,
@@ -136,7 +145,7 @@ impl Findings {
                 fix: "nothing has to be done: no mount point lies where a tenant can write".to_owned(),
             });
         }
-        match try_jail(program, options) {
+        match try_jail(&program, options) {
             Ok(()) => (self.isolation.jail, self.isolation.network) = ("bubblewrap", "none"),
             Err(complaint) => self.problem("user namespaces", complaint, namespace_fix()),
         }
@@ -155,13 +164,17 @@ impl Findings {
         }
     }
 
-    fn limits(&mut self, options: &IsolationOptions) {
-        self.isolation.limits = "rlimits";
+    fn limits(&mut self, options: &IsolationOptions, admission: Option<&Admission>) {
+        self.isolation.limits = Outer::of(options).limits();
         if options.cgroups == Need::Off {
             return;
         }
         let fix = "run as root, or give the service a delegated cgroup v2 subtree (systemd: Delegate=yes), or allow weaker limits";
-        match try_group(options) {
+        let tried = match admission {
+            Some(given) => try_given_group(given),
+            None => try_group(options),
+        };
+        match tried {
             Ok(name) => self.isolation.limits = name,
             Err(err) => {
                 let problem =
@@ -174,7 +187,9 @@ impl Findings {
     }
 
     fn user(&mut self, options: &IsolationOptions) {
-        let dedicated = options.uid.is_some() && Uid::effective().is_root();
+        let taken = options.uid.is_some() && Uid::effective().is_root();
+        // A container has the uid that it was made with, and nobody else has it.
+        let dedicated = taken || Outer::of(options) == Outer::Container;
         self.isolation.user = if dedicated { "dedicated" } else { "service" };
     }
 
@@ -209,13 +224,17 @@ impl From<pb::LanguageRuntime> for Language {
 }
 
 /// Runs a program in a jail like that of an execution, as the user it would have.
-fn try_jail(program: &str, options: &IsolationOptions) -> Result<(), String> {
-    let mut command = Command::new(program);
-    command.args(jail::Arguments::probe().as_slice()).env_clear().current_dir("/").stdin(Stdio::null());
+fn try_jail(program: &Bubblewrap, options: &IsolationOptions) -> Result<(), String> {
+    let mut command = program.command();
+    command
+        .args(jail::Arguments::probe(own_program(options).as_deref()).as_slice())
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null());
     if let (Some(uid), true) = (options.uid, Uid::effective().is_root()) {
         command.uid(uid).gid(options.gid.unwrap_or(uid));
     }
-    let output = command.output().map_err(|err| format!("cannot run {program}: {err}"))?;
+    let output = command.output().map_err(|err| format!("cannot run {}: {err}", program.name()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -238,6 +257,23 @@ fn namespace_fix() -> String {
     }
     "allow unprivileged user namespaces; inside a container its seccomp and AppArmor profiles must let bubblewrap in"
         .to_owned()
+}
+
+/// The program that a jail can show in an image that may have none.
+fn own_program(options: &IsolationOptions) -> Option<PathBuf> {
+    options.entry.as_ref().and_then(|_| std::env::current_exe().ok())
+}
+
+/// Makes a group below that of executions which was handed in, and removes it.
+fn try_given_group(admission: &Admission) -> anyhow::Result<&'static str> {
+    let groups = admission.groups.as_ref().context("none could be made for the container")?;
+    let group = groups.runs.run(0);
+    let tried = group
+        .create()
+        .and_then(|()| group.limit(Limits { max_processes: 16, ..Limits::default() }))
+        .context("those of the container cannot be used");
+    group.remove();
+    tried.map(|()| groups.runs.name())
 }
 
 /// Makes a group with limits, as a sandbox would get, and removes it.

@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    check, destroy, disk,
-    isolation::{IsolationOptions, layer::Layer},
+    admission, check, destroy, disk,
+    isolation::{IsolationOptions, Need, layer::Layer},
     parent, relay, seal, serve,
 };
 
@@ -23,7 +23,9 @@ enum Command {
     /// Serve one sandbox on DIR/executor.sock.
     Serve(Box<ServeOptions>),
     /// Tell whether this host can isolate executions as asked, and what is missing.
-    Check(IsolationOptions),
+    Check(CheckOptions),
+    /// Give an executor in a container what only the host can give it.
+    Admit(AdmitOptions),
     /// Kill everything in a sandbox and remove its control groups and its directory.
     Destroy(DestroyOptions),
     /// Kill everything in an installer's sandbox, and take what it installed out of it.
@@ -99,8 +101,50 @@ pub(crate) struct ServeOptions {
     /// The socket of a proxy, which the jail is to show: for the sandbox of an installer.
     #[arg(long)]
     pub(crate) proxy: Option<PathBuf>,
+    /// The workspace, where it is not in the sandbox's directory.
+    #[arg(long)]
+    pub(crate) workspace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) isolation: IsolationOptions,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// There need not be an interpreter: what is asked about is the host.
+    #[arg(long)]
+    pub(crate) without_interpreters: bool,
+    #[command(flatten)]
+    pub(crate) isolation: IsolationOptions,
+}
+
+/// Flags of `admit`.
+#[derive(Debug, Args)]
+pub(crate) struct AdmitOptions {
+    /// Where the executor waits: as `--entry` was given to it, seen from here.
+    #[arg(long)]
+    pub(crate) entry: PathBuf,
+    /// The sandbox's directory, for its socket and its log.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The container's id: the control group must have it in its name.
+    #[arg(long)]
+    pub(crate) container: String,
+    /// The user that the executor has.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uid: u32,
+    /// As for `serve`.
+    #[arg(long)]
+    pub(crate) memory_bytes: u64,
+    /// As for `serve`.
+    #[arg(long)]
+    pub(crate) cpu_millis: u32,
+    /// As for `serve`.
+    #[arg(long)]
+    pub(crate) max_processes: u32,
+    /// As for `serve`.
+    #[arg(long, value_enum, default_value = "required")]
+    pub(crate) cgroups: Need,
 }
 
 fn known_version(text: &str) -> Result<(Language, String), String> {
@@ -167,7 +211,8 @@ pub fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options),
         Command::Seal(options) => seal::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Check(options) => check::run(&options),
-        Command::Serve(options) => serve::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Admit(options) => admission::admit(&options).map(|()| ExitCode::SUCCESS),
+        Command::Serve(options) => serve::run(&options),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|err| {

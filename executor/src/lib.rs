@@ -2,9 +2,10 @@
 //!
 //! It is dialled and never dials. `cli` reads the command line; `isolation` builds the sandbox;
 //! `grpc` is the wire and `feed` takes input from it; `service` decides who gets in; `run` runs one execution with a `runner` and
-//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it; `workspace` serves its files. In the
-//! jail, `native` and `parent` turn a child of a warm parent into a process of the user.
+//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it; `workspace` serves its files. In a
+//! container, `admission` is how the host gives it what it needs, and `init` is the first process. In the jail, `native` and `parent` turn a child of a warm parent into a process of the user.
 
+mod admission;
 mod check;
 mod cli;
 mod clock;
@@ -15,6 +16,7 @@ mod feed;
 #[cfg(test)]
 mod fuzz;
 mod grpc;
+mod init;
 mod isolation;
 #[path = "../native/mod.rs"]
 mod native;

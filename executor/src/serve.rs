@@ -3,6 +3,7 @@
 use std::{
     future::pending,
     os::unix::net::UnixListener,
+    process::ExitCode,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -20,9 +21,11 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
+    admission,
     cli::ServeOptions,
     clock, disk,
     grpc::Grpc,
+    init,
     isolation::{
         cgroup::Limits,
         house::{self, Plan},
@@ -46,10 +49,17 @@ const MEMORY_BYTES: u64 = 64 << 10;
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Serves until it is told to end or expires.
-pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
+pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
     check_id("--sandbox-id", &options.sandbox_id)
         .map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
+    let admission = options.isolation.entry.as_deref().map(admission::wait).transpose()?;
+    // After the groups are entered, so that both processes are in them.
+    if admission.is_some()
+        && let init::Role::Over(code) = init::split()?
+    {
+        return Ok(code);
+    }
     let plan = Plan {
         dir: &options.dir,
         sandbox_id: &options.sandbox_id,
@@ -64,8 +74,10 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
         layers: options.layers.as_deref(),
         layer: options.layer.as_ref(),
         proxy: options.proxy.as_deref(),
+        workspace: options.workspace.as_deref(),
+        admission,
     };
-    let (sandbox, listener) = house::build(&plan)?;
+    let (sandbox, listener) = house::build(plan)?;
     let capacity = Capacity {
         max_executions: options.max_executions as usize,
         max_queued: options.max_queued as usize,
@@ -83,7 +95,8 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<()> {
     runtime.block_on(async {
         clock::spawn(Arc::clone(service.warm()).tend(options.warm));
         serve(service, listener, options.expires_at).await
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option<u64>) -> anyhow::Result<()> {

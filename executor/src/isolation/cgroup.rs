@@ -7,6 +7,7 @@
 //! A v1 host has one directory per controller and a v2 host has one for all: a [`Group`] hides that.
 
 mod meters;
+mod process;
 
 use std::{
     fs, io,
@@ -22,6 +23,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde::{Deserialize, Serialize};
 
 /// The limits of one sandbox; zero means not limited.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,14 +52,16 @@ pub(crate) struct LimitHits {
 }
 
 /// The interface version of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Version {
     V1,
     V2,
 }
 
 /// A controller that is used here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Controller {
     Memory,
     Pids,
@@ -76,7 +80,7 @@ const CONTROLLERS: [(Controller, &str); 4] = [
 const HAND_DOWN: &str = "+memory +pids +cpu";
 
 /// One control group: a directory in every hierarchy that matters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Group {
     version: Version,
     /// v1: one directory per controller; v2: a single entry that stands for all.

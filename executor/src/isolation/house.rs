@@ -26,7 +26,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid},
+    unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid},
 };
 use rustix::{
     fs::CWD,
@@ -34,7 +34,8 @@ use rustix::{
 };
 
 use super::{
-    IsolationOptions, Need, Sandbox,
+    IsolationOptions, Need, Outer, Sandbox,
+    bubblewrap::Bubblewrap,
     cgroup::{Group, Limits},
     interpreters::Interpreters,
     jail,
@@ -42,7 +43,10 @@ use super::{
     run_group::RunGroups,
     seccomp,
 };
-use crate::process_id::ProcessId;
+use crate::{
+    admission::{Admission, Groups},
+    process_id::ProcessId,
+};
 
 /// Where the house's tmpfs is mounted: in a namespace of our own, so every sandbox has its own here.
 const HOUSE: &str = "/run/sandmesh";
@@ -71,21 +75,33 @@ pub(crate) struct Plan<'a> {
     pub(crate) layer: Option<&'a Layer>,
     /// The socket that leads an installer out.
     pub(crate) proxy: Option<&'a Path>,
+    /// The workspace, where it is not in the directory.
+    pub(crate) workspace: Option<&'a Path>,
+    /// What was given from outside the container.
+    pub(crate) admission: Option<Admission>,
 }
 
 /// Builds the house, binds the socket and drops every privilege. Must be called before any thread
 /// is started. Errors say what is missing.
-pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> {
+pub(crate) fn build(mut plan: Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> {
     // A session of our own, so that we survive whoever started us. It fails only if we lead one.
     let _ = setsid();
     let owner = owner(plan.isolation);
+    let outer = Outer::of(plan.isolation);
     let interpreters = Interpreters::find(plan.isolation)?;
     let seccomp = plan.isolation.seccomp.is_on().then(seccomp::compile);
-    refuse_second(plan.dir)?;
-    make_directories(plan.dir, owner)?;
-    let (parents, runs) = control_group(plan, owner)?.map(|groups| (groups.parents, groups.runs)).unzip();
+    let admission = plan.admission.take();
+    let plan = &plan;
+    if admission.is_none() {
+        refuse_second(plan.dir)?;
+    }
+    make_directories(plan, owner)?;
     // After what may be refused, and before the mounts, which may cover the way there.
-    let listener = bind(&plan.dir.join("executor.sock"))?;
+    let Admission { listener, groups, doors } = match admission {
+        Some(given) => given,
+        None => own_admission(plan, owner)?,
+    };
+    let (parents, runs) = groups.map(|groups| (groups.parents, groups.runs)).unzip();
     let rooms =
         if Uid::effective().is_root() { own_mounts(plan, &interpreters)? } else { Rooms::in_place(plan)? };
     furnish(&rooms)?;
@@ -95,11 +111,9 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
     allow_many_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
-    let jail = plan
-        .isolation
-        .jail
-        .is_on()
-        .then(|| jail::Arguments::new(&rooms, &interpreters, plan.limits.memory_bytes, plan.disk_bytes));
+    let jail = plan.isolation.jail.is_on().then(|| {
+        jail::Arguments::new(&rooms, &interpreters, outer, (plan.limits.memory_bytes, plan.disk_bytes))
+    });
     let groups = runs.map(|runs| RunGroups::new(runs, plan.limits.max_processes));
     let groups = groups.transpose().context("cannot open the control group of executions")?;
     let sandbox = Sandbox {
@@ -108,12 +122,15 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         groups: groups.map(Arc::new),
         numbers: AtomicU64::new(0),
         startup: plan.isolation.interpreters,
+        _doors: doors,
+        outer,
+        bubblewrap: bubblewrap(plan.isolation)?,
         limits: plan.limits,
         disk_bytes: plan.disk_bytes,
         disk_reserve_bytes: plan.disk_reserve_bytes,
         jail,
         seccomp,
-        dedicated_user: owner.is_some(),
+        dedicated_user: owner.is_some() || outer == Outer::Container,
         interpreters,
         layer: Mutex::new(plan.layer.cloned()),
     };
@@ -121,6 +138,24 @@ pub(crate) fn build(plan: &Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener)> 
         bail!("the layer of packages {layer:?} is not there, or there is no jail to show it in");
     }
     Ok((sandbox, listener))
+}
+
+/// What an executor that is not in a container makes itself: its control groups and its socket.
+fn own_admission(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<Admission> {
+    let groups = control_group(plan, owner)?;
+    let socket = plan.dir.join("executor.sock");
+    let listener = bind(&socket)?;
+    ProcessId::own()?.store(&socket.with_file_name("executor.pid"))?;
+    Ok(Admission { listener, groups, doors: Vec::new() })
+}
+
+/// Where there is none, the first jail says so.
+fn bubblewrap(options: &IsolationOptions) -> anyhow::Result<Bubblewrap> {
+    match (Bubblewrap::find(options.bubblewrap.as_deref()), &options.bubblewrap) {
+        (Some(found), _) => Ok(found),
+        (None, None) => Ok(Bubblewrap::of_system()),
+        (None, Some(dir)) => bail!("there is no bubblewrap with its loader in {}", dir.display()),
+    }
 }
 
 /// Raises the limit of open files as far as that goes: every kept execution may hold two.
@@ -178,7 +213,7 @@ impl Rooms {
             |path: &Path| path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()));
         let dir = resolve(plan.dir)?;
         Ok(Self {
-            workspace: dir.join("workspace"),
+            workspace: resolve(&workspace(plan))?,
             spool: dir.join("spool"),
             executor: own_program()?,
             layers: plan.layers.map(resolve).transpose()?,
@@ -201,9 +236,14 @@ fn own_program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find the executor's own program")
 }
 
-fn make_directories(dir: &Path, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
-    for (path, theirs) in [(dir.to_owned(), false), (dir.join("workspace"), true), (dir.join("spool"), true)]
-    {
+/// Where the workspace is outside the jail.
+fn workspace(plan: &Plan<'_>) -> PathBuf {
+    plan.workspace.map_or_else(|| plan.dir.join("workspace"), Path::to_owned)
+}
+
+fn make_directories(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
+    let dir = plan.dir;
+    for (path, theirs) in [(dir.to_owned(), false), (workspace(plan), true), (dir.join("spool"), true)] {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -217,7 +257,8 @@ fn make_directories(dir: &Path, owner: Option<(Uid, Gid)>) -> anyhow::Result<()>
     Ok(())
 }
 
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// Binds the socket that an executor is dialled on.
+pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let length = path.as_os_str().len();
     if length > LONGEST_SOCKET_PATH {
         bail!(
@@ -235,20 +276,10 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
-    ProcessId::own()?.store(&path.with_file_name("executor.pid"))?;
     Ok(listener)
 }
 
-/// The groups of a sandbox that are used after its start.
-struct Groups {
-    /// Of the jails and the warm parents in them, which are ours.
-    parents: Group,
-    /// Of user code.
-    runs: Group,
-}
-
-/// Makes `<parent>/<sandbox>/{executor,parents,runs}` with the limits on `runs`, moves into `executor`,
-/// and gives back the other two.
+/// Makes `<parent>/<sandbox>` with the groups in it, see [`groups_below`].
 fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<Option<Groups>> {
     let options = plan.isolation;
     if options.cgroups == Need::Off {
@@ -257,31 +288,17 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
     let made = Group::root().and_then(|root| {
         let parent = root.child(&options.cgroup_parent);
         let sandbox = parent.child(plan.sandbox_id);
-        let [executor, parents, runs] = ["executor", "parents", "runs"].map(|name| sandbox.child(name));
+        let [parents, runs] = ["parents", "runs"].map(|name| sandbox.child(name));
         // Left by a former executor of this sandbox that was killed.
         if !parents.destroy(PATIENCE) || !runs.destroy(PATIENCE) {
             bail!("processes of a former executor of sandbox {} do not die", plan.sandbox_id);
         }
         parent.create()?;
         sandbox.create()?;
-        for group in [&executor, &parents, &runs] {
-            group.create()?;
-        }
-        executor.enter()?;
-        for group in [&root, &parent, &sandbox] {
+        for group in [&root, &parent] {
             group.hand_down()?;
         }
-        runs.limit(plan.limits)?;
-        // Forking is work for the user too. A core at least, so that they are warm soon.
-        let cpu_millis = if plan.limits.cpu_millis == 0 { 0 } else { plan.limits.cpu_millis.max(1000) };
-        parents.limit(Limits { cpu_millis, ..Limits::default() })?;
-        runs.hand_down()?;
-        if let Some((uid, gid)) = owner {
-            sandbox.allow_moves(uid.as_raw(), gid.as_raw())?;
-            parents.delegate(uid.as_raw(), gid.as_raw())?;
-            runs.delegate(uid.as_raw(), gid.as_raw())?;
-        }
-        Ok(Groups { parents, runs })
+        groups_below(&sandbox, plan.limits, owner.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())), None)
     });
     match made {
         Ok(groups) => Ok(Some(groups)),
@@ -293,6 +310,37 @@ fn control_group(plan: &Plan<'_>, owner: Option<(Uid, Gid)>) -> anyhow::Result<O
             "control groups are required and cannot be used; run as root or in a delegated v2 subtree, or allow weaker limits with --cgroups optional",
         )),
     }
+}
+
+/// Makes the groups `executor`, `parents` and `runs` below that of a sandbox, with the limits on `runs`, moves
+/// the executor into its own (this process, or another of one thread), and gives the others to `owner`, a uid
+/// and a gid.
+pub(crate) fn groups_below(
+    sandbox: &Group,
+    limits: Limits,
+    owner: Option<(u32, u32)>,
+    executor: Option<Pid>,
+) -> anyhow::Result<Groups> {
+    let [own, parents, runs] = ["executor", "parents", "runs"].map(|name| sandbox.child(name));
+    for group in [&own, &parents, &runs] {
+        group.create()?;
+    }
+    match executor {
+        Some(pid) => own.take_in(pid)?,
+        None => own.enter()?,
+    }
+    sandbox.hand_down()?;
+    runs.limit(limits)?;
+    // Forking is work for the user too. A core at least, so that they are warm soon.
+    let cpu_millis = if limits.cpu_millis == 0 { 0 } else { limits.cpu_millis.max(1000) };
+    parents.limit(Limits { cpu_millis, ..Limits::default() })?;
+    runs.hand_down()?;
+    if let Some((uid, gid)) = owner {
+        sandbox.allow_moves(uid, gid)?;
+        parents.delegate(uid, gid)?;
+        runs.delegate(uid, gid)?;
+    }
+    Ok(Groups { parents, runs })
 }
 
 /// A mount namespace of our own with everything the sandbox needs at fixed places.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use sandmesh_proto::executor as pb;
 
-use super::IsolationOptions;
+use super::{IsolationOptions, Outer};
 use crate::cli::Language;
 
 /// How long an interpreter may take to tell its version.
@@ -28,14 +28,23 @@ pub(crate) struct Interpreters {
 
 impl Interpreters {
     /// Takes the configured ones, which must exist, and looks for the others where distributions
-    /// put them. `PATH` is not searched: it may lead to wrappers that do not work in the jail.
+    /// put them, or in the `PATH` of an image.
     pub(crate) fn find(options: &IsolationOptions) -> anyhow::Result<Self> {
+        let outer = Outer::of(options);
+        let places = places(outer);
+        let places: Vec<&Path> = places.iter().map(PathBuf::as_path).collect();
+        let choose =
+            |configured: &Option<PathBuf>, names: &[&str]| choose(configured.as_deref(), &places, names);
         let mut found = Self {
-            python: choose(options.python.as_deref(), &["python3"])?,
-            node: choose(options.node.as_deref(), &["node", "nodejs"])?,
-            shell: choose(options.shell.as_deref(), &["bash", "sh"])?,
+            python: choose(&options.python, &["python3"])?,
+            node: choose(&options.node, &["node", "nodejs"])?,
+            shell: choose(&options.shell, &["bash", "sh"])?,
             prefixes: Vec::new(),
         };
+        if outer == Outer::Container {
+            // The jail shows all of the image.
+            return Ok(found);
+        }
         if let Some(path) = foreign(found.python.as_deref()) {
             found.prefixes.extend(python_prefixes(path)?);
         }
@@ -99,17 +108,24 @@ impl Interpreters {
     }
 }
 
-fn choose(configured: Option<&Path>, names: &[&str]) -> anyhow::Result<Option<PathBuf>> {
+/// Where interpreters are looked for: where distributions put them, or where an image says. On a host `PATH` may
+/// lead to wrappers that do not work in the jail; an image has it for just this, and is shown as a whole.
+fn places(outer: Outer) -> Vec<PathBuf> {
+    const SYSTEM: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/bin"];
+    let path = (outer == Outer::Container).then(|| std::env::var_os("PATH")).flatten().unwrap_or_default();
+    let said = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
+    said.chain(SYSTEM.map(PathBuf::from)).collect()
+}
+
+fn choose(configured: Option<&Path>, places: &[&Path], names: &[&str]) -> anyhow::Result<Option<PathBuf>> {
     if let Some(path) = configured {
         if !path.is_file() {
             bail!("the configured interpreter {} does not exist", path.display());
         }
         return std::path::absolute(path).map(Some).context("cannot resolve the interpreter's path");
     }
-    let places = names
-        .iter()
-        .flat_map(|name| ["/usr/bin", "/usr/local/bin", "/bin"].map(|dir| Path::new(dir).join(name)));
-    Ok(places.into_iter().find(|path| path.is_file()))
+    let mut paths = names.iter().flat_map(|name| places.iter().map(move |dir| dir.join(name)));
+    Ok(paths.find(|path| path.is_file()))
 }
 
 /// The path, if it is not below a directory that the jail shows anyway.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    Outer,
     house::{Rooms, put},
     interpreters::Interpreters,
     layer::{Layer, PACKAGES},
@@ -95,11 +96,11 @@ impl Arguments {
     pub(crate) fn new(
         rooms: &Rooms,
         interpreters: &Interpreters,
-        memory_bytes: u64,
-        disk_bytes: u64,
+        outer: Outer,
+        (memory_bytes, disk_bytes): (u64, u64),
     ) -> Self {
         // For the warm parent: to make namespaces, and to take these two away from its children.
-        let mut args = Self::walls(&["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
+        let mut args = Self::walls(outer, &["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.layers.clone_from(&rooms.layers);
         args.bind("--ro-bind", &rooms.etc, "/etc");
@@ -132,7 +133,7 @@ impl Arguments {
             args.bind("--ro-bind", &layer.files(layers), PACKAGES);
             if layer.is_for(Language::Javascript) {
                 // Every directory looks for modules here at last, `import` too, which knows no variable.
-                args.add(&["--symlink", &format!("{PACKAGES}/node_modules")[1..], "/node_modules"]);
+                args.show_modules(&layer.files(layers));
             }
         }
         args.add(&["--chdir", "/workspace", "--remount-ro", "/"]);
@@ -152,8 +153,8 @@ impl Arguments {
 
     /// A jail in which the executor measures a workspace: with the right to look into every directory of the
     /// sandbox's user, which holds nowhere outside, and with nothing else to see.
-    pub(crate) fn measuring(rooms: &Rooms, enough: u64) -> Self {
-        let mut args = Self::walls(&["CAP_DAC_READ_SEARCH"]);
+    pub(crate) fn measuring(rooms: &Rooms, outer: Outer, enough: u64) -> Self {
+        let mut args = Self::walls(outer, &["CAP_DAC_READ_SEARCH"]);
         args.bind("--ro-bind", &rooms.executor, "/executor");
         args.bind("--ro-bind", &rooms.workspace, "/workspace");
         args.add(&["--remount-ro", "/", "--", "/executor", "measure", "/workspace"]);
@@ -161,33 +162,32 @@ impl Arguments {
         args
     }
 
-    /// A jail like that of an execution, without a sandbox, in which a program does nothing.
-    pub(crate) fn probe() -> Self {
-        let mut args = Self::walls(&["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
-        args.add(&[
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--tmpfs",
-            "/tmp",
-            "--remount-ro",
-            "/",
-            "--",
-            "/usr/bin/true",
-        ]);
+    /// A jail like that of an execution, without a sandbox, in which a program does nothing: `true`, or this
+    /// one, where the system may have none.
+    pub(crate) fn probe(own: Option<&Path>) -> Self {
+        let outer = if own.is_some() { Outer::Container } else { Outer::Process };
+        let mut args = Self::walls(outer, &["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
+        args.add(&["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
+        if let Some(own) = own {
+            args.bind("--ro-bind", own, "/executor");
+        }
+        args.add(&["--remount-ro", "/", "--"]);
+        args.add(if own.is_some() { &["/executor", "--version"] } else { &["/usr/bin/true"] });
         args
     }
 
     /// Every namespace, no capability but these, a fixed identity, and the read-only system.
-    fn walls(capabilities: &[&str]) -> Self {
+    fn walls(outer: Outer, capabilities: &[&str]) -> Self {
         let mut args = Self { words: Vec::with_capacity(128), layers: None, temporary_bytes: 0 };
         args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
         args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
         args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);
         capabilities.iter().for_each(|capability| args.add(&["--cap-add", capability]));
         args.add(&["--uid", JAIL_USER, "--gid", JAIL_USER, "--as-pid-1"]);
-        args.system();
+        match outer {
+            Outer::Process => args.system(),
+            Outer::Container => args.image(Path::new("/")),
+        }
         args
     }
 
@@ -201,6 +201,36 @@ impl Arguments {
 
     fn bind(&mut self, how: &str, here: &Path, there: impl AsRef<Path>) {
         self.words.extend([how.into(), here.into(), there.as_ref().into()]);
+    }
+
+    /// Shows modules in the place of those that an image has there, if it has.
+    fn show_modules(&mut self, files: &Path) {
+        let place = Path::new("/node_modules");
+        if self.words.iter().any(|word| word == place) {
+            self.bind("--ro-bind", &files.join("node_modules"), place);
+        } else {
+            self.add(&["--symlink", &format!("{PACKAGES}/node_modules")[1..], "/node_modules"]);
+        }
+    }
+
+    /// All of an image, but for what the jail has of its own.
+    fn image(&mut self, root: &Path) {
+        const OWN: [&str; 9] =
+            [".proxy", ".sandmesh", "dev", "etc", "packages", "proc", "sys", "tmp", "workspace"];
+        // Where a container has what it was given besides its image.
+        const GIVEN: &str = "run";
+        let mut names: Vec<_> =
+            fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        names.retain(|name| !OWN.iter().chain(&[GIVEN]).any(|own| name == own));
+        names.sort_unstable();
+        for name in names {
+            let path = root.join(name);
+            if let Ok(target) = fs::read_link(&path) {
+                self.bind("--symlink", &target, &path);
+            } else if path.is_dir() {
+                self.bind("--ro-bind", &path, &path);
+            }
+        }
     }
 
     /// `/usr` and the directories beside it, which are links into it on a merged system.
@@ -272,4 +302,31 @@ fn copy_links(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_an_image_is_shown_but_for_what_the_jail_has_itself() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["usr", "opt", "etc", "run", "workspace", ".sandmesh", "node_modules"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("usr/bin", root.path().join("bin")).unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let mut args = Arguments::default();
+        args.image(root.path());
+        let words: Vec<_> = args.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let shown: Vec<_> =
+            words.chunks(3).map(|words| (words[0].as_str(), words[2].rsplit('/').next())).collect();
+        let expected = [
+            ("--symlink", Some("bin")),
+            ("--ro-bind", Some("node_modules")),
+            ("--ro-bind", Some("opt")),
+            ("--ro-bind", Some("usr")),
+        ];
+        assert_eq!(shown, expected);
+    }
 }

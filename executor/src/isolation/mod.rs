@@ -4,6 +4,7 @@
 //! child of it, in namespaces of its own.
 
 mod bpf;
+pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
 pub(crate) mod house;
 pub(crate) mod interpreters;
@@ -27,6 +28,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use sandmesh_proto::executor as pb;
 
 use self::{
+    bubblewrap::Bubblewrap,
     cgroup::{Group, Limits},
     house::Rooms,
     interpreters::Interpreters,
@@ -112,6 +114,54 @@ pub(crate) struct IsolationOptions {
     /// The shell, where it is not the system's.
     #[arg(long)]
     pub(crate) shell: Option<PathBuf>,
+    /// A directory with a bubblewrap that needs nothing of the system around it: its loader `ld.so`, its
+    /// libraries in `lib`, and `bwrap`.
+    #[arg(long)]
+    pub(crate) bubblewrap: Option<PathBuf>,
+    /// The sandbox is a container, whose first process this is: a socket to be made, at which it is given its
+    /// control groups, its own socket and its log.
+    #[arg(long)]
+    pub(crate) entry: Option<PathBuf>,
+}
+
+/// What is around the jails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outer {
+    /// Nothing but a uid and control groups.
+    Process,
+    /// A container without a network.
+    Container,
+}
+
+impl Outer {
+    /// What the options say.
+    pub(crate) fn of(options: &IsolationOptions) -> Self {
+        if options.entry.is_some() { Self::Container } else { Self::Process }
+    }
+
+    /// The word of the API.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Container => "container",
+        }
+    }
+
+    /// What enforces limits without control groups of our own, in the word of the API.
+    pub(crate) fn limits(self) -> &'static str {
+        match self {
+            Self::Process => "rlimits",
+            Self::Container => "container",
+        }
+    }
+
+    /// What of the network is reached from here without a jail, in the word of the API.
+    pub(crate) fn network(self) -> &'static str {
+        match self {
+            Self::Process => "host",
+            Self::Container => "none",
+        }
+    }
 }
 
 /// A built sandbox.
@@ -125,6 +175,10 @@ pub(crate) struct Sandbox {
     /// How many children were ordered.
     numbers: AtomicU64,
     startup: Startup,
+    /// Keep the groups reachable that were handed in.
+    _doors: Vec<std::os::fd::OwnedFd>,
+    outer: Outer,
+    bubblewrap: Bubblewrap,
     limits: Limits,
     disk_bytes: u64,
     disk_reserve_bytes: u64,
@@ -191,8 +245,8 @@ impl Sandbox {
     /// without a jail.
     pub(crate) fn measuring_jail(&self, enough: u64) -> Option<std::process::Command> {
         self.jail.as_ref()?;
-        let mut command = std::process::Command::new(parent::bubblewrap());
-        command.args(jail::Arguments::measuring(&self.rooms, enough).as_slice()).env_clear();
+        let mut command = self.bubblewrap.command();
+        command.args(jail::Arguments::measuring(&self.rooms, self.outer, enough).as_slice()).env_clear();
         Some(command)
     }
 
@@ -229,13 +283,17 @@ impl Sandbox {
     /// The isolation that executions really get.
     pub(crate) fn isolation(&self) -> pb::Isolation {
         pb::Isolation {
-            sandbox: "process".to_owned(),
+            sandbox: self.outer.name().to_owned(),
             jail: if self.jail.is_some() { "bubblewrap" } else { "none" }.to_owned(),
             seccomp: if self.seccomp.is_some() { "strict" } else { "none" }.to_owned(),
             // Without the jail's network namespace nothing stands between user code and the network.
-            network: if self.jail.is_some() { "none" } else { "host" }.to_owned(),
+            network: if self.jail.is_some() { "none" } else { self.outer.network() }.to_owned(),
             user: if self.dedicated_user { "dedicated" } else { "service" }.to_owned(),
-            limits: self.groups.as_ref().map_or("rlimits", |groups| groups.all().name()).to_owned(),
+            limits: self
+                .groups
+                .as_ref()
+                .map_or_else(|| self.outer.limits(), |groups| groups.all().name())
+                .to_owned(),
             interpreters: self.startup.name().to_owned(),
         }
     }

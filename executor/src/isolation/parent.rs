@@ -6,7 +6,6 @@ use std::{
         fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt as _,
     },
-    path::Path,
     process::Stdio,
     sync::{
         Mutex, PoisonError,
@@ -33,9 +32,6 @@ use tokio::{
 
 use super::{Sandbox, cgroup::Group, jail};
 use crate::native::wire::{MAX_PATH, SETTING_WORDS};
-
-/// Where distributions put bubblewrap.
-pub(crate) const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
 
 /// How long a parent may take to be warm.
 const WARM_UP: Duration = Duration::from_secs(30);
@@ -174,15 +170,10 @@ impl Parent {
     }
 }
 
-/// Where bubblewrap is here.
-pub(crate) fn bubblewrap() -> &'static str {
-    BUBBLEWRAP.iter().find(|path| Path::new(path).exists()).unwrap_or(&BUBBLEWRAP[0])
-}
-
 fn command(host: Host, sandbox: &Sandbox) -> Command {
     let mut command = match &sandbox.jail {
         Some(arguments) => {
-            let mut command = Command::new(bubblewrap());
+            let mut command = Command::from(sandbox.bubblewrap.command());
             let layer = sandbox.layer();
             command.args(arguments.with_layer(layer.as_ref()));
             match (host, sandbox.interpreters.python.as_deref()) {

@@ -28,6 +28,10 @@ release:
 executor:
     deploy/build --executor-only
 
+# Build the static executor for debugging, which the tests of containers start.
+static-executor:
+    bash -c '. deploy/lib.sh && build_static_executor'
+
 # Install what tests need, check everything, run every test: what CI runs.
 test:
     deploy/test

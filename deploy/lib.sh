@@ -130,14 +130,20 @@ target_dir() {
   cargo metadata --format-version 1 --no-deps --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
-# Builds the executor statically, so that it runs in any root, and puts it beside the program.
+# Builds the executor statically, so that it runs in any root.
+# build_static_executor [FLAG...]: without --release, for debugging.
+build_static_executor() {
+  # The target is named so that the flags are for the executor alone and not for build scripts.
+  RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+    bounded 5400 cargo build --locked "$@" -p sandmesh-executor --target "$(host_triple)"
+}
+
+# Builds it for the release, and puts it beside the program.
 build_executor() {
   local triple target
   triple=$(host_triple)
   target=$(target_dir)
-  # The target is named so that the flags are for the executor alone and not for build scripts.
-  RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-    bounded 5400 cargo build --locked --release -p sandmesh-executor --target "$triple" || return
+  build_static_executor --release || return
   mkdir -p "$target/release"
   # Renamed into place: an executor that is running now keeps its own file.
   cp "$target/$triple/release/sandmesh-executor" "$target/release/.sandmesh-executor.new"

@@ -6,9 +6,13 @@ use std::{
     time::Duration,
 };
 
+mod docker;
 mod packages;
 
-pub use self::packages::Packages;
+pub use self::{
+    docker::{Docker, Pull},
+    packages::Packages,
+};
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +64,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// The installation of packages.
     pub packages: Packages,
+    /// The Docker runtime.
+    pub docker: Docker,
 }
 
 impl Default for Config {
@@ -87,6 +93,7 @@ impl Default for Config {
             advertise: String::new(),
             labels: BTreeMap::new(),
             packages: Packages::default(),
+            docker: Docker::default(),
         }
     }
 }
@@ -97,6 +104,8 @@ impl Default for Config {
 pub enum RuntimeKind {
     /// Jailed processes of this machine.
     Process,
+    /// Containers of a Docker engine on this machine.
+    Docker,
 }
 
 /// What a node hands out. A sandbox's limits are ceilings and not reservations, so more may be promised
@@ -241,6 +250,7 @@ impl Config {
         self.validate_limits()?;
         self.validate_capacity()?;
         self.packages.validate()?;
+        self.docker.validate()?;
         if self.start_timeout.0 < Duration::from_millis(100) {
             return Err(invalid("start_timeout", "must be at least 100ms"));
         }

@@ -51,6 +51,14 @@ pub(crate) enum Error {
         /// What it said, with the end of its log.
         why: String,
     },
+    /// The image of a sandbox cannot be had. Nothing is left of the sandbox.
+    #[error("image `{image}` cannot be had: {problem}")]
+    NoImage {
+        /// The image.
+        image: String,
+        /// Why not.
+        problem: ImageProblem,
+    },
     /// The sandbox could not be destroyed; to try again is right.
     #[error("sandbox `{id}` could not be destroyed: {why}")]
     DestroyFailed {
@@ -94,6 +102,56 @@ pub(crate) enum Error {
     Internal(#[from] Arc<anyhow::Error>),
 }
 
+/// Why an image cannot be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ImageProblem {
+    /// The template names none, and neither does the node.
+    #[error("the template names no image, and the node has none for this case: set `agent.docker.image`")]
+    Unnamed,
+    /// It cannot be the name of one.
+    #[error("this is not the name of an image, such as `registry.example/python:3.12`")]
+    Invalid,
+    /// It is not there, and may not be pulled.
+    #[error(
+        "it is not on the node, and `agent.docker.pull` is `never`: pull it there, or allow it to be pulled"
+    )]
+    Absent,
+    /// Its registry does not have it.
+    #[error("its registry does not have it: {0}")]
+    NotFound(String),
+    /// Its registry does not give it.
+    #[error(
+        "it does not exist, or its registry does not give it without a login (pull it on the node then): {0}"
+    )]
+    Denied(String),
+    /// There is no room for it.
+    #[error("the node's disk has no room for it: {0}")]
+    NoSpace(String),
+    /// It took too long.
+    #[error("it was not there within {}s (`agent.docker.pull_timeout`)", .0.as_secs())]
+    TimedOut(Duration),
+    /// Its registry cannot be reached.
+    #[error("its registry cannot be reached from the node: {0}")]
+    Unreachable(String),
+    /// The engine did not do it.
+    #[error("{0}")]
+    Engine(String),
+}
+
+impl ImageProblem {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unnamed | Self::Invalid => "IMAGE_INVALID",
+            Self::Absent | Self::NotFound(_) => "IMAGE_NOT_FOUND",
+            Self::Denied(_) => "IMAGE_DENIED",
+            Self::NoSpace(_) => "IMAGE_NO_SPACE",
+            Self::TimedOut(_) => "IMAGE_TIMEOUT",
+            Self::Unreachable(_) => "REGISTRY_UNREACHABLE",
+            Self::Engine(_) => "IMAGE_FAILED",
+        }
+    }
+}
+
 impl Error {
     /// An unexpected error, whose text is logged and not sent.
     pub(crate) fn internal(error: impl Into<anyhow::Error>) -> Self {
@@ -120,6 +178,7 @@ impl Fault for Error {
             Self::Full { .. } => Code::ResourceExhausted,
             Self::Unsupported { .. }
             | Self::StartFailed { .. }
+            | Self::NoImage { .. }
             | Self::InstallFailed { .. }
             | Self::NoInstaller { .. } => Code::FailedPrecondition,
             Self::DestroyFailed { .. } | Self::NotMounted { .. } | Self::Stopping(_) => Code::Unavailable,
@@ -138,6 +197,7 @@ impl Fault for Error {
             Self::Full { .. } => "NO_CAPACITY",
             Self::Unsupported { .. } => "NODE_UNSUITABLE",
             Self::StartFailed { .. } => "SANDBOX_START_FAILED",
+            Self::NoImage { problem, .. } => problem.reason(),
             Self::InstallFailed { .. } => "INSTALL_FAILED",
             Self::NoInstaller { .. } => "NO_INSTALLER",
             Self::DestroyFailed { .. } | Self::NotMounted { .. } | Self::Stopping(_) => "UNAVAILABLE",

@@ -57,11 +57,11 @@ impl Grpc {
     }
 
     /// The spec, with the key of the packages that it names.
-    fn spec(&self, sent: Option<SandboxSpec>) -> Result<Spec, Error> {
+    async fn spec(&self, sent: Option<SandboxSpec>) -> Result<Spec, Error> {
         let packages = sent.as_ref().and_then(|spec| spec.packages.clone());
         let mut spec = spec(sent)?;
         if let Some(packages) = packages {
-            spec.packages = Some(self.0.layer_key(&package_set(packages)?)?);
+            spec.packages = self.0.layer_key(&spec, &package_set(packages)?).await?;
         }
         Ok(spec)
     }
@@ -77,7 +77,7 @@ impl AgentService for Grpc {
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
         let CreateSandboxRequest { sandbox_id: id, spec: sent } = request.into_inner();
-        let (id, spec) = (sandbox_id(&id).map_err(status)?, self.spec(sent).map_err(status)?);
+        let (id, spec) = (sandbox_id(&id).map_err(status)?, self.spec(sent).await.map_err(status)?);
         let asked = spec.packages.clone();
         let sandbox = self.0.create(id, spec).await.map_err(status)?;
         let mut sent = self.encode(&sandbox);

@@ -37,7 +37,7 @@ use self::{
     error::Error,
     layers::Layers,
     ledger::Limits,
-    runtime::{Runtime, process::ProcessRuntime},
+    runtime::{Runtime, docker::DockerRuntime, process::ProcessRuntime},
     sandbox::SandboxId,
     service::{Identity, Installs, Service},
 };
@@ -60,10 +60,11 @@ struct Agent {
 pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
     config.validate()?;
     let scheduler = mesh.link(RoleName::Scheduler)?;
+    let node_id = node_id(config)?;
     let runtime: Arc<dyn Runtime> = match config.runtime {
         RuntimeKind::Process => Arc::new(ProcessRuntime::new(config, mesh.data_dir(), mesh.clock())?),
+        RuntimeKind::Docker => Arc::new(DockerRuntime::new(config, mesh.data_dir(), &node_id, mesh.clock())?),
     };
-    let node_id = node_id(config)?;
     let ability = match runtime.check().await {
         Ok(ability) => ability,
         Err(problems) => bail!(

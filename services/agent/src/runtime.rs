@@ -7,6 +7,7 @@ use std::{fmt::Debug, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use sandmesh_mesh::Tasks;
 use serde::Deserialize;
 use tokio::{sync::watch, time::Instant};
 
@@ -16,9 +17,19 @@ use crate::{
     sandbox::{Facts, Isolation, Language, Sandbox, SandboxId, Spec},
 };
 
+mod arrival;
 #[cfg(test)]
 pub(crate) mod contract;
+pub(crate) mod docker;
+mod executor;
+mod install;
+mod installer;
+mod life;
+mod log;
 pub(crate) mod process;
+mod program;
+mod record;
+mod uids;
 
 /// What a runtime can give on this machine, measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +38,6 @@ pub(crate) struct Ability {
     pub(crate) isolation: Isolation,
     /// The languages that are there.
     pub(crate) languages: Vec<Language>,
-    /// For each of them, what packages for it depend on: the version and the path of the interpreter.
-    pub(crate) runtimes: Vec<(Language, String)>,
     /// What works and could be better, for a person.
     pub(crate) warnings: Vec<String>,
 }
@@ -97,6 +106,9 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// Its name, for example `process`.
     fn name(&self) -> &'static str;
 
+    /// Begins what it has to do all the time, if anything.
+    fn start(&self, _: &Tasks) {}
+
     /// Measures now whether it can work here with the isolation that is configured, and what it can give.
     ///
     /// # Errors
@@ -120,10 +132,17 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// left of it.
     ///
     /// # Errors
-    /// `StartFailed` with the end of its log, or `Full`.
+    /// `StartFailed` with the end of its log, `NoImage`, or `Full`.
     async fn create(&self, order: &Order) -> Result<Facts, Error>;
 
-    /// Installs packages in a sandbox of its own, which reaches the hosts that packages come from and nothing
+    /// What packages for a language depend on in a sandbox of this: the interpreter. `None` while that is not
+    /// known, as of an image that is not there yet.
+    ///
+    /// # Errors
+    /// Why there is none.
+    async fn interpreter(&self, spec: &Spec, language: Language) -> Result<Option<String>, String>;
+
+    /// Installs packages for sandboxes like this one, in a sandbox of its own, which reaches the hosts that packages come from and nothing
     /// else, and puts what was installed at `files`, which must not exist. To be run to its end, or dropped
     /// when this process ends. On an error nothing is left but, perhaps, a part at `files`.
     ///
@@ -131,6 +150,7 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// `InstallFailed` with what the installer said.
     async fn install(
         &self,
+        spec: &Spec,
         set: &PackageSet,
         files: &Path,
         deadline: watch::Receiver<Instant>,

@@ -144,6 +144,7 @@ impl Service {
                 "sandboxes found"
             );
         }
+        self.runtime.start(&self.tasks);
         for sandbox in adopted.iter().filter(|sandbox| sandbox.state == State::Running) {
             self.follow(sandbox);
         }

@@ -354,7 +354,7 @@ pub(crate) struct EffectiveIsolation {
     network: String,
     /// Whose identity user code has on the host: `dedicated` or `service`.
     user: String,
-    /// What enforces the limits: `cgroup-v1`, `cgroup-v2` or `rlimits`.
+    /// What enforces the limits: `cgroup-v1`, `cgroup-v2`, `container` or `rlimits`.
     limits: String,
     /// Where the process of an execution comes from: `warm` (forked from a warm parent of the session) or
     /// `fresh` (a jail and an interpreter of its own).

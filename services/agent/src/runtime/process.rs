@@ -3,14 +3,9 @@
 //! A sandbox is a directory `sandboxes/ID` below the data directory. The executor makes and enforces the
 //! isolation; here is only starting it, finding it again, seeing it end and clearing it away.
 
-mod arrival;
 mod install;
-mod installer;
-mod life;
-mod log;
-mod program;
-mod record;
-mod uids;
+
+pub(super) use self::install::proxy_socket;
 
 use std::{
     collections::HashMap,
@@ -26,45 +21,36 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use rand::Rng;
 use rustix::process::Signal;
-use sandmesh_mesh::{Clock, Link};
-use sandmesh_proto::executor::{
-    GetExecutorRequest, GetExecutorResponse, MountLayerRequest,
-    executor_service_client::ExecutorServiceClient,
-};
+use sandmesh_mesh::Clock;
+use sandmesh_proto::executor::GetExecutorResponse;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
-use self::{
+use super::{
+    Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
     arrival::Arrivals,
-    life::{Mark, Process},
+    executor::{answered, facts, ids_in, mount_noted, with_log},
+    life::{self, Mark, Process},
+    log,
     program::Program,
     record::Record,
     uids::Uids,
 };
-use super::{Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime};
 use crate::{
-    Config, Error,
-    convert::{isolation_from_pb, language_from_pb, language_pb},
-    layers,
-    packages::{Layer, LayerKey, PackageSet},
+    Config, Error, layers,
+    packages::{Layer, PackageSet},
     proxy::Host,
-    sandbox::{Facts, Language, Sandbox, SandboxId, State},
+    sandbox::{Facts, Language, Sandbox, SandboxId, Spec, State},
 };
 
 /// How long an executor may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_millis(300);
-/// How often a new executor's socket is looked for, when nothing was heard of it.
-const POLL: Duration = Duration::from_millis(10);
-/// How soon it is tried again, when it is there and refuses.
-const RETRY: Duration = Duration::from_millis(1);
 /// How long an executor found at the start may take to answer.
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many are asked at once at the start.
 const ADOPT_AT_ONCE: usize = 16;
-/// How long an executor may take to show other packages: it starts its interpreters anew.
-const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes sandboxes of processes.
 #[derive(Debug)]
@@ -147,6 +133,7 @@ impl ProcessRuntime {
             uid,
             created_at: order.created_at,
             process: None,
+            container: None,
             facts: None,
         };
         let log = layers::make_root(&self.layers)
@@ -275,8 +262,14 @@ impl Runtime for ProcessRuntime {
         }
     }
 
+    async fn interpreter(&self, _: &Spec, language: Language) -> Result<Option<String>, String> {
+        let found = self.program.runtime(language);
+        found.map(Some).ok_or_else(|| format!("it has no {language}"))
+    }
+
     async fn install(
         &self,
+        _: &Spec,
         set: &PackageSet,
         files: &Path,
         deadline: watch::Receiver<Instant>,
@@ -285,30 +278,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn mount_layer(&self, id: &SandboxId, layer: &Layer) -> Result<(), Error> {
-        let dir = self.dir(id);
-        let failed = |why: String| Error::NotMounted { id: id.clone(), why };
-        let note = |note: fn(&mut Facts, &LayerKey)| {
-            let mut record = Record::load(&dir)?;
-            record.facts.iter_mut().for_each(|facts| note(facts, &layer.key));
-            record.save(&dir)
-        };
-        let not_noted = |error: io::Error| failed(format!("cannot record it: {error}"));
-        // First that it is to be kept, then the use of it, and only then that it is used.
-        note(Facts::expect_layer).map_err(not_noted)?;
-        mount(&dir, layer).await.map_err(failed)?;
-        note(Facts::show_layer).map_err(not_noted)
+        mount_noted(&self.dir(id), id, layer).await
     }
 
     async fn tend(&self) {
         let ids: Vec<SandboxId> = lock(&self.held).keys().cloned().collect();
-        for id in ids {
-            match log::bound(&self.dir(&id)) {
-                // It is being made, or is gone.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(sandbox.id = %id, %error, "its log is not bounded"),
-                Ok(()) => {}
-            }
-        }
+        log::bound_all(&self.root, &ids);
     }
 
     async fn log(&self, id: &SandboxId, from: LogStart) -> io::Result<LogPart> {
@@ -366,105 +341,6 @@ fn prepare(root: &Path, dir: &Path, record: &Record) -> io::Result<File> {
 fn mark(pid: Option<u32>) -> Option<Mark> {
     let pid = i32::try_from(pid?).ok()?;
     Some(Mark { pid, start_time: life::start_time(pid)? })
-}
-
-/// The sandboxes that have a directory; anything else there is not ours to touch.
-fn ids_in(root: &Path) -> io::Result<Vec<SandboxId>> {
-    let entries = match fs::read_dir(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        match name.to_string_lossy().parse() {
-            Ok(id) => ids.push(id),
-            Err(error) => tracing::warn!(%error, "left alone in `{}`", root.display()),
-        }
-    }
-    Ok(ids)
-}
-
-fn endpoint(dir: &Path) -> String {
-    format!("unix:{}", socket_path(dir).display())
-}
-
-fn socket_path(dir: &Path) -> PathBuf {
-    dir.join("executor.sock")
-}
-
-/// Waits until the executor in `dir` answers, and is the one that it should be.
-async fn answered(
-    dir: &Path,
-    id: &SandboxId,
-    within: Duration,
-    arrivals: Option<&Arrivals>,
-) -> Result<GetExecutorResponse, String> {
-    let deadline = Instant::now() + within;
-    let mut last = "nothing listens on its socket".to_owned();
-    while Instant::now() < deadline {
-        let there = fs::symlink_metadata(socket_path(dir)).is_ok();
-        if there {
-            match timeout(deadline - Instant::now(), ask(dir)).await {
-                Ok(Ok(answer)) if answer.sandbox_id == id.as_str() => return Ok(answer),
-                Ok(Ok(answer)) => return Err(format!("executor is that of `{}`", answer.sandbox_id)),
-                Ok(Err(why)) => last = why,
-                Err(_) => "it does not answer".clone_into(&mut last),
-            }
-        }
-        // What arrives is not only its socket, and that is a file a moment before it listens.
-        tokio::select! {
-            () = sleep(if there { RETRY } else { POLL }) => {}
-            Ok(()) = arrived(arrivals), if !there => {}
-        }
-    }
-    Err(format!("executor did not answer within {within:?}: {last}"))
-}
-
-async fn arrived(arrivals: Option<&Arrivals>) -> io::Result<()> {
-    match arrivals {
-        Some(arrivals) => arrivals.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn ask(dir: &Path) -> Result<GetExecutorResponse, String> {
-    let link = Link::dial(&endpoint(dir)).map_err(|error| error.to_string())?;
-    let answer = ExecutorServiceClient::new(link).get_executor(GetExecutorRequest {}).await;
-    answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
-}
-
-fn facts(dir: &Path, language: Language, answer: GetExecutorResponse) -> Facts {
-    let runtime = answer.languages.iter().find(|found| language_from_pb(found.language()) == Some(language));
-    Facts {
-        endpoint: endpoint(dir),
-        isolation: isolation_from_pb(answer.isolation.unwrap_or_default()),
-        language_runtime: runtime.map(|found| language.runtime_name(&found.version)).unwrap_or_default(),
-        layers: Vec::new(),
-        layer: None,
-    }
-}
-
-/// Has the executor in `dir` show another layer.
-async fn mount(dir: &Path, layer: &Layer) -> Result<(), String> {
-    let link = Link::dial(&endpoint(dir)).map_err(|error| error.to_string())?;
-    let request =
-        MountLayerRequest { key: layer.key.to_string(), language: language_pb(layer.language).into() };
-    let mounted = timeout(MOUNT_TIMEOUT, ExecutorServiceClient::new(link).mount_layer(request)).await;
-    let mounted = mounted.map_err(|_| format!("its executor did not do it within {MOUNT_TIMEOUT:?}"))?;
-    mounted.map(drop).map_err(|status| status.message().to_owned())
-}
-
-/// `why`, with the end of the executor's log.
-fn with_log(why: &str, dir: &Path) -> String {
-    match log_tail(dir) {
-        Ok(tail) if !tail.is_empty() => format!("{why}; its log ends with: {tail}"),
-        _ => why.to_owned(),
-    }
-}
-
-fn log_tail(dir: &Path) -> io::Result<String> {
-    Ok(program::tail(&log::end(dir, program::TAIL_BYTES as u64)?))
 }
 
 #[cfg(test)]

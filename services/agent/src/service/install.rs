@@ -21,7 +21,7 @@ use crate::{
     layers::Layers,
     ledger::Outcome,
     packages::{Layer, LayerKey, PackageSet},
-    sandbox::{Sandbox, SandboxId, State},
+    sandbox::{Sandbox, SandboxId, Spec, State},
 };
 
 /// How long an installation at its limit may take to be stopped and cleared away.
@@ -63,15 +63,15 @@ impl Installs {
 }
 
 impl Service {
-    /// The key of the layer that a set becomes here.
+    /// The key of the layer that a set becomes for sandboxes of this; `None` while that cannot be known, and then
+    /// it is not there.
     ///
     /// # Errors
     /// `NoInstaller` when there is no interpreter for it.
-    pub(crate) fn layer_key(&self, set: &PackageSet) -> Result<LayerKey, Error> {
-        let mut runtimes = self.identity.ability.runtimes.iter();
-        let runtime = runtimes.find(|(language, _)| *language == set.language);
-        let (_, runtime) = runtime.ok_or_else(|| self.no_installer(format!("it has no {}", set.language)))?;
-        Ok(set.key(runtime))
+    pub(crate) async fn layer_key(&self, spec: &Spec, set: &PackageSet) -> Result<Option<LayerKey>, Error> {
+        let interpreter = self.runtime.interpreter(spec, set.language).await;
+        let interpreter = interpreter.map_err(|why| self.no_installer(why))?;
+        Ok(interpreter.map(|interpreter| set.key(&interpreter)))
     }
 
     fn no_installer(&self, why: impl Into<String>) -> Error {
@@ -101,11 +101,12 @@ impl Service {
         if sandbox.facts.isolation.jail == "none" {
             return Err(self.no_installer("it has no jail to install in: `agent.isolation.jail` is off"));
         }
-        let key = self.layer_key(&set)?;
+        let key = self.layer_key(&sandbox.spec, &set).await?;
+        let key = key.ok_or_else(|| self.no_installer("its image is gone"))?;
         let held = self.installs.layers.hold(id, &key, self.clock.now());
         let given = match held {
             Some(layer) => Ok(Given { layer, reused: true }),
-            None => self.installed(&key, set, Instant::now() + limit).await,
+            None => self.installed(&key, (sandbox.spec.clone(), set), Instant::now() + limit).await,
         };
         let given = match given {
             Ok(given) => self.give(&sandbox, &given.layer).await.map(|()| given),
@@ -121,10 +122,10 @@ impl Service {
     async fn installed(
         self: &Arc<Self>,
         key: &LayerKey,
-        set: PackageSet,
+        what: (Spec, PackageSet),
         deadline: Instant,
     ) -> Result<Given, Error> {
-        let (install, reused) = self.begin_install(key, set, deadline);
+        let (install, reused) = self.begin_install(key, what, deadline);
         let Some(install) = install else {
             let layer = self.installs.layers.get(key);
             let lost = || Error::internal(anyhow::anyhow!("layer `{key}` vanished"));
@@ -146,7 +147,7 @@ impl Service {
     fn begin_install(
         self: &Arc<Self>,
         key: &LayerKey,
-        set: PackageSet,
+        (spec, set): (Spec, PackageSet),
         deadline: Instant,
     ) -> (Option<Install>, bool) {
         let mut running = self.installs.running();
@@ -167,7 +168,7 @@ impl Service {
         let outcome = self.spawn("install packages", async move {
             let stopped = service.tasks.token();
             let node = || Error::Stopping(service.identity.node_id.clone());
-            let installed = stopped.run_until_cancelled(service.install(&key, &set, until)).await;
+            let installed = stopped.run_until_cancelled(service.install(&key, (&spec, &set), until)).await;
             // After the layer is there: whoever comes in between joins this one or finds it.
             service.installs.running().remove(&key);
             installed.unwrap_or_else(|| Err(node()))
@@ -181,7 +182,7 @@ impl Service {
     async fn install(
         &self,
         key: &LayerKey,
-        set: &PackageSet,
+        what: (&Spec, &PackageSet),
         mut until: watch::Receiver<Instant>,
     ) -> Result<Arc<Layer>, Error> {
         let started = Instant::now();
@@ -193,7 +194,7 @@ impl Service {
             }
         };
         let dir = self.installs.layers.begin(key).map_err(Error::internal)?;
-        let made = self.make_layer(key, set, &dir, until).await;
+        let made = self.make_layer(key, what, &dir, until).await;
         drop(slot);
         match &made {
             Ok(layer) => tracing::info!(
@@ -211,11 +212,11 @@ impl Service {
     async fn make_layer(
         &self,
         key: &LayerKey,
-        set: &PackageSet,
+        (spec, set): (&Spec, &PackageSet),
         dir: &Path,
         until: watch::Receiver<Instant>,
     ) -> Result<Arc<Layer>, Error> {
-        let contents = self.runtime.install(set, &dir.join("files"), until).await?;
+        let contents = self.runtime.install(spec, set, &dir.join("files"), until).await?;
         let layer = Layer {
             key: key.clone(),
             language: set.language,

@@ -23,7 +23,7 @@ fn bytes() -> Vec<u8> {
 }
 
 // 38
-async fn file_is_uploaded_listed_read_by_code_and_downloaded_byte_for_byte(wiring: Wiring) {
+pub(crate) async fn file_is_uploaded_listed_read_by_code_and_downloaded_byte_for_byte(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let session = api.session().await;

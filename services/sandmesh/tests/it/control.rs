@@ -169,7 +169,7 @@ async fn too_much_at_once_is_refused_with_a_time_to_come_back(wiring: Wiring) {
     api.get(&format!("/sessions/{second}")).await.is(200);
 }
 
-async fn run_beyond_a_limit_ends_with_its_cause_and_the_session_goes_on(wiring: Wiring) {
+pub(crate) async fn run_beyond_a_limit_ends_with_its_cause_and_the_session_goes_on(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "python-basic", "memory": "128Mi"})).await;

@@ -60,7 +60,7 @@ fn versions(session: &Value) -> Vec<(&str, &str)> {
     all.iter().map(|one| (one["name"].as_str().unwrap(), one["version"].as_str().unwrap())).collect()
 }
 
-async fn packages_are_installed_when_a_session_is_created(wiring: Wiring) {
+pub(crate) async fn packages_are_installed_when_a_session_is_created(wiring: Wiring) {
     let (_index, server) = start(wiring, &[]).await;
     let api = &server.api;
     let asked = json!([{"name": "alpha", "version": "==1.0"}, {"name": "beta"}, {"name": "nativepkg"}]);

@@ -54,6 +54,7 @@ mod creation;
 mod database_down;
 mod databases;
 mod dependencies;
+mod docker;
 mod files_grpc;
 mod files_kept;
 mod grpc_executions;

@@ -6,6 +6,7 @@ use std::{
 
 use sandmesh_mesh::SystemClock;
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use super::*;
 use crate::{

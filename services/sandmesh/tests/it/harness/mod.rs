@@ -4,6 +4,8 @@
 pub(crate) mod api;
 #[path = "../../../../session/testing/bucket.rs"]
 pub(crate) mod bucket;
+#[path = "../../../../agent/testing/engine.rs"]
+pub(crate) mod engine;
 pub(crate) mod events;
 mod grpc;
 mod index;
@@ -14,7 +16,10 @@ pub(crate) mod tools;
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,6 +31,7 @@ use tempfile::TempDir;
 
 pub(crate) use api::{Api, Reply};
 pub(crate) use bucket::Bucket;
+pub(crate) use engine::TestEngine;
 pub(crate) use events::Events;
 pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
 pub(crate) use index::Index;
@@ -67,11 +73,29 @@ pub(crate) struct Server {
     cgroup_parent: String,
     dir: TempDir,
     _database: Option<TestDatabase>,
+    /// The engine of its containers.
+    engine: Option<Arc<TestEngine>>,
 }
 
 tokio::task_local! {
     /// The kind of database that the servers of a test use; SQLite where it does not say.
     pub(crate) static ON: Kind;
+    /// The engine that makes the sandboxes of a test's servers; they are processes where there is none.
+    pub(crate) static IN_CONTAINERS: Arc<TestEngine>;
+}
+
+/// The label of a container that names the data directory of its agent.
+const OWNER: &str = "io.sandmesh.owner";
+
+/// The settings by which sandboxes are containers.
+fn settings_for(engine: &TestEngine) -> Vec<(String, String)> {
+    let target = Path::new(process::SANDMESH).ancestors().nth(2).unwrap();
+    let pairs = [
+        ("SANDMESH_AGENT__RUNTIME", "docker".to_owned()),
+        ("SANDMESH_AGENT__DOCKER__SOCKET", engine.socket().display().to_string()),
+        ("SANDMESH_AGENT__EXECUTOR", engine::static_executor(target).display().to_string()),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// The database of a new server; `None` for the file in its directory.
@@ -112,13 +136,18 @@ impl Wiring {
         process::executor();
         let database = database().await;
         let url = database.as_ref().map(TestDatabase::url);
-        let settings = [settings, url.as_ref().map(settings_of).as_ref().map_or(&[], |own| own)].concat();
+        let engine = IN_CONTAINERS.try_with(Arc::clone).ok();
+        let in_containers = engine.as_deref().map(settings_for).unwrap_or_default();
+        let in_containers: Vec<_> = in_containers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let settings = [&in_containers, settings].concat();
+        let settings = [&*settings, url.as_ref().map(settings_of).as_ref().map_or(&[], |own| own)].concat();
         // Sockets live below it and their paths are short: directly below the system's directory.
         let dir = tempfile::Builder::new().prefix("smt-").tempdir().unwrap();
         let port = free_port();
         let cgroup_parent = format!("smt-{}-{port}", std::process::id());
         let api = Api::new(port);
-        let mut server = Server { api, port, processes: Vec::new(), cgroup_parent, dir, _database: database };
+        let mut server =
+            Server { api, port, processes: Vec::new(), cgroup_parent, dir, _database: database, engine };
         for launch in server.launches(self, &settings) {
             server.processes.push(launch.spawn());
         }
@@ -277,7 +306,14 @@ impl Server {
 
     /// What there is of sandboxes on the machine, in words.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        leftovers::of(&self.data_dir(), &self.cgroup_parent)
+        let containers = self.containers().into_iter().map(|id| format!("container {id}"));
+        leftovers::of(&self.data_dir(), &self.cgroup_parent).into_iter().chain(containers).collect()
+    }
+
+    /// The containers of its sandboxes.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        let owner = self.data_dir().display().to_string();
+        self.engine.as_ref().map(|engine| engine.containers(OWNER, &owner)).unwrap_or_default()
     }
 
     /// Waits until nothing is left of sandboxes.
@@ -324,6 +360,10 @@ impl Drop for Server {
             if process.wait(Duration::from_secs(15)).is_none() {
                 process.kill();
             }
+        }
+        for container in self.containers() {
+            let engine = self.engine.as_ref().expect("it has the containers");
+            engine.docker(&["rm", "--force", "--volumes", &container]);
         }
         leftovers::remove(&self.data_dir(), &self.cgroup_parent);
     }

@@ -12,7 +12,10 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use crate::runtime::{LOG_PART, LogPart, LogStart};
+use crate::{
+    runtime::{LOG_PART, LogPart, LogStart},
+    sandbox::SandboxId,
+};
 
 /// A log longer than this is cut.
 const LONGEST: u64 = 1 << 20;
@@ -21,17 +24,17 @@ const LONGEST: u64 = 1 << 20;
 const KEPT: u64 = 256 << 10;
 
 /// Where the log is.
-pub(super) fn path(dir: &Path) -> PathBuf {
+pub(in crate::runtime) fn path(dir: &Path) -> PathBuf {
     dir.join("executor.log")
 }
 
 /// The last `most` bytes of the log.
-pub(super) fn end(dir: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(in crate::runtime) fn end(dir: &Path, most: u64) -> io::Result<Vec<u8>> {
     last(&mut File::open(path(dir))?, most)
 }
 
 /// A part of the log. The directory may be the sandbox's own: no link in it leads us elsewhere.
-pub(super) fn read(dir: &Path, from: LogStart) -> io::Result<LogPart> {
+pub(in crate::runtime) fn read(dir: &Path, from: LogStart) -> io::Result<LogPart> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut log = OpenOptions::new().read(true).custom_flags(flags).open(path(dir))?;
     let found = log.metadata()?;
@@ -62,7 +65,7 @@ fn drop_half_line(data: &mut Vec<u8>) {
 }
 
 /// Cuts the log of a sandbox when it is too long.
-pub(super) fn bound(dir: &Path) -> io::Result<()> {
+fn bound(dir: &Path) -> io::Result<()> {
     // The directory may be the sandbox's own: no link in it leads us elsewhere.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut log = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path(dir))?;
@@ -78,6 +81,18 @@ pub(super) fn bound(dir: &Path) -> io::Result<()> {
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)?.write_all(&kept)?;
     log.set_len(0)
+}
+
+/// Cuts the logs of sandboxes below `root` that are too long.
+pub(in crate::runtime) fn bound_all(root: &Path, ids: &[SandboxId]) {
+    for id in ids {
+        match bound(&root.join(id.as_str())) {
+            // It is being made, or is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(sandbox.id = %id, %error, "its log is not bounded"),
+            Ok(()) => {}
+        }
+    }
 }
 
 fn last(log: &mut File, most: u64) -> io::Result<Vec<u8>> {

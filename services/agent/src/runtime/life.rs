@@ -17,15 +17,15 @@ use tokio::{
 
 /// Which process: an id is used again after its process ended, an id with its start time is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mark {
-    pub(super) pid: i32,
+pub(in crate::runtime) struct Mark {
+    pub(in crate::runtime) pid: i32,
     /// In clock ticks since the machine started, as in `/proc/PID/stat`.
-    pub(super) start_time: u64,
+    pub(in crate::runtime) start_time: u64,
 }
 
 /// A process that is watched.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(in crate::runtime) struct Process {
     pidfd: AsyncFd<OwnedFd>,
     /// There when this agent started it; it then is reaped here.
     child: Mutex<Option<Child>>,
@@ -33,14 +33,14 @@ pub(super) struct Process {
 
 impl Process {
     /// Watches a child that was just started.
-    pub(super) fn of_child(child: Child) -> io::Result<Self> {
+    pub(in crate::runtime) fn of_child(child: Child) -> io::Result<Self> {
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("the process ended at once"))?;
         Ok(Self { pidfd: watch(pid)?, child: Mutex::new(Some(child)) })
     }
 
     /// Watches a process that an agent before this one started; `None` when it has ended.
-    pub(super) fn adopt(mark: Mark) -> io::Result<Option<Self>> {
+    pub(in crate::runtime) fn adopt(mark: Mark) -> io::Result<Option<Self>> {
         let Some(pid) = Pid::from_raw(mark.pid) else { return Ok(None) };
         let pidfd = match watch(pid) {
             Ok(pidfd) => pidfd,
@@ -55,13 +55,13 @@ impl Process {
     }
 
     /// Sends it a signal. One that has ended already is left alone.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(in crate::runtime) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
     /// Waits until it has ended, and reaps it. `None` when its status is for another process to know.
     /// Cancel safe.
-    pub(super) async fn ended(&self) -> Option<ExitStatus> {
+    pub(in crate::runtime) async fn ended(&self) -> Option<ExitStatus> {
         if self.pidfd.readable().await.is_err() {
             // Only when the program itself is ending: nothing is known about the process.
             std::future::pending::<()>().await;
@@ -80,7 +80,7 @@ fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// When a process started, or `None` when there is none with this id that still runs.
-pub(super) fn start_time(pid: i32) -> Option<u64> {
+pub(in crate::runtime) fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses and may hold anything, also parentheses and spaces.
     let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
@@ -89,7 +89,7 @@ pub(super) fn start_time(pid: i32) -> Option<u64> {
 }
 
 /// How a process ended, for a person.
-pub(super) fn describe(status: Option<ExitStatus>) -> String {
+pub(in crate::runtime) fn describe(status: Option<ExitStatus>) -> String {
     let Some(status) = status else { return "executor ended".to_owned() };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("executor exited with status {code}"),

@@ -21,20 +21,32 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// The record of one sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) spec: Spec,
+pub(in crate::runtime) struct Record {
+    pub(in crate::runtime) spec: Spec,
     /// The uid of its own, when it has one.
-    pub(super) uid: Option<u32>,
-    pub(super) created_at: DateTime<Utc>,
+    pub(in crate::runtime) uid: Option<u32>,
+    pub(in crate::runtime) created_at: DateTime<Utc>,
     /// Its executor. Absent until it is started: without it, the creation did not come to its end.
-    pub(super) process: Option<Mark>,
+    pub(in crate::runtime) process: Option<Mark>,
+    /// Its container, where it has one. Records of older agents do not have it.
+    #[serde(default)]
+    pub(in crate::runtime) container: Option<Container>,
     /// What it got. Absent until its executor answered.
-    pub(super) facts: Option<Facts>,
+    pub(in crate::runtime) facts: Option<Facts>,
+}
+
+/// The container of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::runtime) struct Container {
+    /// The id that the engine gave it.
+    pub(in crate::runtime) id: String,
+    /// The name of the tools that it uses.
+    pub(in crate::runtime) tools: String,
 }
 
 impl Record {
     /// Writes it whole or not at all.
-    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
+    pub(in crate::runtime) fn save(&self, dir: &Path) -> io::Result<()> {
         let (new, path) = (dir.join(NEW_NAME), dir.join(NAME));
         let _ = fs::remove_file(&new);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
@@ -43,7 +55,7 @@ impl Record {
     }
 
     /// Reads it back.
-    pub(super) fn load(dir: &Path) -> io::Result<Self> {
+    pub(in crate::runtime) fn load(dir: &Path) -> io::Result<Self> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(dir.join(NAME))?;
         let mut text = Vec::new();

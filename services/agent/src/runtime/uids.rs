@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 /// Hands out uids of one range; none twice while it is held.
 #[derive(Debug)]
-pub(super) struct Uids {
+pub(in crate::runtime) struct Uids {
     base: u32,
     count: u32,
     next: u32,
@@ -13,18 +13,18 @@ pub(super) struct Uids {
 
 impl Uids {
     /// Those from `base` on, `count` of them; `first` of the range is handed out first.
-    pub(super) fn new(base: u32, count: u32, first: u32) -> Self {
+    pub(in crate::runtime) fn new(base: u32, count: u32, first: u32) -> Self {
         Self { base, count, next: first % count, held: HashSet::new() }
     }
 
     /// The first of the range, whether it is held or not.
-    pub(super) fn base(&self) -> u32 {
+    pub(in crate::runtime) fn base(&self) -> u32 {
         self.base
     }
 
     /// A free uid; the one that was free for longest, so that what a former holder may have left behind
     /// does not meet the next one soon. `None` when all are held.
-    pub(super) fn take(&mut self) -> Option<u32> {
+    pub(in crate::runtime) fn take(&mut self) -> Option<u32> {
         for _ in 0..self.count {
             let uid = self.base + self.next;
             self.next = (self.next + 1) % self.count;
@@ -36,11 +36,11 @@ impl Uids {
     }
 
     /// Takes over a uid that a sandbox found on the machine holds.
-    pub(super) fn hold(&mut self, uid: u32) {
+    pub(in crate::runtime) fn hold(&mut self, uid: u32) {
         self.held.insert(uid);
     }
 
-    pub(super) fn free(&mut self, uid: u32) {
+    pub(in crate::runtime) fn free(&mut self, uid: u32) {
         self.held.remove(&uid);
     }
 }

@@ -8,24 +8,24 @@ use std::{collections::HashMap, path::Path};
 use crate::{Config, packages::PackageSet, sandbox::Language};
 
 /// Where packages are put, below the workspace.
-pub(super) const TARGET: &str = "packages";
+pub(in crate::runtime) const TARGET: &str = "packages";
 
 /// The executor and its helper, as the jail shows them.
 const RELAY: [&str; 5] = ["/.sandmesh/executor", "relay", "--make", TEMPORARY, "--"];
 /// In the workspace, which is on the disk: what is unpacked may be larger than the memory.
 const TEMPORARY: &str = "/workspace/tmp";
 /// Who is trusted to sign for an index; the jail shows the host's.
-const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(in crate::runtime) const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// What runs the installer of a language.
 #[derive(Debug)]
-pub(super) struct Installer {
-    pub(super) command: Vec<String>,
-    pub(super) env: HashMap<String, String>,
+pub(in crate::runtime) struct Installer {
+    pub(in crate::runtime) command: Vec<String>,
+    pub(in crate::runtime) env: HashMap<String, String>,
 }
 
 /// The installer for a set of packages; `None` where there is none for its language.
-pub(super) fn installer(set: &PackageSet, config: &Config, python: &Path) -> Option<Installer> {
+pub(in crate::runtime) fn installer(set: &PackageSet, config: &Config, python: &Path) -> Option<Installer> {
     let (command, mut env) = match set.language {
         Language::Python => (pip(set, python), pip_env(set)),
         Language::Javascript => (npm(set), npm_env(set, config.node.as_deref())),
@@ -120,7 +120,7 @@ fn npm_env(set: &PackageSet, node: Option<&Path>) -> HashMap<String, String> {
 
 /// What an installer said, for a person: the end of it, without control characters and without what leads to
 /// the index.
-pub(super) fn told(said: &[u8], set: &PackageSet) -> String {
+pub(in crate::runtime) fn told(said: &[u8], set: &PackageSet) -> String {
     const MOST: usize = 8 << 10;
     let text = String::from_utf8_lossy(said);
     let readable = |c: char| matches!(c, '\n' | '\t') || !c.is_control();

@@ -7,18 +7,18 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Hears of files that come into a directory.
 #[derive(Debug)]
-pub(super) struct Arrivals(AsyncFd<OwnedFd>);
+pub(in crate::runtime) struct Arrivals(AsyncFd<OwnedFd>);
 
 impl Arrivals {
     /// Hears of what comes into `dir` from now on.
-    pub(super) fn into_dir(dir: &Path) -> io::Result<Self> {
+    pub(in crate::runtime) fn into_dir(dir: &Path) -> io::Result<Self> {
         let notify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         inotify::add_watch(&notify, dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO)?;
         Ok(Self(watch(notify)?))
     }
 
     /// Waits for the next, or for several at once. Cancel safe.
-    pub(super) async fn next(&self) -> io::Result<()> {
+    pub(in crate::runtime) async fn next(&self) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable().await?;
             let mut buffer = [MaybeUninit::uninit(); 1024];

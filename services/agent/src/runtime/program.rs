@@ -2,7 +2,7 @@
 //! knows.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
-use super::install::proxy_socket;
+use super::process::proxy_socket;
 use crate::{
     Config,
     config::IsolationPolicy,
@@ -30,11 +30,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long taking out what was installed may take: it may be much, and goes to the disk.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How much of what a program printed is shown.
-pub(super) const TAIL_BYTES: usize = 2048;
+pub(in crate::runtime) const TAIL_BYTES: usize = 2048;
 
 /// The program, with the settings that go into each of its command lines.
 #[derive(Debug, Clone)]
-pub(super) struct Program {
+pub(in crate::runtime) struct Program {
     path: PathBuf,
     config: Config,
     /// The interpreters that `check` found: so that no sandbox has to start them all to know.
@@ -75,9 +75,9 @@ struct Interpreter {
 
 impl Interpreter {
     /// What packages for it depend on.
-    fn runtime(&self) -> (Language, String) {
+    fn runtime(&self) -> String {
         let name = self.language.runtime_name(&self.version);
-        (self.language, format!("{name} {}", self.path.display()))
+        format!("{name} {}", self.path.display())
     }
 }
 
@@ -97,9 +97,26 @@ struct Serve<'a> {
     at_once: u32,
 }
 
+/// An executor in a container: whose first process waits, and what it is to be given.
+#[derive(Debug)]
+pub(in crate::runtime) struct Admit<'a> {
+    /// The directory of the sandbox.
+    pub(in crate::runtime) dir: &'a Path,
+    /// Where the executor waits.
+    pub(in crate::runtime) entry: &'a Path,
+    /// The id of the container.
+    pub(in crate::runtime) container: &'a str,
+    pub(in crate::runtime) uid: u32,
+    pub(in crate::runtime) resources: &'a Resources,
+}
+
 impl Program {
     /// The program that is configured, or else the one beside `running`.
-    pub(super) fn locate(config: &Config, data_dir: &Path, running: Option<&Path>) -> Result<Self, Problems> {
+    pub(in crate::runtime) fn locate(
+        config: &Config,
+        data_dir: &Path,
+        running: Option<&Path>,
+    ) -> Result<Self, Problems> {
         let path = match (config.executor.as_os_str().is_empty(), running.and_then(Path::parent)) {
             (false, _) => config.executor.clone(),
             (true, Some(beside)) => beside.join("sandmesh-executor"),
@@ -117,56 +134,105 @@ impl Program {
     }
 
     /// Asks what this machine can give with the isolation that is configured, to a sandbox of this uid.
-    pub(super) async fn check(&self, uid: Option<u32>) -> Result<Ability, Problems> {
+    pub(in crate::runtime) async fn check(&self, uid: Option<u32>) -> Result<Ability, Problems> {
         let mut command = self.command("check");
         self.add_isolation(&mut command, uid);
         let output = self.answer(command).await.map_err(|why| Problems(vec![why]))?;
-        match serde_json::from_slice::<Answer>(&output.stdout) {
+        self.read_check(
+            &output.stdout,
+            &format!("ended with {} and said: {}", output.status, tail(&output.stderr)),
+        )
+    }
+
+    /// Reads what a check printed; `otherwise` is what is told when it printed nothing of that kind.
+    pub(in crate::runtime) fn read_check(
+        &self,
+        printed: &[u8],
+        otherwise: &str,
+    ) -> Result<Ability, Problems> {
+        match serde_json::from_slice::<Answer>(printed) {
             Ok(answer) if answer.ok => {
                 let interpreters = self.interpreters.get_or_init(|| answer.languages);
                 Ok(Ability {
                     isolation: answer.isolation,
                     languages: interpreters.iter().map(|found| found.language).collect(),
-                    runtimes: interpreters.iter().map(Interpreter::runtime).collect(),
                     warnings: answer.warnings.iter().map(describe).collect(),
                 })
             }
             Ok(answer) => Err(Problems(
                 answer.problems.iter().map(|found| explain(found, &self.config.isolation)).collect(),
             )),
-            Err(_) => Err(Problems(vec![format!(
-                "`{} check` ended with {} and said: {}",
-                self.path.display(),
-                output.status,
-                tail(&output.stderr)
-            )])),
+            Err(_) => Err(Problems(vec![format!("`{} check` {otherwise}", self.path.display())])),
         }
     }
 
     /// Starts the executor of a sandbox in `dir`.
-    pub(super) fn serve(&self, order: &Order, dir: &Path, uid: Option<u32>, log: File) -> io::Result<Child> {
-        let at_once = match order.spec.max_concurrent_executions {
-            0 => self.config.max_concurrent_executions,
-            asked => asked,
-        };
+    pub(in crate::runtime) fn serve(
+        &self,
+        order: &Order,
+        dir: &Path,
+        uid: Option<u32>,
+        log: File,
+    ) -> io::Result<Child> {
+        let at_once = self.at_once(order);
         let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
         let mut command = self.serve_command(&serve);
-        command.args(["--warm", order.spec.language.as_str()]);
-        command.arg("--layers").arg(&self.layers);
-        if let Some(layer) = &order.layer {
-            command.args(["--layer", &layer_flag(layer)]);
-        }
-        if let Some(end) = order.spec.expires_at {
-            // Rounded up: it must not end before its time.
-            let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);
-            command.args(["--expires-at", &seconds.to_string()]);
-        }
+        command.args(order_args(order, &self.layers));
         start(command, log)
+    }
+
+    /// What `serve` is told of an order in a container, where layers are at `layers`; where things are and how
+    /// it is isolated is for the caller to add.
+    pub(in crate::runtime) fn container_args(&self, order: &Order, layers: &Path) -> Vec<OsString> {
+        let mut args = self.limit_args(&order.spec.resources, self.at_once(order));
+        args.extend(self.policy_args());
+        args.extend(order_args(order, layers));
+        args
+    }
+
+    /// What `serve` is told of an installer in a container.
+    pub(in crate::runtime) fn installer_args(
+        &self,
+        resources: &Resources,
+        expires_at: DateTime<Utc>,
+    ) -> Vec<OsString> {
+        let mut args = self.limit_args(resources, 1);
+        args.extend(self.policy_args());
+        args.extend(["--expires-at".into(), expires_at.timestamp().to_string().into()]);
+        args
+    }
+
+    /// How many executions may run at once.
+    pub(in crate::runtime) fn at_once(&self, order: &Order) -> u32 {
+        match order.spec.max_concurrent_executions {
+            0 => self.config.max_concurrent_executions,
+            asked => asked,
+        }
+    }
+
+    /// Gives the executor of a container what it waits for. Answers with its process.
+    pub(in crate::runtime) async fn admit(&self, admit: &Admit<'_>) -> Result<i32, String> {
+        let mut command = self.command("admit");
+        command.arg("--entry").arg(admit.entry).arg("--dir").arg(admit.dir);
+        command.args(["--container", admit.container, "--uid", &admit.uid.to_string()]);
+        command.args(limits(admit.resources));
+        command.args(["--cgroups", self.config.isolation.cgroups.as_str()]);
+        let output = self.answer(command).await?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        match (output.status.success(), said.trim().parse()) {
+            (true, Ok(pid)) => Ok(pid),
+            _ => Err(format!("its executor was not admitted: {}", tail(&output.stderr))),
+        }
+    }
+
+    /// The program.
+    pub(in crate::runtime) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Starts the executor of an installer in `dir`, whose jail shows the socket of its proxy. It ends with
     /// who holds it, and by itself, should this process be killed.
-    pub(super) fn serve_installer(
+    pub(in crate::runtime) fn serve_installer(
         &self,
         (id, dir, uid): (&SandboxId, &Path, Option<u32>),
         resources: &Resources,
@@ -179,23 +245,12 @@ impl Program {
         start(command, log)
     }
 
-    /// Everything of `serve` that is the same for all sandboxes.
+    /// Everything of `serve` that is the same for all sandboxes of processes.
     fn serve_command(&self, serve: &Serve<'_>) -> Command {
         let Serve { id, dir, uid, resources, at_once } = *serve;
         let mut command = self.command("serve");
         add_place(&mut command, dir, id);
-        for (name, value) in [
-            ("--memory-bytes", resources.memory_bytes),
-            ("--cpu-millis", resources.cpu_millis.into()),
-            ("--max-processes", resources.max_processes.into()),
-            ("--disk-bytes", resources.disk_bytes),
-            ("--disk-reserve-bytes", self.config.disk_reserve.0),
-            ("--max-executions", at_once.into()),
-            ("--max-queued", self.config.max_queued.into()),
-            ("--max-output-bytes", self.config.max_output.0),
-        ] {
-            command.arg(name).arg(value.to_string());
-        }
+        command.args(self.limit_args(resources, at_once));
         let versions = self.interpreters.get().map(|interpreters| versions(interpreters));
         if let Some(versions) = versions.filter(|versions| !versions.is_empty()) {
             command.args(["--known-versions", &versions]);
@@ -204,8 +259,22 @@ impl Program {
         command
     }
 
+    fn limit_args(&self, resources: &Resources, at_once: u32) -> Vec<OsString> {
+        let mut args: Vec<OsString> = limits(resources).into_iter().map(OsString::from).collect();
+        for (name, value) in [
+            ("--disk-bytes", resources.disk_bytes),
+            ("--disk-reserve-bytes", self.config.disk_reserve.0),
+            ("--max-executions", at_once.into()),
+            ("--max-queued", self.config.max_queued.into()),
+            ("--max-output-bytes", self.config.max_output.0),
+        ] {
+            args.extend([name.into(), value.to_string().into()]);
+        }
+        args
+    }
+
     /// Takes what was installed out of the sandbox of an installer, after all of it was killed.
-    pub(super) async fn seal(
+    pub(in crate::runtime) async fn seal(
         &self,
         (id, dir): (&SandboxId, &Path),
         from: &str,
@@ -224,19 +293,25 @@ impl Program {
     }
 
     /// The settings.
-    pub(super) fn config(&self) -> &Config {
+    pub(in crate::runtime) fn config(&self) -> &Config {
         &self.config
     }
 
+    /// What packages for a language depend on; `None` where there is no interpreter.
+    pub(in crate::runtime) fn runtime(&self, language: Language) -> Option<String> {
+        let mut found = self.interpreters.get().into_iter().flatten();
+        found.find(|found| found.language == language).map(Interpreter::runtime)
+    }
+
     /// The interpreter of Python.
-    pub(super) fn python(&self) -> PathBuf {
+    pub(in crate::runtime) fn python(&self) -> PathBuf {
         let mut found = self.interpreters.get().into_iter().flatten();
         let python = found.find(|found| found.language == Language::Python);
         python.map_or_else(|| "/usr/bin/python3".into(), |python| python.path.clone())
     }
 
     /// Destroys all that there is of a sandbox.
-    pub(super) async fn destroy(&self, dir: &Path, id: &SandboxId) -> Result<(), String> {
+    pub(in crate::runtime) async fn destroy(&self, dir: &Path, id: &SandboxId) -> Result<(), String> {
         let mut command = self.command("destroy");
         add_place(&mut command, dir, id);
         command.args(["--cgroup-parent", &self.config.cgroup_parent]);
@@ -262,10 +337,21 @@ impl Program {
         if let Some(uid) = uid {
             command.args(["--uid", &uid.to_string(), "--gid", &uid.to_string()]);
         }
-        let IsolationPolicy { jail, seccomp, cgroups, interpreters } = self.config.isolation;
         command.args(["--cgroup-parent", &self.config.cgroup_parent]);
-        command.args(["--jail", jail.as_str(), "--seccomp", seccomp.as_str(), "--cgroups", cgroups.as_str()]);
-        command.args(["--interpreters", interpreters.as_str()]);
+        command.args(self.policy_args());
+    }
+
+    /// The isolation that is configured, and the interpreters.
+    pub(in crate::runtime) fn policy_args(&self) -> Vec<OsString> {
+        let IsolationPolicy { jail, seccomp, cgroups, interpreters } = self.config.isolation;
+        let policy = [
+            ("--jail", jail.as_str()),
+            ("--seccomp", seccomp.as_str()),
+            ("--cgroups", cgroups.as_str()),
+            ("--interpreters", interpreters.as_str()),
+        ];
+        let mut args: Vec<OsString> =
+            policy.iter().flat_map(|(name, word)| [name.into(), word.into()]).collect();
         let interpreters = [
             ("--python", &self.config.python),
             ("--node", &self.config.node),
@@ -273,9 +359,10 @@ impl Program {
         ];
         for (name, path) in interpreters {
             if let Some(path) = path {
-                command.args([OsStr::new(name), path.as_os_str()]);
+                args.extend([OsString::from(name), path.into()]);
             }
         }
+        args
     }
 
     async fn answer(&self, command: Command) -> Result<Output, String> {
@@ -297,6 +384,31 @@ fn start(mut command: Command, log: File) -> io::Result<Child> {
     let errors = log.try_clone()?;
     // It leaves the agent's session by itself, which the leader of a process group could not.
     command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+}
+
+/// The limits that control groups enforce.
+fn limits(resources: &Resources) -> Vec<String> {
+    let limits = [
+        ("--memory-bytes", resources.memory_bytes),
+        ("--cpu-millis", resources.cpu_millis.into()),
+        ("--max-processes", resources.max_processes.into()),
+    ];
+    limits.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]).collect()
+}
+
+/// What `serve` is told of an order, where layers are at `layers`.
+fn order_args(order: &Order, layers: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["--warm".into(), order.spec.language.as_str().into()];
+    args.extend(["--layers".into(), layers.into()]);
+    if let Some(layer) = &order.layer {
+        args.extend(["--layer".into(), layer_flag(layer).into()]);
+    }
+    if let Some(end) = order.spec.expires_at {
+        // Rounded up: it must not end before its time.
+        let seconds = end.timestamp() + i64::from(end.timestamp_subsec_nanos() > 0);
+        args.extend(["--expires-at".into(), seconds.to_string().into()]);
+    }
+    args
 }
 
 fn layer_flag(layer: &Layer) -> String {
@@ -332,7 +444,7 @@ fn explain(problem: &Problem, policy: &IsolationPolicy) -> String {
 }
 
 /// The end of what a program printed.
-pub(super) fn tail(printed: &[u8]) -> String {
+pub(in crate::runtime) fn tail(printed: &[u8]) -> String {
     let start = printed.len().saturating_sub(TAIL_BYTES);
     String::from_utf8_lossy(printed.get(start..).unwrap_or_default()).trim().to_owned()
 }

@@ -1,0 +1,287 @@
+//! Images: whether one is there, and having it pulled once, whoever waits for it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bollard::{
+    models::CreateImageInfo,
+    query_parameters::{CreateImageOptions, ListImagesOptions},
+};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::time::Instant;
+
+use super::engine::{Engine, Trouble, absent};
+use crate::{config::Pull, error::ImageProblem};
+
+/// How often it is told how far a pull is.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+/// How long a list of the images counts as fresh: the node tells of it every few seconds.
+const FRESH: Duration = Duration::from_secs(10);
+
+type Outcome = Shared<BoxFuture<'static, Result<String, ImageProblem>>>;
+
+/// The images of the engine.
+#[derive(Debug)]
+pub(super) struct Images {
+    engine: Arc<Engine>,
+    pull: Pull,
+    timeout: Duration,
+    /// By image: one that is being pulled.
+    pulls: Mutex<HashMap<String, Outcome>>,
+    listed: Mutex<Option<(Instant, Vec<String>)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No change in here is left half done by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Images {
+    /// Those of an engine.
+    pub(super) fn of(engine: Arc<Engine>, pull: Pull, timeout: Duration) -> Self {
+        Self { engine, pull, timeout, pulls: Mutex::default(), listed: Mutex::default() }
+    }
+
+    /// The names of those that are there.
+    pub(super) async fn list(&self) -> Result<Vec<String>, Trouble> {
+        let known = lock(&self.listed).clone();
+        if let Some((at, names)) = known
+            && at.elapsed() < FRESH
+        {
+            return Ok(names);
+        }
+        let found = self.engine.client().await?.list_images(None::<ListImagesOptions>).await;
+        let found = found.map_err(|error| self.engine.trouble(error))?;
+        let mut names: Vec<String> = found.into_iter().flat_map(|image| image.repo_tags).collect();
+        names.retain(|name| name != "<none>:<none>");
+        names.sort();
+        *lock(&self.listed) = Some((Instant::now(), names.clone()));
+        Ok(names)
+    }
+
+    /// The id of an image; `None` where it is not there.
+    pub(super) async fn id(&self, image: &str) -> Result<Option<String>, Trouble> {
+        let found = self.engine.client().await?.inspect_image(image).await;
+        let found = absent(found.map_err(|error| self.engine.trouble(error)))?;
+        Ok(found.and_then(|found| found.id))
+    }
+
+    /// The id of an image, which is pulled if it is not there. Several callers share a pull.
+    pub(super) async fn have(self: &Arc<Self>, image: &str) -> Result<String, ImageProblem> {
+        if !is_reference(image) {
+            return Err(ImageProblem::Invalid);
+        }
+        if let Some(id) = self.id(image).await.map_err(|trouble| of_trouble(&trouble))? {
+            return Ok(id);
+        }
+        if self.pull == Pull::Never {
+            return Err(ImageProblem::Absent);
+        }
+        let outcome = self.begin_pull(image);
+        outcome.await
+    }
+
+    fn begin_pull(self: &Arc<Self>, image: &str) -> Outcome {
+        let mut pulls = lock(&self.pulls);
+        if let Some(running) = pulls.get(image) {
+            return running.clone();
+        }
+        let (images, name) = (Arc::clone(self), image.to_owned());
+        let pull = async move {
+            let pulled = images.pull(&name).await;
+            lock(&images.pulls).remove(&name);
+            lock(&images.listed).take();
+            pulled
+        };
+        let outcome = pull.boxed().shared();
+        pulls.insert(image.to_owned(), outcome.clone());
+        outcome
+    }
+
+    async fn pull(&self, image: &str) -> Result<String, ImageProblem> {
+        let began = Instant::now();
+        tracing::info!(image, "pulling an image");
+        let pulled = tokio::time::timeout(self.timeout, self.follow_pull(image, began)).await;
+        let pulled = pulled.unwrap_or(Err(ImageProblem::TimedOut(self.timeout)));
+        let seconds = began.elapsed().as_secs_f64();
+        match &pulled {
+            Ok(()) => tracing::info!(image, seconds, "image pulled"),
+            Err(problem) => tracing::warn!(image, seconds, %problem, "image not pulled"),
+        }
+        pulled?;
+        let id = self.id(image).await.map_err(|trouble| of_trouble(&trouble))?;
+        id.ok_or(ImageProblem::Absent)
+    }
+
+    async fn follow_pull(&self, image: &str, began: Instant) -> Result<(), ImageProblem> {
+        let client = self.engine.client().await.map_err(|trouble| of_trouble(&trouble))?;
+        // The engine answers when it has spoken with the registry, which may take as long as it may take.
+        let client = client.clone().with_timeout(self.timeout);
+        let options = CreateImageOptions { from_image: Some(with_tag(image)), ..Default::default() };
+        let mut steps = client.create_image(Some(options), None, None);
+        let (mut progress, mut told) = (Progress::default(), began);
+        while let Some(step) = steps.next().await {
+            let step = step.map_err(|error| of_trouble(&self.engine.trouble(error)))?;
+            progress.note(&step);
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                tracing::info!(image, progress = %progress.told(), "pulling an image");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How far a pull is, by layer: bytes that are there, and bytes in all.
+#[derive(Debug, Default)]
+struct Progress(HashMap<String, (i64, i64)>);
+
+impl Progress {
+    fn note(&mut self, step: &CreateImageInfo) {
+        let detail = step.progress_detail.as_ref();
+        let counted = detail.and_then(|detail| detail.current.zip(detail.total));
+        // The same layer is counted once more while it is unpacked.
+        let is_download = step.status.as_deref() == Some("Downloading");
+        if let (Some(layer), Some(counted), true) = (&step.id, counted, is_download) {
+            self.0.insert(layer.clone(), counted);
+        }
+    }
+
+    fn told(&self) -> String {
+        let (there, all) = self.0.values().fold((0, 0), |(there, all), (a, b)| (there + a, all + b));
+        format!("{} of {} MiB", there >> 20, all >> 20)
+    }
+}
+
+/// Whether a text can be the name of an image: of nothing else may a path of the engine's API be made.
+fn is_reference(image: &str) -> bool {
+    const LONGEST: usize = 512;
+    let inside = |c: char| c.is_ascii_alphanumeric() || "._-:@/".contains(c);
+    let is_part = |part: &str| part.starts_with(|c: char| c.is_ascii_alphanumeric());
+    (1..=LONGEST).contains(&image.len()) && image.chars().all(inside) && image.split('/').all(is_part)
+}
+
+/// An image with neither tag nor digest is the latest: without one the engine would pull all there are.
+fn with_tag(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// What a trouble while pulling means. The engine hands on what registries and the network say, in words.
+fn of_trouble(trouble: &Trouble) -> ImageProblem {
+    let Trouble::Refused { status, message } = trouble else {
+        return ImageProblem::Engine(trouble.to_string());
+    };
+    let says = |words: &[&str]| words.iter().any(|word| message.to_lowercase().contains(word));
+    let told = message.clone();
+    match status {
+        _ if says(&["no space left"]) => ImageProblem::NoSpace(told),
+        _ if says(&[
+            "denied",
+            "unauthorized",
+            "authentication required",
+            "no basic auth",
+            "toomanyrequests",
+        ]) =>
+        {
+            ImageProblem::Denied(told)
+        }
+        _ if says(&["manifest unknown", "name unknown", "not found"]) && !says(&["no such host"]) => {
+            ImageProblem::NotFound(told)
+        }
+        _ if says(&[
+            "dial tcp",
+            "no such host",
+            "connection refused",
+            "timeout",
+            "unreachable",
+            "tls:",
+            "eof",
+        ]) =>
+        {
+            ImageProblem::Unreachable(told)
+        }
+        404 => ImageProblem::NotFound(told),
+        _ => ImageProblem::Engine(told),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(status: u16, message: &str) -> ImageProblem {
+        of_trouble(&Trouble::Refused { status, message: message.to_owned() })
+    }
+
+    #[test]
+    fn what_an_engine_says_is_told_by_its_kind() {
+        assert!(matches!(
+            problem(404, "manifest for python:9 not found: manifest unknown: manifest unknown"),
+            ImageProblem::NotFound(_)
+        ));
+        assert!(matches!(
+            problem(404, "pull access denied for x, repository does not exist or may require 'docker login'"),
+            ImageProblem::Denied(_)
+        ));
+        for message in [
+            "Get \"https://registry-1.docker.io/v2/\": dial tcp: lookup registry-1.docker.io: no such host",
+            "Get \"https://127.0.0.1:1/v2/\": dial tcp 127.0.0.1:1: connect: connection refused",
+            "Get \"https://registry-1.docker.io/v2/\": net/http: TLS handshake timeout",
+        ] {
+            assert!(matches!(problem(500, message), ImageProblem::Unreachable(_)), "{message}");
+        }
+        assert!(matches!(problem(500, "write /x: no space left on device"), ImageProblem::NoSpace(_)));
+        assert!(matches!(problem(500, "what now"), ImageProblem::Engine(_)));
+    }
+
+    #[test]
+    fn a_name_that_is_none_never_reaches_the_engine() {
+        for image in ["python", "python:3.11-slim", "localhost:5000/a/b_c@sha256:0123", "ghcr.io/x/y:latest"]
+        {
+            assert!(is_reference(image), "{image}");
+        }
+        for image in
+            ["", "../../containers/json", "a/../b", "a?force=1", "a b", "a;b", "-a", "$(id)", "a//b", "a\n"]
+        {
+            assert!(!is_reference(image), "{image:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_a_tag_is_the_latest_and_not_all_of_them() {
+        assert_eq!(with_tag("python"), "python:latest");
+        assert_eq!(with_tag("localhost:5000/python"), "localhost:5000/python:latest");
+        assert_eq!(with_tag("a/b:1"), "a/b:1");
+        assert_eq!(with_tag("a@sha256:00"), "a@sha256:00");
+    }
+
+    #[test]
+    fn progress_adds_up_the_layers() {
+        let step = |id: &str, status: &str, current: i64, total: i64| CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: Some(bollard::models::ProgressDetail {
+                current: Some(current),
+                total: Some(total),
+            }),
+            ..Default::default()
+        };
+        let mut progress = Progress::default();
+        for step in [
+            step("a", "Downloading", 1 << 20, 4 << 20),
+            step("b", "Downloading", 2 << 20, 2 << 20),
+            step("a", "Downloading", 3 << 20, 4 << 20),
+            step("b", "Extracting", 0, 2 << 20),
+        ] {
+            progress.note(&step);
+        }
+        assert_eq!(progress.told(), "5 of 6 MiB");
+    }
+}

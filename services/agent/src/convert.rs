@@ -281,7 +281,8 @@ pub(crate) fn node_pb(identity: &Identity, load: Load, runtime: &str) -> pb::Nod
         languages: identity.ability.languages.iter().map(|language| language_pb(*language).into()).collect(),
         isolation: Some(isolation_pb(&identity.ability.isolation)),
         draining: load.draining,
-        endpoint: identity.advertise.clone(),
+        // Each scheduler is told where it dials this agent: `register.rs`.
+        endpoint: String::new(),
         labels: identity.labels.clone().into_iter().collect(),
     }
 }

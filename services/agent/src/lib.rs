@@ -28,7 +28,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use futures::{FutureExt, future::BoxFuture};
-use sandmesh_mesh::{Link, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_mesh::{Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 
 pub use self::config::Config;
 use self::{
@@ -37,6 +37,7 @@ use self::{
     error::Error,
     layers::Layers,
     ledger::Limits,
+    register::Scheduler,
     runtime::{Runtime, docker::DockerRuntime, process::ProcessRuntime},
     sandbox::SandboxId,
     service::{Identity, Installs, Service},
@@ -47,7 +48,7 @@ use self::{
 struct Agent {
     config: Config,
     service: Arc<Service>,
-    scheduler: Link,
+    schedulers: Vec<Scheduler>,
     /// What a creation left that did not come to its end, until it is cleared away at the start.
     half_made: Mutex<Vec<SandboxId>>,
 }
@@ -59,7 +60,7 @@ struct Agent {
 /// When something is missing, with all that is, how to get it, and which setting does without.
 pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
     config.validate()?;
-    let scheduler = mesh.link(RoleName::Scheduler)?;
+    let schedulers = schedulers(config, mesh)?;
     let node_id = node_id(config)?;
     let runtime: Arc<dyn Runtime> = match config.runtime {
         RuntimeKind::Process => Arc::new(ProcessRuntime::new(config, mesh.data_dir(), mesh.clock())?),
@@ -76,13 +77,7 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     for warning in &ability.warnings {
         tracing::info!(warning, "this host could be better");
     }
-    let identity = Identity {
-        node_id,
-        advertise: config.advertise.clone(),
-        labels: config.labels.clone(),
-        limits: limits(config)?,
-        ability,
-    };
+    let identity = Identity { node_id, labels: config.labels.clone(), limits: limits(config)?, ability };
     let drain = Drain::load(mesh.data_dir());
     let layers = Layers::new(mesh.data_dir(), config.packages.keep());
     layers.load().context("the layers of packages cannot be read")?;
@@ -90,7 +85,27 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     let service =
         Arc::new(Service::new(identity, runtime, (drain, installs), mesh.clock(), mesh.tasks().clone()));
     let half_made = Mutex::new(service.adopt().await?);
-    Ok(Arc::new(Agent { config: config.clone(), service, scheduler, half_made }))
+    Ok(Arc::new(Agent { config: config.clone(), service, schedulers, half_made }))
+}
+
+/// The schedulers, all of which are to know this node.
+fn schedulers(config: &Config, mesh: &Mesh) -> anyhow::Result<Vec<Scheduler>> {
+    let advertised = match config.advertise.as_str() {
+        "" => mesh.dialable(),
+        address => address.to_owned(),
+    };
+    let schedulers = mesh.links(RoleName::Scheduler)?.into_iter().map(|link| {
+        let endpoint = if link.is_here() { config.advertise.clone() } else { advertised.clone() };
+        Scheduler { link, endpoint }
+    });
+    let schedulers: Vec<_> = schedulers.collect();
+    if schedulers.iter().any(|scheduler| !scheduler.link.is_here() && scheduler.endpoint.is_empty()) {
+        bail!(
+            "a scheduler in another process cannot reach this agent; say in setting `agent.advertise` or \
+             `mesh.listen` where it can, such as `http://10.0.0.2:8001`"
+        );
+    }
+    Ok(schedulers)
 }
 
 fn node_id(config: &Config) -> anyhow::Result<String> {
@@ -134,9 +149,10 @@ impl Role for Agent {
         let half_made = std::mem::take(&mut *self.half_made.lock().unwrap_or_else(PoisonError::into_inner));
         self.service.start(half_made, self.config.on_shutdown);
         let every = self.config.heartbeat_interval.0;
-        let reports =
-            register::report(Arc::clone(&self.service), self.scheduler.clone(), every, tasks.token());
-        tasks.spawn("report node", reports);
+        for scheduler in self.schedulers.clone() {
+            let reports = register::report(Arc::clone(&self.service), scheduler, every, tasks.token());
+            tasks.spawn("report node", reports);
+        }
     }
 
     fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use rand::Rng;
 use sandmesh_mesh::{CancellationToken, Link};
-use sandmesh_proto::scheduler::{RegisterNodeRequest, scheduler_service_client::SchedulerServiceClient};
+use sandmesh_proto::{
+    agent::Node,
+    scheduler::{RegisterNodeRequest, scheduler_service_client::SchedulerServiceClient},
+};
 use tonic::{Request, Status};
 
 use crate::{grpc, service::Service};
@@ -14,16 +17,28 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// How long one report may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// One scheduler, and where it dials this agent; empty for the one in this process.
+#[derive(Debug, Clone)]
+pub(crate) struct Scheduler {
+    pub(crate) link: Link,
+    pub(crate) endpoint: String,
+}
+
 /// Reports until `stopped`, and then once more, that no sandbox is to be placed here.
-pub(crate) async fn report(service: Arc<Service>, link: Link, every: Duration, stopped: CancellationToken) {
+pub(crate) async fn report(
+    service: Arc<Service>,
+    scheduler: Scheduler,
+    every: Duration,
+    stopped: CancellationToken,
+) {
     let mut retry = FIRST_RETRY;
     // What was logged last; only changes are told.
     let mut reached = None;
     loop {
-        let pause = match register(&service, &link).await {
+        let pause = match register(&service, &scheduler).await {
             Ok(asked) => {
                 if reached.replace(true) != Some(true) {
-                    tracing::info!(node.id = service.identity().node_id, "registered at the scheduler");
+                    tracing::info!(node.id = service.identity().node_id, ?scheduler.link, "registered at the scheduler");
                 }
                 retry = FIRST_RETRY;
                 asked.unwrap_or(every).min(every)
@@ -32,7 +47,7 @@ pub(crate) async fn report(service: Arc<Service>, link: Link, every: Duration, s
                 retry = (retry * 2).min(every);
                 // At the start of the mesh the scheduler may be a moment behind.
                 if (reached == Some(true) || retry == every) && reached.replace(false) != Some(false) {
-                    tracing::warn!(code = %error.code(), error = error.message(), "scheduler not reached");
+                    tracing::warn!(?scheduler.link, code = %error.code(), error = error.message(), "scheduler not reached");
                 }
                 retry
             }
@@ -43,14 +58,16 @@ pub(crate) async fn report(service: Arc<Service>, link: Link, every: Duration, s
         }
     }
     // Without an answer the scheduler finds out by itself, when the reports stay away.
-    let _ = register(&service, &link).await;
+    let _ = register(&service, &scheduler).await;
 }
 
 /// Reports once; returns how soon the scheduler wants the next one.
-async fn register(service: &Service, link: &Link) -> Result<Option<Duration>, Status> {
-    let mut request = Request::new(RegisterNodeRequest { node: Some(grpc::node(service).await) });
+async fn register(service: &Service, scheduler: &Scheduler) -> Result<Option<Duration>, Status> {
+    let node = Node { endpoint: scheduler.endpoint.clone(), ..grpc::node(service).await };
+    let mut request = Request::new(RegisterNodeRequest { node: Some(node) });
     request.set_timeout(REPORT_TIMEOUT);
-    let answer = SchedulerServiceClient::new(link.clone()).register_node(request).await?.into_inner();
+    let answer =
+        SchedulerServiceClient::new(scheduler.link.clone()).register_node(request).await?.into_inner();
     let asked = Duration::from_millis(answer.heartbeat_interval_ms.into());
     Ok((!asked.is_zero()).then_some(asked))
 }

@@ -43,8 +43,6 @@ const DESTROY_AT_ONCE: usize = 8;
 pub(crate) struct Identity {
     /// Its stable id.
     pub(crate) node_id: String,
-    /// Where other processes dial this agent; empty when none need to.
-    pub(crate) advertise: String,
     /// Its labels, for placement.
     pub(crate) labels: BTreeMap<String, String>,
     /// What it hands out.

@@ -102,7 +102,7 @@ impl Role for FakeScheduler {
 
 /// A process of the mesh with an agent and a scheduler that only listens.
 struct Running {
-    agent: AgentServiceClient<Link>,
+    agent: AgentServiceClient<sandmesh_mesh::Link>,
     role: Arc<dyn Role>,
     reported: mpsc::Receiver<pb::Node>,
     stop: CancellationToken,

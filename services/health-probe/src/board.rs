@@ -55,9 +55,11 @@ impl Board {
     }
 
     /// A sandbox is not there any more.
-    pub(crate) fn sandbox_gone(&self, sandbox_id: &str) {
+    pub(crate) fn sandbox_gone(&self, sandbox_id: &str, node_id: &str) {
         let mut last = self.last();
-        if let Some(health) = last.sandboxes.remove(sandbox_id) {
+        // That of the same id on another node stays.
+        let there = last.sandboxes.get(sandbox_id).is_some_and(|health| health.node_id == node_id);
+        if let Some(health) = there.then(|| last.sandboxes.remove(sandbox_id)).flatten() {
             self.tell(Subject::Sandbox(SandboxHealth { condition: Condition::Gone.into(), ..health }));
         }
     }
@@ -165,8 +167,9 @@ mod tests {
         let (known, mut changes) = board.watch();
         assert_eq!(known.len(), 3);
         board.sandbox(sandbox("b"));
-        board.sandbox_gone("a");
-        board.sandbox_gone("a");
+        board.sandbox_gone("a", "another");
+        board.sandbox_gone("a", "");
+        board.sandbox_gone("a", "");
         board.nodes(vec![]);
         board.dependencies(vec![]);
         let mut conditions = Vec::new();

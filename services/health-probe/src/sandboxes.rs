@@ -53,6 +53,7 @@ const NO_ANSWER: &str = "executor does not answer";
 struct Lost {
     session_id: String,
     sandbox_id: String,
+    node_id: String,
     reason: String,
     node_lost: bool,
 }
@@ -119,9 +120,12 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// The id of a sandbox and its node: an id is on two nodes where two schedulers placed it.
+type Place = (String, String);
+
 /// The sandboxes of sessions, as told on the open watch.
 #[derive(Debug, Default)]
-struct Registry(HashMap<String, Known>);
+struct Registry(HashMap<Place, Known>);
 
 impl Registry {
     /// Takes what the scheduler tells about a sandbox; a session's sandbox that is dead is lost, once.
@@ -130,10 +134,11 @@ impl Registry {
         if spec.session_id.is_empty() {
             return None;
         }
+        let place = (sandbox.sandbox_id.clone(), sandbox.node_id.clone());
         match sandbox.state() {
             State::Running => {
                 let known = || Known::of(sandbox);
-                let entry = self.0.entry(sandbox.sandbox_id.clone()).or_insert_with(known);
+                let entry = self.0.entry(place).or_insert_with(known);
                 if entry.endpoint != sandbox.endpoint || entry.health.session_id != spec.session_id {
                     *entry = known();
                 }
@@ -141,7 +146,7 @@ impl Registry {
                 None
             }
             State::Dead => {
-                let entry = self.0.entry(sandbox.sandbox_id.clone()).or_insert_with(|| Known::of(sandbox));
+                let entry = self.0.entry(place).or_insert_with(|| Known::of(sandbox));
                 entry.endpoint.clear();
                 entry.health.condition = condition_pb(Condition::Unhealthy).into();
                 entry.health.reason.clone_from(&sandbox.reason);
@@ -149,8 +154,8 @@ impl Registry {
                 lose(entry, &sandbox.reason, sandbox.node_lost)
             }
             State::Deleted => {
-                self.0.remove(&sandbox.sandbox_id);
-                board.sandbox_gone(&sandbox.sandbox_id);
+                self.0.remove(&place);
+                board.sandbox_gone(&place.0, &place.1);
                 None
             }
             State::Creating | State::Unspecified => None,
@@ -158,20 +163,20 @@ impl Registry {
     }
 
     /// The sandboxes whose executor can be asked from here, with its endpoint.
-    fn to_ask(&self) -> Vec<(String, String)> {
+    fn to_ask(&self) -> Vec<(Place, String)> {
         let local = self.0.iter().filter(|(_, known)| !known.reported && known.endpoint.starts_with("unix:"));
-        local.map(|(id, known)| (id.clone(), known.endpoint.clone())).collect()
+        local.map(|(place, known)| (place.clone(), known.endpoint.clone())).collect()
     }
 
     /// Takes what the executor at `endpoint` answered, if anything, at `now`.
     fn answered(
         &mut self,
-        (sandbox_id, endpoint): (&str, &str),
+        (place, endpoint): (&Place, &str),
         answer: Option<&Answer>,
         now: DateTime<Utc>,
         (board, config): (&Board, &Config),
     ) -> Option<Lost> {
-        let known = self.0.get_mut(sandbox_id).filter(|known| known.endpoint == endpoint)?;
+        let known = self.0.get_mut(place).filter(|known| known.endpoint == endpoint)?;
         known.measure(answer, now, config);
         board.sandbox(known.health.clone());
         if known.liveness.observe(answer.is_some(), config.sandbox_probe_failures) {
@@ -186,8 +191,8 @@ fn lose(known: &mut Known, reason: &str, node_lost: bool) -> Option<Lost> {
         return None;
     }
     known.reported = true;
-    let SandboxHealth { session_id, sandbox_id, .. } = known.health.clone();
-    Some(Lost { session_id, sandbox_id, reason: reason.to_owned(), node_lost })
+    let SandboxHealth { session_id, sandbox_id, node_id, .. } = known.health.clone();
+    Some(Lost { session_id, sandbox_id, node_id, reason: reason.to_owned(), node_lost })
 }
 
 /// Follows the sandboxes; see the module.
@@ -279,9 +284,9 @@ impl Sandboxes {
             sleep(self.config.sandbox_probe_interval.0).await;
             let to_ask = lock(&self.registry).to_ask();
             stream::iter(to_ask)
-                .for_each_concurrent(self.config.max_concurrent_probes, async |(sandbox_id, endpoint)| {
+                .for_each_concurrent(self.config.max_concurrent_probes, async |(place, endpoint)| {
                     let answer = self.ask(&endpoint).await;
-                    let (asked, now) = ((sandbox_id.as_str(), endpoint.as_str()), self.clock.now());
+                    let (asked, now) = ((&place, endpoint.as_str()), self.clock.now());
                     let told = (&*self.board, &self.config);
                     let lost = lock(&self.registry).answered(asked, answer.as_ref(), now, told);
                     if let Some(lost) = lost {
@@ -313,7 +318,7 @@ impl Sandboxes {
 
     /// Reports until the session role has taken it or has refused it.
     async fn report_one(&self, lost: Lost) {
-        let Lost { session_id, sandbox_id, reason, node_lost } = lost;
+        let Lost { session_id, sandbox_id, node_id, reason, node_lost } = lost;
         let mut pause = BACKOFF.0;
         loop {
             let mut client = SessionEventServiceClient::new(self.sessions.clone());
@@ -322,6 +327,7 @@ impl Sandboxes {
                 sandbox_id: sandbox_id.clone(),
                 reason: reason.clone(),
                 node_lost,
+                node_id: node_id.clone(),
             };
             let answer = timeout(REPORT_TIMEOUT, client.report_sandbox_lost(request)).await;
             match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))) {

@@ -31,7 +31,8 @@ pub(crate) struct Report {
 /// Checks the mesh.
 #[derive(Debug)]
 pub(crate) struct Health {
-    roles: Vec<(RoleName, Link)>,
+    /// Every process of each role.
+    roles: Vec<(RoleName, Vec<Link>)>,
     probe_timeout: Duration,
     clock: Arc<dyn Clock>,
     started_at: DateTime<Utc>,
@@ -48,8 +49,8 @@ impl Health {
     pub(crate) fn new(mesh: &Mesh, probe_timeout: Duration) -> Result<Self, LinkError> {
         let mut roles = Vec::new();
         for role in RoleName::ALL.into_iter().filter(|role| *role != RoleName::Gateway) {
-            match mesh.link(role) {
-                Ok(link) => roles.push((role, link)),
+            match mesh.links(role) {
+                Ok(links) => roles.push((role, links)),
                 Err(_) if role == RoleName::Agent => {}
                 Err(error) => return Err(error),
             }
@@ -60,8 +61,7 @@ impl Health {
 
     /// Measures now. Takes as long as the slowest role, and the timeout at most.
     pub(crate) async fn check(&self) -> Report {
-        let found =
-            join_all(self.roles.iter().map(|(role, link)| self.check_role(*role, link.clone()))).await;
+        let found = join_all(self.roles.iter().map(|(role, links)| self.check_role(*role, links))).await;
         let probes = merge(found.into_iter().flatten());
         let findings: Vec<_> = probes.iter().map(|probe| (probe.name.as_str(), probe.healthy)).collect();
         let now = self.clock.now();
@@ -74,31 +74,46 @@ impl Health {
         }
     }
 
-    async fn check_role(&self, role: RoleName, link: Link) -> Vec<Probe> {
+    /// Checks every process of a role. The role is well while one of them answers; which do not is told, too.
+    async fn check_role(&self, role: RoleName, links: &[Link]) -> Vec<Probe> {
+        let name = format!("role/{role}");
+        if let [link] = links {
+            return self.check_process(role, name, link.clone()).await;
+        }
+        let each = links.iter().map(|link| {
+            let name = format!("{name} at {}", link.target());
+            self.check_process(role, name, link.clone())
+        });
+        let each = join_all(each).await;
+        let own = each.iter().filter_map(|probes| probes.last());
+        let healthy = own.clone().filter(|probe| probe.healthy).count();
+        let whole = Probe {
+            healthy: healthy > 0,
+            message: format!("{healthy} of {} processes answer", links.len()),
+            latency_us: own.map(|probe| probe.latency_us).max().unwrap_or_default(),
+            name,
+            essential: false,
+        };
+        each.into_iter().flatten().chain([whole]).collect()
+    }
+
+    /// What a process of a role says of what the role depends on, and last the probe `name` of the process.
+    async fn check_process(&self, role: RoleName, name: String, link: Link) -> Vec<Probe> {
         let mut client = RoleHealthServiceClient::new(link);
         let request = CheckRoleRequest { role: role.to_string() };
         let start = Instant::now();
         let answer = timeout(self.probe_timeout, client.check_role(request)).await;
-        let mut own = Probe {
-            name: format!("role/{role}"),
-            healthy: true,
-            message: String::new(),
-            latency_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
-            essential: false,
-        };
-        let mut probes = match answer {
-            Ok(Ok(response)) => response.into_inner().probes,
-            Ok(Err(status)) => {
-                own = Probe { healthy: false, message: in_words(&status), ..own };
-                Vec::new()
+        let latency_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let own = |healthy, message| Probe { name, healthy, message, latency_us, essential: false };
+        match answer {
+            Ok(Ok(response)) => {
+                let mut probes = response.into_inner().probes;
+                probes.push(own(true, String::new()));
+                probes
             }
-            Err(_) => {
-                own = Probe { healthy: false, message: no_answer(self.probe_timeout), ..own };
-                Vec::new()
-            }
-        };
-        probes.push(own);
-        probes
+            Ok(Err(status)) => vec![own(false, in_words(&status))],
+            Err(_) => vec![own(false, no_answer(self.probe_timeout))],
+        }
     }
 }
 

@@ -119,6 +119,28 @@ async fn a_role_that_cannot_be_reached_is_told_with_the_reason() {
 }
 
 #[tokio::test]
+async fn of_several_processes_of_a_role_the_one_that_is_away_is_told_and_the_role_is_well() {
+    let here = Link::local(grpc_router(Routes::new(RoleHealthServiceServer::new(Roles::well()))));
+    let away = Link::dial("unix:/nowhere/session.sock").unwrap();
+    let mesh =
+        RoleName::ALL.into_iter().fold(Mesh::builder("/nowhere"), |mesh, role| mesh.link(role, here.clone()));
+    let mesh = mesh.peers(RoleName::Session, away).build();
+    let report = Health::new(&mesh, Duration::from_millis(500)).unwrap().check().await;
+    let of_role: Vec<_> = report.probes.iter().filter(|probe| probe.name.contains("session")).collect();
+    let told: Vec<_> = of_role.iter().map(|probe| (probe.name.as_str(), probe.healthy)).collect();
+    assert_eq!(
+        told,
+        [
+            ("role/session", true),
+            ("role/session at local", true),
+            ("role/session at unix:/nowhere/session.sock", false)
+        ]
+    );
+    assert_eq!(of_role[0].message, "1 of 2 processes answer");
+    assert_eq!(report.overall, probe::Overall::Degraded);
+}
+
+#[tokio::test]
 async fn a_database_that_is_down_makes_the_whole_unhealthy() {
     let message = "no such table".to_owned();
     let database = Probe { name: "database/session".to_owned(), message, ..Probe::default() };
@@ -245,6 +267,7 @@ async fn a_dead_sandbox_of_a_session_is_reported_once() {
         sandbox_id: "sbx_1".to_owned(),
         reason: "out of memory".to_owned(),
         node_lost: false,
+        node_id: sandbox(State::Dead, "sess_1").node_id,
     };
     assert_eq!(bench.report().await, expected);
     bench.reports_nothing_for(Duration::from_millis(200)).await;

@@ -134,6 +134,27 @@ impl Link {
         })
     }
 
+    /// Where it leads: an address, or the name of a role of this process.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Whether it leads to this process.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        matches!(self.to, To::Local(_))
+    }
+
+    /// The links to each of the processes behind this one.
+    #[must_use]
+    pub fn each(&self) -> Vec<Self> {
+        match &self.to {
+            To::Several(several) => several.each().to_vec(),
+            _ => vec![self.clone()],
+        }
+    }
+
     /// As [`Link::dial`], with one connection for all calls, streams too: for a caller that reads every
     /// stream as it comes. It saves a connection for each of them.
     ///

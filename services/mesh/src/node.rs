@@ -32,6 +32,7 @@ pub struct Mesh {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     links: Arc<BTreeMap<RoleName, Link>>,
+    peers: Arc<BTreeMap<RoleName, Link>>,
     token: Option<Secret>,
     address: Arc<str>,
     started_at: DateTime<Utc>,
@@ -41,8 +42,8 @@ impl Mesh {
     /// Parts of a mesh, for tests and for embedding.
     #[must_use]
     pub fn builder(data_dir: impl Into<PathBuf>) -> MeshBuilder {
-        let (clock, links) = (Arc::new(SystemClock), BTreeMap::new());
-        MeshBuilder { data_dir: data_dir.into(), clock, links, token: None, address: "".into() }
+        let (clock, links, peers) = (Arc::new(SystemClock), BTreeMap::new(), BTreeMap::new());
+        MeshBuilder { data_dir: data_dir.into(), clock, links, peers, token: None, address: "".into() }
     }
 
     /// The link to a role.
@@ -51,6 +52,16 @@ impl Mesh {
     /// When the role does not run here and the configuration does not say where it runs.
     pub fn link(&self, role: RoleName) -> Result<Link, LinkError> {
         self.links.get(&role).cloned().ok_or(LinkError::NotConfigured(role))
+    }
+
+    /// The links to every process that runs a role, this one among them: for who must tell all of them.
+    ///
+    /// # Errors
+    /// When the role does not run here and the configuration does not say where it runs.
+    pub fn links(&self, role: RoleName) -> Result<Vec<Link>, LinkError> {
+        let mut links = self.link(role)?.each();
+        links.extend(self.peers.get(&role).into_iter().flat_map(Link::each));
+        Ok(links)
     }
 
     /// A link to a process of this mesh at an address that is learned while running, as of a node that
@@ -80,10 +91,11 @@ impl Mesh {
         &self.data_dir
     }
 
-    /// Where this process serves other processes of the mesh; empty when it does not.
+    /// How other processes of the mesh dial this one; empty when it serves none, or at an address that does
+    /// not say where.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn dialable(&self) -> String {
+        dialable(&self.address)
     }
 
     /// The version of the program.
@@ -99,12 +111,23 @@ impl Mesh {
     }
 }
 
+fn dialable(listen: &str) -> String {
+    let anywhere = ["0.0.0.0:", "[::]:"].iter().any(|any| listen.starts_with(any));
+    match listen {
+        "" => String::new(),
+        _ if anywhere => String::new(),
+        _ if listen.starts_with("unix:") => listen.to_owned(),
+        _ => format!("http://{listen}"),
+    }
+}
+
 /// Makes a [`Mesh`] of chosen parts.
 #[derive(Debug)]
 pub struct MeshBuilder {
     data_dir: PathBuf,
     clock: Arc<dyn Clock>,
     links: BTreeMap<RoleName, Link>,
+    peers: BTreeMap<RoleName, Link>,
     token: Option<Secret>,
     address: Arc<str>,
 }
@@ -121,6 +144,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn link(mut self, role: RoleName, link: Link) -> Self {
         self.links.insert(role, link);
+        self
+    }
+
+    /// Others run `role` at `link`, too.
+    #[must_use]
+    pub fn peers(mut self, role: RoleName, link: Link) -> Self {
+        self.peers.insert(role, link);
         self
     }
 
@@ -147,6 +177,7 @@ impl MeshBuilder {
             clock: self.clock,
             tasks: Tasks::new(),
             links: Arc::new(self.links),
+            peers: Arc::new(self.peers),
             token: self.token,
             address: self.address,
         }
@@ -186,7 +217,8 @@ impl Node {
         let slot = Slot::default();
         let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(&config.listen);
         for (role, endpoint) in &config.links {
-            mesh = mesh.link(*role, Link::dial_any(endpoint, config.token.as_ref())?);
+            let link = Link::dial_any(endpoint, config.token.as_ref())?;
+            mesh = if config.roles.contains(role) { mesh.peers(*role, link) } else { mesh.link(*role, link) };
         }
         for role in &config.roles {
             mesh = mesh.link(*role, Link::to_slot(role.as_str(), slot.clone()));
@@ -307,5 +339,33 @@ impl RoleHealthService for RoleHealth {
         let role = self.0.iter().find(|role| role.name().as_str() == name);
         let role = role.ok_or_else(|| Status::not_found(format!("role `{name}` does not run here")))?;
         Ok(Response::new(CheckRoleResponse { probes: role.probe().await }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_that_says_nothing_of_where_is_not_dialled() {
+        assert_eq!(dialable("127.0.0.1:8001"), "http://127.0.0.1:8001");
+        assert_eq!(dialable("unix:/run/session.sock"), "unix:/run/session.sock");
+        for nowhere in ["", "0.0.0.0:8001", "[::]:8001"] {
+            assert_eq!(dialable(nowhere), "");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_process_of_a_role_is_told_and_one_is_asked() {
+        let dial = |endpoints| Link::dial_any(endpoints, None).unwrap();
+        let mesh = Mesh::builder("/none")
+            .link(RoleName::Session, dial("http://a:1, http://b:1"))
+            .link(RoleName::Scheduler, Link::to_slot("scheduler", Slot::default()))
+            .peers(RoleName::Scheduler, dial("http://c:1"))
+            .build();
+        assert_eq!(mesh.links(RoleName::Session).unwrap().len(), 2);
+        let schedulers = mesh.links(RoleName::Scheduler).unwrap();
+        assert_eq!(format!("{schedulers:?}"), r#"[Link("scheduler"), Link("http://c:1")]"#);
+        assert!(mesh.links(RoleName::Template).is_err());
     }
 }

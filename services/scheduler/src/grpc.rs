@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
 use sandmesh_mesh::{FieldViolation, MAX_MESSAGE_BYTES, page_size, page_token};
+use sandmesh_proto::agent::Sandbox;
 use sandmesh_proto::scheduler::{
     CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
     GetSandboxRequest, GetSandboxResponse, InstallPackagesRequest, InstallPackagesResponse, ListNodesRequest,
@@ -13,7 +14,7 @@ use sandmesh_proto::scheduler::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Error, service::Service};
+use crate::{Error, registry::Place, service::Service};
 
 /// How many sandboxes a page has.
 const PAGE: u32 = 1000;
@@ -37,10 +38,10 @@ impl SchedulerService for Grpc {
         &self,
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
-        let CreateSandboxRequest { sandbox_id, spec } = request.into_inner();
+        let CreateSandboxRequest { sandbox_id, spec, may_exist } = request.into_inner();
         let id = required("sandbox_id", Some(sandbox_id).filter(|id| !id.is_empty()))?;
         let spec = required("spec", spec)?;
-        let sandbox = self.0.create(&id, &spec).await.map_err(Error::into_status)?;
+        let sandbox = self.0.create(&id, &spec, may_exist).await.map_err(Error::into_status)?;
         Ok(Response::new(CreateSandboxResponse { sandbox: Some(sandbox) }))
     }
 
@@ -48,8 +49,8 @@ impl SchedulerService for Grpc {
         &self,
         request: Request<DeleteSandboxRequest>,
     ) -> Result<Response<DeleteSandboxResponse>, Status> {
-        let DeleteSandboxRequest { sandbox_id, node_id } = request.into_inner();
-        self.0.delete(&sandbox_id, &node_id).await.map_err(Error::into_status)?;
+        let DeleteSandboxRequest { sandbox_id, node_id, only_there } = request.into_inner();
+        self.0.delete(&sandbox_id, &node_id, only_there).await.map_err(Error::into_status)?;
         Ok(Response::new(DeleteSandboxResponse {}))
     }
 
@@ -80,8 +81,7 @@ impl SchedulerService for Grpc {
         let after = cursor(&page_token)?;
         let limit = page_size(asked, PAGE, PAGE) as usize;
         let (sandboxes, more, unreachable_nodes) = self.0.list(&after, limit).map_err(Error::into_status)?;
-        let last = sandboxes.last().filter(|_| more);
-        let next_page_token = last.map(|last| page_token::encode(&[&last.sandbox_id])).unwrap_or_default();
+        let next_page_token = next_page(&sandboxes, more);
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token, unreachable_nodes }))
     }
 
@@ -116,12 +116,18 @@ fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Error::Invalid(missing()).into_status())
 }
 
-pub(crate) fn cursor(token: &str) -> Result<String, Status> {
+/// The token of the page after these sandboxes, if there are `more`.
+pub(crate) fn next_page(sandboxes: &[Sandbox], more: bool) -> String {
+    let last = sandboxes.last().filter(|_| more);
+    last.map(|last| page_token::encode(&[&last.sandbox_id, &last.node_id])).unwrap_or_default()
+}
+
+pub(crate) fn cursor(token: &str) -> Result<Place, Status> {
     if token.is_empty() {
-        return Ok(String::new());
+        return Ok(Place::default());
     }
     match page_token::decode(token).unwrap_or_default().as_slice() {
-        [id] => Ok(id.clone()),
+        [id, node_id] => Ok((id.clone(), node_id.clone())),
         _ => Err(Error::PageToken.into_status()),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
-//! Parts: `placement.rs` (pure choice), `registry.rs` (what is known), `view.rs` (from the one to the
+//! Parts: `placement.rs` (pure choice), `registry.rs` (what is known), `memory.rs`
+//! (what of it a start finds again), `view.rs` (from the one to the
 //! other), `follower.rs` (the watch held at each node), `service.rs` (what is done), `grpc.rs` and
 //! `node_service.rs` (the wire).
 
@@ -10,6 +11,7 @@ pub mod config;
 mod error;
 mod follower;
 mod grpc;
+mod memory;
 mod node_service;
 mod placement;
 mod registry;

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
-use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size, page_token};
+use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size};
 use sandmesh_proto::scheduler::{
     DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetNodeSandboxRequest,
     GetNodeSandboxResponse, ListNodeSandboxesRequest, ListNodeSandboxesResponse, NodeServiceListNodesRequest,
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     Error,
-    grpc::cursor,
+    grpc::{cursor, next_page},
     service::{Filter, Page, Service},
 };
 
@@ -71,13 +71,11 @@ impl NodeService for Nodes {
         let asked = request.into_inner();
         let after = cursor(&asked.page_token)?;
         let limit = page_size(asked.page_size, PAGE.0, PAGE.1) as usize;
-        let offset = if after.is_empty() { asked.offset as usize } else { 0 };
+        let offset = if asked.page_token.is_empty() { asked.offset as usize } else { 0 };
         let filter = Filter { node_id: asked.node_id, session_id: asked.session_id };
         let found = self.0.list_for_operators(&filter, &Page { after, offset, limit });
-        let last = found.sandboxes.last().filter(|_| found.more);
-        let next_page_token = last.map(|last| page_token::encode(&[&last.sandbox_id])).unwrap_or_default();
         Ok(Response::new(ListNodeSandboxesResponse {
-            next_page_token,
+            next_page_token: next_page(&found.sandboxes, found.more),
             sandboxes: found.sandboxes,
             total: found.total,
             unreachable_nodes: found.unreachable,

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sandmesh_mesh::{CancellationToken, Clock, Link, timestamp};
 use sandmesh_proto::{
     agent::{Node, Sandbox, SandboxSpec, sandbox::State},
@@ -53,6 +53,9 @@ struct Placement {
     placed_at: DateTime<Utc>,
 }
 
+/// The id of a sandbox, and its node.
+pub(crate) type Place = (String, String);
+
 /// One node.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -62,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
     /// Whether `sandboxes` is all of them, and up to date.
     pub(crate) followed: bool,
+    /// It reported to this process; one that did not is known of from before.
+    reported: bool,
     /// It was silent for so long that its sandboxes count as dead, until it reports again.
     lost: bool,
     last_seen: DateTime<Utc>,
@@ -108,7 +113,7 @@ impl Registry {
         self.sweep(&mut known, now);
         let entry = known.nodes.get_mut(&node.node_id);
         // One that was lost is followed anew: what it has is not what is known here.
-        let same = |entry: &&mut Entry| entry.node.endpoint == node.endpoint && !entry.lost;
+        let same = |entry: &&mut Entry| entry.node.endpoint == node.endpoint && entry.reported && !entry.lost;
         let follow = match entry.filter(same) {
             Some(entry) => {
                 (entry.node, entry.last_seen) = (node, now);
@@ -131,10 +136,34 @@ impl Registry {
         let sandboxes = before.map(|mut entry| std::mem::take(&mut entry.sandboxes)).unwrap_or_default();
         let follower = self.stopped.child_token();
         let last_seen = self.clock.now();
-        let (followed, lost) = (false, false);
-        let entry = Entry { node, sandboxes, followed, lost, last_seen, link, follower: follower.clone() };
+        let (followed, reported, lost) = (false, true, false);
+        let entry =
+            Entry { node, sandboxes, followed, reported, lost, last_seen, link, follower: follower.clone() };
         known.nodes.insert(id, entry);
         Ok(follower)
+    }
+
+    /// Knows of a node from before: it counts as late until it reports, and as lost if it does not.
+    pub(crate) fn remember(&self, node: Node, link: Link) {
+        let late = TimeDelta::from_std(self.config.heartbeat_timeout.0).unwrap_or_default();
+        let entry = Entry {
+            sandboxes: BTreeMap::new(),
+            followed: false,
+            reported: false,
+            lost: false,
+            last_seen: self.clock.now() - late - TimeDelta::milliseconds(1),
+            link,
+            follower: self.stopped.child_token(),
+            node,
+        };
+        self.known().nodes.entry(entry.node.node_id.clone()).or_insert(entry);
+    }
+
+    /// Where each node is reached, by its id; those that were forgotten are not among them.
+    pub(crate) fn places(&self) -> BTreeMap<String, String> {
+        let mut known = self.known();
+        self.sweep(&mut known, self.clock.now());
+        known.nodes.iter().map(|(id, entry)| (id.clone(), entry.node.endpoint.clone())).collect()
     }
 
     fn sweep(&self, known: &mut Known, now: DateTime<Utc>) {
@@ -218,7 +247,7 @@ impl Registry {
     pub(crate) fn told(&self, node: Node) -> Option<NodeStatus> {
         let mut known = self.known();
         let entry = known.nodes.get_mut(&node.node_id)?;
-        entry.node = node;
+        entry.node = Node { endpoint: std::mem::take(&mut entry.node.endpoint), ..node };
         Some(self.status(entry))
     }
 
@@ -283,6 +312,13 @@ impl Registry {
         self.known().nodes.get(node_id).map(|entry| entry.link.clone())
     }
 
+    /// The nodes that answer.
+    pub(crate) fn healthy_nodes(&self) -> Vec<String> {
+        let known = self.known();
+        let healthy = known.nodes.iter().filter(|(_, entry)| !entry.lost && self.is_healthy(entry));
+        healthy.map(|(id, _)| id.clone()).collect()
+    }
+
     /// The ids of all nodes.
     pub(crate) fn node_ids(&self) -> Vec<String> {
         self.known().nodes.keys().cloned().collect()
@@ -302,12 +338,16 @@ impl Registry {
         }
     }
 
-    /// The sandboxes of the nodes that are followed or lost, ordered by id, and the other nodes.
-    pub(crate) fn sandboxes(&self) -> (BTreeMap<String, Sandbox>, Vec<String>) {
+    /// The sandboxes of the nodes that are followed or lost, ordered by id and node, and the other nodes. An
+    /// id may be on two nodes, when two schedulers did not know of each other in time.
+    pub(crate) fn sandboxes(&self) -> (BTreeMap<Place, Sandbox>, Vec<String>) {
         let (mut sandboxes, mut unreachable) = (BTreeMap::new(), Vec::new());
         for (id, entry) in &self.known().nodes {
             if entry.lost || (entry.followed && self.is_healthy(entry)) {
-                sandboxes.extend(entry.sandboxes.clone());
+                let placed = |(sandbox_id, sandbox): (&String, &Sandbox)| {
+                    ((sandbox_id.clone(), id.clone()), sandbox.clone())
+                };
+                sandboxes.extend(entry.sandboxes.iter().map(placed));
             } else {
                 unreachable.push(id.clone());
             }

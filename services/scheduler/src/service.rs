@@ -8,7 +8,7 @@ mod operate;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::join_all, stream};
-use sandmesh_mesh::{FieldViolation, Link, Mesh, RoleName};
+use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
@@ -24,8 +24,9 @@ pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
     follower::{Follower, agent},
+    memory::Memory,
     placement::Refusal,
-    registry::Registry,
+    registry::{Place, Registry},
     view,
 };
 
@@ -41,6 +42,7 @@ pub(crate) struct Service {
     config: Config,
     mesh: Mesh,
     registry: Arc<Registry>,
+    memory: Memory,
 }
 
 /// What a node answered to a creation.
@@ -53,7 +55,22 @@ enum Answer {
 impl Service {
     pub(crate) fn new(config: Config, mesh: Mesh) -> Self {
         let registry = Arc::new(Registry::new(config.clone(), mesh.clock(), mesh.tasks().token()));
-        Self { config, mesh, registry }
+        let (memory, places) = Memory::load(mesh.data_dir().join("scheduler.nodes"));
+        let service = Self { config, mesh, registry, memory };
+        for (node_id, endpoint) in places {
+            // Where it cannot be dialled any more, it is what reports that counts.
+            if let Ok(link) = service.dial(&endpoint) {
+                service.registry.remember(Node { node_id, endpoint, ..Node::default() }, link);
+            }
+        }
+        service
+    }
+
+    fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
+        match endpoint {
+            "" => self.mesh.link(RoleName::Agent),
+            endpoint => self.mesh.dial(endpoint),
+        }
     }
 
     /// Takes the report of a node, and follows its sandboxes when it is new. Returns how soon it is to report
@@ -69,11 +86,7 @@ impl Service {
                 "a node id is required",
             )));
         }
-        let link = match node.endpoint.as_str() {
-            "" => self.mesh.link(RoleName::Agent),
-            endpoint => self.mesh.dial(endpoint),
-        };
-        let link = link.map_err(|error| {
+        let link = self.dial(&node.endpoint).map_err(|error| {
             Error::Invalid(FieldViolation::new("node.endpoint", "value_error", error.to_string()))
         })?;
         let (node_id, place) = (node.node_id.clone(), node.endpoint.clone());
@@ -83,17 +96,28 @@ impl Service {
             let follower =
                 Follower { registry, node_id, link, call_timeout: self.config.call_timeout.0, stop };
             self.mesh.tasks().spawn_detached("follow node", follower.run());
+            self.memory.keep(self.registry.places());
         }
         Ok(self.config.heartbeat_interval.0)
     }
 
-    /// Places a sandbox and creates it there. A repeat goes to the node that the first went to.
+    /// Places a sandbox and creates it there. A repeat goes to the node that the first went to; where that
+    /// `may_exist` unknown to this process, the nodes are asked.
     ///
     /// # Errors
     /// `NoCapacity`, `NoSuitableNode`, `NodeUnavailable` (it may be there: repeat), or what the node says.
-    pub(crate) async fn create(&self, id: &str, spec: &SandboxSpec) -> Result<Sandbox, Error> {
+    pub(crate) async fn create(
+        &self,
+        id: &str,
+        spec: &SandboxSpec,
+        may_exist: bool,
+    ) -> Result<Sandbox, Error> {
         let mut refusals = Vec::new();
-        if let Some(node_id) = self.registry.node_of(id) {
+        let place = match self.registry.node_of(id) {
+            None if may_exist => self.find(id).await,
+            known => known,
+        };
+        if let Some(node_id) = place {
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 Answer::Refused(refusal) => refusals.push(refusal),
@@ -116,6 +140,16 @@ impl Service {
             true => Err(Error::NoCapacity { id, refusals }),
             false => Err(Error::NoSuitableNode { id, refusals }),
         }
+    }
+
+    /// The node that says that it has a sandbox. One that cannot be asked may have it, too: should it, the
+    /// other is removed by who finds two.
+    async fn find(&self, id: &str) -> Option<String> {
+        self.registry.wait_for_node().await;
+        let nodes = self.registry.healthy_nodes();
+        let asked = join_all(nodes.iter().map(|node_id| self.get_on(node_id, id))).await;
+        let mut found = nodes.into_iter().zip(asked);
+        found.find(|(_, asked)| matches!(asked, Ok(Some(_)))).map(|(node_id, _)| node_id)
     }
 
     /// Creates at one node, again and again while it is not known whether it did.
@@ -164,11 +198,14 @@ impl Service {
             .ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
     }
 
-    /// Destroys a sandbox wherever it may be. Idempotent.
+    /// Destroys a sandbox wherever it may be, or `only_there`. Idempotent.
     ///
     /// # Errors
     /// `NodeUnavailable` when a node that may have it cannot be asked, `NoNodes`, or what the node says.
-    pub(crate) async fn delete(&self, id: &str, node_id: &str) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, id: &str, node_id: &str, only_there: bool) -> Result<(), Error> {
+        if only_there && !node_id.is_empty() {
+            return self.delete_on(node_id, id).await;
+        }
         let nodes = self.nodes_of(id, node_id).await?;
         for outcome in join_all(nodes.iter().map(|node_id| self.delete_on(node_id, id))).await {
             outcome?;
@@ -220,12 +257,15 @@ impl Service {
         Err(failure)
     }
 
-    /// Reads a sandbox from the node that has it.
+    /// Reads a sandbox from the node that has it: from the one that the caller names, if that is known.
     ///
     /// # Errors
     /// `NotFound` when its node, or every node, says so; `NodeUnavailable`, `NoNodes`, or what the node says.
     pub(crate) async fn get(&self, id: &str, node_id: &str) -> Result<Sandbox, Error> {
-        let nodes = self.nodes_of(id, node_id).await?;
+        let mut nodes = self.nodes_of(id, node_id).await?;
+        if self.registry.link(node_id).is_some() {
+            nodes = BTreeSet::from([node_id.to_owned()]);
+        }
         let mut failure = None;
         for outcome in join_all(nodes.iter().map(|node_id| self.get_on(node_id, id))).await {
             match outcome {
@@ -280,20 +320,25 @@ impl Service {
             for node_id in self.registry.declare_lost() {
                 tracing::warn!(node.id = node_id, silent_for = %self.config.node_lost_after, "node lost");
             }
+            self.memory.keep(self.registry.places());
         }
     }
 
-    /// At most `limit` sandboxes, ordered by id, from after `after`; whether there are more; and the nodes
-    /// whose sandboxes are missing.
+    /// At most `limit` sandboxes, ordered by id and node, from after `after`; whether there are more; and the
+    /// nodes whose sandboxes are missing.
     ///
     /// # Errors
     /// `NoNodes`, as an empty list would say that there are none.
-    pub(crate) fn list(&self, after: &str, limit: usize) -> Result<(Vec<Sandbox>, bool, Vec<String>), Error> {
+    pub(crate) fn list(
+        &self,
+        after: &Place,
+        limit: usize,
+    ) -> Result<(Vec<Sandbox>, bool, Vec<String>), Error> {
         if self.registry.node_ids().is_empty() {
             return Err(Error::NoNodes);
         }
         let (sandboxes, unreachable) = self.registry.sandboxes();
-        let mut rest = sandboxes.into_iter().filter(|(id, _)| id.as_str() > after);
+        let mut rest = sandboxes.into_iter().filter(|(place, _)| place > after);
         let page = rest.by_ref().take(limit).map(|(_, sandbox)| sandbox).collect();
         Ok((page, rest.next().is_some(), unreachable))
     }

@@ -9,7 +9,8 @@ use sandmesh_mesh::status;
 use sandmesh_proto::session::{
     self as pb, attach_execution_response::Event as Attached, dependency_service_server::DependencyService,
     execute_response::Event as Executed, interact_execution_response::Event as Interacted,
-    session_event_service_server::SessionEventService, session_service_server::SessionService,
+    lease_service_server::LeaseService, session_event_service_server::SessionEventService,
+    session_service_server::SessionService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -200,6 +201,27 @@ impl SessionEventService for Grpc {
         _: Request<pb::GetStatisticsRequest>,
     ) -> Result<Response<pb::GetStatisticsResponse>, Status> {
         Ok(Response::new(self.0.statistics().await.map_err(status)?))
+    }
+}
+
+#[tonic::async_trait]
+impl LeaseService for Grpc {
+    async fn hold_lease(
+        &self,
+        request: Request<pb::HoldLeaseRequest>,
+    ) -> Result<Response<pb::HoldLeaseResponse>, Status> {
+        let lease = self.0.hold_lease(request.get_ref()).await.map_err(status)?;
+        let held = lease.holder == request.get_ref().holder;
+        let token = u64::try_from(lease.token).unwrap_or_default();
+        Ok(Response::new(pb::HoldLeaseResponse { held, holder: lease.holder, token }))
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<pb::ReleaseLeaseRequest>,
+    ) -> Result<Response<pb::ReleaseLeaseResponse>, Status> {
+        self.0.release_lease(request.get_ref()).await.map_err(status)?;
+        Ok(Response::new(pb::ReleaseLeaseResponse {}))
     }
 }
 

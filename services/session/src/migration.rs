@@ -12,6 +12,7 @@ mod m0003_fewer_indexes;
 mod m0007_recovery;
 mod m0008_databases;
 mod m0009_replicas;
+mod m0010_leases;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_recovery::Recovery),
             Box::new(m0008_databases::Databases),
             Box::new(m0009_replicas::Replicas),
+            Box::new(m0010_leases::Leases),
         ]
     }
 

@@ -58,7 +58,7 @@ impl Replica {
         let path = mesh.data_dir().join("session.replica");
         let id = name(&path).with_context(|| format!("cannot use `{}`", path.display()))?;
         let endpoint = match advertise {
-            "" => dialable(mesh.address()),
+            "" => mesh.dialable(),
             address => address.to_owned(),
         };
         let now = Instant::now();
@@ -119,17 +119,6 @@ fn name(path: &Path) -> std::io::Result<String> {
     Ok(name)
 }
 
-/// How others dial the address at which this process listens; empty for one that says nothing of where.
-fn dialable(listen: &str) -> String {
-    let anywhere = ["0.0.0.0:", "[::]:"].iter().any(|any| listen.starts_with(any));
-    match listen {
-        "" => String::new(),
-        _ if anywhere => String::new(),
-        _ if listen.starts_with("unix:") => listen.to_owned(),
-        _ => format!("http://{listen}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,14 +143,5 @@ mod tests {
         fs::write(&path, "half").unwrap();
         let other = name(&path).unwrap();
         assert!(other.len() == 32 && other != first, "{other}");
-    }
-
-    #[test]
-    fn address_that_says_nothing_of_where_is_not_dialled() {
-        assert_eq!(dialable("127.0.0.1:8001"), "http://127.0.0.1:8001");
-        assert_eq!(dialable("unix:/run/session.sock"), "unix:/run/session.sock");
-        for nowhere in ["", "0.0.0.0:8001", "[::]:8001"] {
-            assert_eq!(dialable(nowhere), "");
-        }
     }
 }

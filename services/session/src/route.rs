@@ -261,7 +261,8 @@ mod tests {
     }
 
     /// Those that any process answers from the database, or that make something new.
-    const ANYWHERE: [&str; 4] = ["CreateSession", "GetSession", "ListSessions", "GetStatistics"];
+    const ANYWHERE: [&str; 6] =
+        ["CreateSession", "GetSession", "ListSessions", "GetStatistics", "HoldLease", "ReleaseLease"];
 
     #[test]
     fn every_method_of_this_role_is_about_something_or_done_anywhere() {

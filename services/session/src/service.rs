@@ -11,6 +11,7 @@ mod files;
 mod follow;
 mod install;
 mod interact;
+mod leases;
 mod leftovers;
 mod list;
 mod record;

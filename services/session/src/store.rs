@@ -8,6 +8,7 @@
 mod column;
 pub(crate) mod execution;
 mod install;
+mod leases;
 mod pen;
 mod recovery;
 mod replicas;
@@ -28,7 +29,9 @@ use chrono::{DateTime, Utc};
 use sandmesh_mesh::{Database, DatabaseUrl, PoolSettings, Tasks};
 use sea_orm::{ConnectionTrait, EntityTrait, Select};
 
-pub(crate) use self::{column::Instant, replicas::Owner, sqlite::close_to_others, tally::Tally};
+pub(crate) use self::{
+    column::Instant, leases::Lease, replicas::Owner, sqlite::close_to_others, tally::Tally,
+};
 use self::{pen::Pen, write::Lock, writer::Writer};
 use crate::{error::Error, migration::Migrator};
 

@@ -24,6 +24,7 @@ mod dependencies;
 mod executions;
 mod fakes;
 mod input;
+mod leases;
 mod lists;
 mod loss;
 mod recovery;
@@ -42,8 +43,8 @@ use sandmesh_proto::{
     executor::Language,
     session::{
         self as pb, dependency_service_client::DependencyServiceClient,
-        dependency_service_server::DependencyServiceServer,
-        session_event_service_client::SessionEventServiceClient,
+        dependency_service_server::DependencyServiceServer, lease_service_client::LeaseServiceClient,
+        lease_service_server::LeaseServiceServer, session_event_service_client::SessionEventServiceClient,
         session_event_service_server::SessionEventServiceServer,
         session_service_client::SessionServiceClient, session_service_server::SessionServiceServer,
     },
@@ -66,6 +67,7 @@ struct Bench {
     client: SessionServiceClient<Link>,
     events: SessionEventServiceClient<Link>,
     dependencies: DependencyServiceClient<Link>,
+    leases: LeaseServiceClient<Link>,
 }
 
 tokio::task_local! {
@@ -110,6 +112,7 @@ impl Bench {
         let mut routes = RoutesBuilder::default();
         routes.add_service(SessionServiceServer::new(grpc.clone()));
         routes.add_service(DependencyServiceServer::new(grpc.clone()));
+        routes.add_service(LeaseServiceServer::new(grpc.clone()));
         routes.add_service(SessionEventServiceServer::new(grpc));
         let link = Link::local(grpc_router(routes.routes()));
         let tasks = mesh.tasks().clone();
@@ -117,8 +120,21 @@ impl Bench {
         tasks.spawn("sweep sessions", Arc::clone(&service).sweep_forever());
         let client = SessionServiceClient::new(link.clone()).max_decoding_message_size(64 << 20);
         let events = SessionEventServiceClient::new(link.clone());
-        let dependencies = DependencyServiceClient::new(link);
-        Self { world, clock, config, directory, database, service, tasks, client, events, dependencies }
+        let (dependencies, leases) =
+            (DependencyServiceClient::new(link.clone()), LeaseServiceClient::new(link));
+        Self {
+            world,
+            clock,
+            config,
+            directory,
+            database,
+            service,
+            tasks,
+            client,
+            events,
+            dependencies,
+            leases,
+        }
     }
 
     /// Stops the role in the middle of whatever it does, and starts another on the same data.

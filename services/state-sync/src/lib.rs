@@ -6,6 +6,7 @@
 
 pub mod config;
 mod grpc;
+mod lease;
 mod observe;
 mod reconcile;
 mod service;
@@ -48,6 +49,7 @@ impl Role for StateSyncRole {
     }
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
+        tasks.spawn("lease to reconcile", Arc::clone(&self.reconciler).keep_lease());
         tasks.spawn("reconcile loop", Arc::clone(&self.reconciler).run());
     }
 

@@ -35,6 +35,13 @@ pub(crate) struct Session {
     pub(crate) can_recover: bool,
 }
 
+impl Session {
+    /// Whether it runs on the sandbox of the same id on another node.
+    fn has_another_than(&self, sandbox: &Sandbox) -> bool {
+        self.phase == Phase::Running && !self.node_id.is_empty() && self.node_id != sandbox.node_id
+    }
+}
+
 /// What became of a session that is not among those that have not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -85,6 +92,12 @@ pub(crate) struct Sandbox {
     pub(crate) node_lost: bool,
     /// When it was created; `None` when nobody knows.
     pub(crate) created_at: Option<DateTime<Utc>>,
+}
+
+impl Sandbox {
+    fn place(&self) -> (&str, &str) {
+        (&self.sandbox_id, &self.node_id)
+    }
 }
 
 /// The sandboxes.
@@ -162,13 +175,12 @@ pub(crate) struct Plan {
 /// Says what to do about `desired` and `observed` at `now`. A sandbox whose session nobody knows is left
 /// alone until it is older than `grace`: its session may not have been visible yet.
 pub(crate) fn plan(desired: &Desired, observed: &Observed, now: DateTime<Utc>, grace: Duration) -> Plan {
-    let sandboxes: BTreeMap<&str, &Sandbox> =
-        observed.sandboxes.iter().map(|sandbox| (sandbox.sandbox_id.as_str(), sandbox)).collect();
+    let sandboxes: Placed<'_> = observed.sandboxes.iter().map(|sandbox| (sandbox.place(), sandbox)).collect();
     let mut plan = Plan::default();
     for session in &desired.sessions {
         plan.checked = plan.checked.saturating_add(1);
         if session.phase == Phase::Running {
-            judge(&mut plan, session, sandboxes.get(session.sandbox_id.as_str()).copied(), observed);
+            judge(&mut plan, session, sandbox_of(session, &sandboxes), observed);
         }
     }
     let owners = Owners::new(desired);
@@ -181,6 +193,20 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed, now: DateTime<Utc>, g
         }
     }
     plan
+}
+
+/// Sandboxes by id and node. An id is on two nodes where two schedulers placed it that did not know of each
+/// other: one of them has the session, and the other is removed.
+type Placed<'a> = BTreeMap<(&'a str, &'a str), &'a Sandbox>;
+
+/// The sandbox that a session uses.
+fn sandbox_of<'a>(session: &Session, sandboxes: &Placed<'a>) -> Option<&'a Sandbox> {
+    let (id, node_id) = (session.sandbox_id.as_str(), session.node_id.as_str());
+    let mut anywhere = sandboxes.range((id, "")..).take_while(|((found, _), _)| *found == id);
+    match node_id {
+        "" => anywhere.next().map(|(_, sandbox)| *sandbox),
+        _ => sandboxes.get(&(id, node_id)).copied(),
+    }
 }
 
 impl Plan {
@@ -227,7 +253,8 @@ fn would_be_seen(node_id: &str, observed: &Observed) -> bool {
 
 /// Who has which sandbox.
 struct Owners<'a> {
-    claimed: BTreeSet<&'a str>,
+    /// By their sandboxes.
+    claims: BTreeMap<&'a str, Vec<&'a Session>>,
     sessions: BTreeMap<&'a str, &'a Session>,
     fates: &'a BTreeMap<String, Fate>,
 }
@@ -235,16 +262,21 @@ struct Owners<'a> {
 impl<'a> Owners<'a> {
     fn new(desired: &'a Desired) -> Self {
         let sessions = desired.sessions.iter();
+        let mut claims: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for session in sessions.clone() {
+            claims.entry(session.sandbox_id.as_str()).or_default().push(session);
+        }
         Self {
-            claimed: sessions.clone().map(|session| session.sandbox_id.as_str()).collect(),
+            claims,
             sessions: sessions.map(|session| (session.session_id.as_str(), session)).collect(),
             fates: &desired.fates,
         }
     }
 
     fn is_orphan(&self, sandbox: &Sandbox, now: DateTime<Utc>, grace: Duration) -> bool {
-        if self.claimed.contains(sandbox.sandbox_id.as_str()) {
-            return false;
+        if let Some(sessions) = self.claims.get(sandbox.sandbox_id.as_str()) {
+            let elsewhere = sessions.iter().all(|session| session.has_another_than(sandbox));
+            return elsewhere && is_older(sandbox, now, grace);
         }
         if sandbox.session_id.is_empty() {
             // Warm sandboxes belong to their pool, which cannot use a dead one.

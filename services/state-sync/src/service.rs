@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::{
     Config,
+    lease::Lease,
     observe::{Observer, Unseen},
     reconcile::{Action, How, Lost, plan},
 };
@@ -95,6 +96,7 @@ pub(crate) struct Reconciler {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     config: Config,
+    lease: Lease,
     /// The pass that runs, or ran last.
     pass: Mutex<Option<Outlook>>,
 }
@@ -109,15 +111,21 @@ impl Reconciler {
         config: Config,
     ) -> Self {
         let observer = Observer::new(sessions.clone(), scheduler.clone(), &config);
-        Self { observer, sessions, scheduler, clock, tasks, config, pass: Mutex::default() }
+        let lease = Lease::new(sessions.clone());
+        Self { observer, sessions, scheduler, clock, tasks, config, lease, pass: Mutex::default() }
     }
 
-    /// Runs passes until the process stops. After one that could not do everything the next one comes
+    /// Asks for the lease of [`Reconciler::run`], until the process stops.
+    pub(crate) async fn keep_lease(self: Arc<Self>) {
+        self.lease.keep(self.tasks.token()).await;
+    }
+
+    /// Runs passes until the process stops, while it has the lease. After one that could not do everything the next one comes
     /// soon: at the start the scheduler may not know its nodes yet.
     pub(crate) async fn run(self: Arc<Self>) {
         let token = self.tasks.token();
         let (mut pause, mut was_complete) = (FIRST_PAUSE, true);
-        while !token.is_cancelled() {
+        while token.run_until_cancelled(self.lease.held()).await.is_some() {
             let report = self.reconcile().await;
             log(&report, was_complete);
             let complete = report.is_ok_and(|report| report.errors.is_empty());
@@ -236,6 +244,7 @@ impl Reconciler {
             sandbox_id: lost.sandbox_id.clone(),
             reason: reason.to_owned(),
             node_lost: lost.node_lost,
+            node_id: lost.node_id.clone(),
         };
         match self.observer.call(client.report_sandbox_lost(request)).await {
             Ok(answer) if answer.recovering => Ok(Outcome { recovered: 1, ..Outcome::default() }),
@@ -247,7 +256,8 @@ impl Reconciler {
 
     async fn remove(&self, sandbox_id: &str, node_id: &str) -> Result<(), Failure> {
         let mut client = SchedulerServiceClient::new(self.scheduler.clone());
-        let request = DeleteSandboxRequest { sandbox_id: sandbox_id.to_owned(), node_id: node_id.to_owned() };
+        let (id, node_id) = (sandbox_id.to_owned(), node_id.to_owned());
+        let request = DeleteSandboxRequest { sandbox_id: id, node_id, only_there: true };
         let removed = self.observer.call(client.delete_sandbox(request)).await;
         removed.map(|_| ()).map_err(|status| (sandbox_id.to_owned(), status))
     }

@@ -16,8 +16,9 @@ use sandmesh_proto::{
         ListNodesResponse, ListSandboxesRequest, ListSandboxesResponse, NodeStatus,
     },
     session::{
-        GetSessionRequest, GetSessionResponse, ListSessionsRequest, ListSessionsResponse,
-        ReportSandboxLostRequest, ReportSandboxLostResponse, Session, session::State,
+        GetSessionRequest, GetSessionResponse, HoldLeaseRequest, HoldLeaseResponse, ListSessionsRequest,
+        ListSessionsResponse, ReleaseLeaseRequest, ReleaseLeaseResponse, ReportSandboxLostRequest,
+        ReportSandboxLostResponse, Session, session::State,
     },
     statesync::{ReconcileRequest, ReconcileResponse, state_sync_service_client::StateSyncServiceClient},
 };
@@ -46,6 +47,8 @@ struct World {
     /// The calls that were made and change something.
     done: Vec<String>,
     passes: usize,
+    /// Who has the lease; empty: who asks gets it.
+    holder: String,
     /// How many items a page has; 0: a few, so that every list has several pages.
     page: usize,
 }
@@ -121,6 +124,20 @@ impl World {
         Ok(DeleteSandboxResponse {})
     }
 
+    fn hold_lease(&mut self, request: &HoldLeaseRequest) -> Result<HoldLeaseResponse, Status> {
+        self.fails("HoldLease")?;
+        if self.holder.is_empty() {
+            self.holder.clone_from(&request.holder);
+        }
+        let held = self.holder == request.holder;
+        Ok(HoldLeaseResponse { held, holder: self.holder.clone(), token: 1 })
+    }
+
+    fn release_lease(&mut self, request: &ReleaseLeaseRequest) -> Result<ReleaseLeaseResponse, Status> {
+        self.done.push(format!("release {}", request.name));
+        Ok(ReleaseLeaseResponse {})
+    }
+
     fn list_nodes(&mut self, _: &ListNodesRequest) -> Result<ListNodesResponse, Status> {
         self.fails("ListNodes")?;
         let node = |id: &&str| NodeStatus {
@@ -170,6 +187,9 @@ fn others(world: &Shared) -> Link {
     let router = serve(router, &format!("{session}/ListSessions"), world, World::list_sessions);
     let router = serve(router, &format!("{session}/GetSession"), world, World::get_session);
     let router = serve(router, &format!("{event}/ReportSandboxLost"), world, World::report_lost);
+    let lease = "/sandmesh.session.v1.LeaseService";
+    let router = serve(router, &format!("{lease}/HoldLease"), world, World::hold_lease);
+    let router = serve(router, &format!("{lease}/ReleaseLease"), world, World::release_lease);
     let router = serve(router, &format!("{scheduler}/ListSandboxes"), world, World::list_sandboxes);
     let router = serve(router, &format!("{scheduler}/GetSandbox"), world, World::get_sandbox);
     let router = serve(router, &format!("{scheduler}/DeleteSandbox"), world, World::delete_sandbox);
@@ -209,6 +229,12 @@ fn bench_over(world: Shared, link: Link) -> Bench {
 impl Bench {
     async fn reconcile(&mut self) -> Result<ReconcileResponse, Status> {
         self.client.reconcile(ReconcileRequest {}).await.map(Response::into_inner)
+    }
+
+    /// Makes passes by itself, while it has the lease.
+    fn run(&self) {
+        self.tasks.spawn("lease", Arc::clone(&self.reconciler).keep_lease());
+        self.tasks.spawn("loop", Arc::clone(&self.reconciler).run());
     }
 
     fn done(&self) -> Vec<String> {
@@ -401,7 +427,7 @@ async fn a_pass_goes_on_when_its_caller_is_gone() {
 #[tokio::test]
 async fn the_loop_reconciles_at_the_start_and_again_and_ends_when_told_to() {
     let bench = bench(world(vec![session(1, State::Failed)], vec![sandbox(1, sandbox::State::Running)]));
-    bench.tasks.spawn("loop", Arc::clone(&bench.reconciler).run());
+    bench.run();
     timeout(PATIENCE, async {
         while lock(&bench.world).passes < 3 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -410,6 +436,26 @@ async fn the_loop_reconciles_at_the_start_and_again_and_ends_when_told_to() {
     .await
     .unwrap();
     assert_eq!(bench.done(), ["delete b1"]);
+    assert_eq!(bench.tasks.shut_down(PATIENCE).await, 0);
+    assert_eq!(bench.done(), ["delete b1", "release state-sync"], "nobody waits for the end of its term");
+}
+
+#[tokio::test]
+async fn while_another_has_the_lease_passes_are_only_made_when_asked_for() {
+    let mut bench = bench(World { holder: "another".to_owned(), ..world(vec![], vec![]) });
+    bench.run();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(lock(&bench.world).passes, 0);
+    bench.reconcile().await.unwrap();
+    assert_eq!(lock(&bench.world).passes, 1);
+    lock(&bench.world).holder.clear();
+    timeout(PATIENCE, async {
+        while lock(&bench.world).passes < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
     assert_eq!(bench.tasks.shut_down(PATIENCE).await, 0);
 }
 

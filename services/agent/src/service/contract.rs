@@ -31,7 +31,6 @@ impl Agent {
         let runtime = bench.runtime();
         let identity = Identity {
             node_id: "bench".to_owned(),
-            advertise: String::new(),
             labels: BTreeMap::new(),
             limits: Limits { max_sandboxes, cpu_millis: None, memory_bytes: 1 << 40 },
             ability: runtime.check().await.unwrap(),

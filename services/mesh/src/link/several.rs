@@ -36,6 +36,11 @@ impl Several {
         Self { links, next: AtomicUsize::new(0), away }
     }
 
+    /// Each of them.
+    pub(super) fn each(&self) -> &[Link] {
+        &self.links
+    }
+
     /// Calls the next that is there. A stream of messages is only tried once, as it is used up by that.
     pub(super) async fn call(&self, request: Request) -> Response {
         let order = order(self.next.fetch_add(1, Ordering::Relaxed), &self.away(), Instant::now());

@@ -265,6 +265,7 @@ async fn service_of_the_mesh_is_not_served_to_clients(wiring: Wiring) {
     let id = grpc.session().await;
     for path in [
         "/sandmesh.session.v1.SessionEventService/ReportSandboxLost",
+        "/sandmesh.session.v1.LeaseService/HoldLease",
         "/sandmesh.agent.v1.AgentService/DestroySandbox",
         "/sandmesh.scheduler.v1.SchedulerService/PlaceSandbox",
         "/sandmesh.health.v1.RoleHealthService/CheckRole",

@@ -8,7 +8,7 @@ use sandmesh_proto::{
 use tonic::{Request, Status};
 
 use super::{Service, told};
-use crate::{Error, follower::agent};
+use crate::{Error, follower::agent, registry::Place};
 
 /// Which sandboxes are listed.
 #[derive(Debug, Clone, Default)]
@@ -22,15 +22,15 @@ pub(crate) struct Filter {
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Page {
-    /// Only what comes after this id.
-    pub(crate) after: String,
+    /// Only what comes after this.
+    pub(crate) after: Place,
     /// Skip this many.
     pub(crate) offset: usize,
     /// At most this many.
     pub(crate) limit: usize,
 }
 
-/// A page of sandboxes, ordered by id.
+/// A page of sandboxes, ordered by id and node.
 #[derive(Debug)]
 pub(crate) struct Listed {
     pub(crate) sandboxes: Vec<Sandbox>,
@@ -87,11 +87,10 @@ impl Service {
     /// A page of the sandboxes that are known.
     pub(crate) fn list_for_operators(&self, filter: &Filter, page: &Page) -> Listed {
         let (sandboxes, unreachable) = self.registry.sandboxes();
-        let matching = || sandboxes.values().filter(|sandbox| filter.takes(sandbox));
+        let matching = || sandboxes.iter().filter(|(_, sandbox)| filter.takes(sandbox));
         let total = matching().count() as u64;
-        let after = |sandbox: &&Sandbox| sandbox.sandbox_id.as_str() > page.after.as_str();
-        let mut rest = matching().filter(after).skip(page.offset);
-        let sandboxes = rest.by_ref().take(page.limit).cloned().collect();
+        let mut rest = matching().filter(|(place, _)| **place > page.after).skip(page.offset);
+        let sandboxes = rest.by_ref().take(page.limit).map(|(_, sandbox)| sandbox.clone()).collect();
         let more = rest.next().is_some();
         Listed { sandboxes, more, total, unreachable }
     }

@@ -48,7 +48,7 @@ impl Bench {
     }
 
     fn unreachable(&self) -> Vec<String> {
-        self.service.list("", 10).unwrap().2
+        self.service.list(&Place::default(), 10).unwrap().2
     }
 
     async fn until(&self, holds: impl Fn() -> bool) {
@@ -62,7 +62,7 @@ impl Bench {
     }
 
     async fn create(&self, id: &str) -> Result<Sandbox, Error> {
-        self.service.create(id, &spec()).await
+        self.service.create(id, &spec(), false).await
     }
 }
 
@@ -146,7 +146,7 @@ async fn what_no_node_can_ever_run_is_refused_with_the_reason_of_each() {
     let bench = Bench::new();
     let _nodes = (bench.node("a", 5).await, bench.node("b", 5).await);
     let shell = SandboxSpec { language: Language::Shell.into(), ..spec() };
-    let error = bench.service.create(ID, &shell).await.unwrap_err();
+    let error = bench.service.create(ID, &shell, false).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);
     assert!(error.to_string().contains("`a`: ") && error.to_string().contains("`b`: "), "{error}");
 }
@@ -168,9 +168,9 @@ async fn a_creation_waits_for_the_first_node() {
 async fn without_any_node_there_is_no_capacity_and_nothing_is_said_of_sandboxes() {
     let bench = Bench::new();
     assert_eq!(bench.create(ID).await.unwrap_err().reason(), "NO_CAPACITY");
-    assert_eq!(bench.service.list("", 10).unwrap_err().code(), Code::Unavailable);
+    assert_eq!(bench.service.list(&Place::default(), 10).unwrap_err().code(), Code::Unavailable);
     assert_eq!(bench.service.get(ID, "").await.unwrap_err().code(), Code::Unavailable);
-    assert_eq!(bench.service.delete(ID, "").await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(bench.service.delete(ID, "", false).await.unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test]
@@ -207,15 +207,15 @@ async fn a_sandbox_of_an_unknown_node_is_deleted_everywhere_or_not_at_all() {
     let (a, _a) = bench.node("a", 5).await;
     let (_, stop_b) = bench.node("b", 5).await;
     bench.create(ID).await.unwrap();
-    bench.service.delete(ID, "").await.unwrap();
-    bench.service.delete(ID, "").await.unwrap();
+    bench.service.delete(ID, "", false).await.unwrap();
+    bench.service.delete(ID, "", false).await.unwrap();
     assert!(a.ids().is_empty());
     stop_b.cancel();
     assert_eq!(
-        bench.service.delete("sbx_0000000000000002", "").await.unwrap_err().reason(),
+        bench.service.delete("sbx_0000000000000002", "", false).await.unwrap_err().reason(),
         "NODE_UNAVAILABLE"
     );
-    bench.service.delete("sbx_0000000000000002", "a").await.unwrap();
+    bench.service.delete("sbx_0000000000000002", "a", false).await.unwrap();
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn watchers_see_what_exists_and_every_change_of_every_node() {
     let bench = Bench::new();
     let (a, _a) = bench.node("a", 1).await;
     bench.create(ID).await.unwrap();
-    bench.until(|| !bench.service.list("", 10).unwrap().0.is_empty()).await;
+    bench.until(|| !bench.service.list(&Place::default(), 10).unwrap().0.is_empty()).await;
     let mut seen = Box::pin(bench.service.watch());
     let mut next = async || {
         let sandbox = seen.next().await.unwrap().unwrap();
@@ -259,7 +259,7 @@ async fn watchers_see_what_exists_and_every_change_of_every_node() {
     assert_eq!(next().await, ("sbx_0000000000000002".to_owned(), State::Running));
     b.kill("sbx_0000000000000002");
     assert_eq!(next().await, ("sbx_0000000000000002".to_owned(), State::Dead));
-    bench.service.delete(ID, "a").await.unwrap();
+    bench.service.delete(ID, "a", false).await.unwrap();
     assert_eq!(next().await, (ID.to_owned(), State::Deleted));
     assert!(a.ids().is_empty());
 }
@@ -277,7 +277,7 @@ async fn after_a_node_is_back_its_sandboxes_are_known_as_they_are_then() {
     let _a = a.serve(bench.mesh.tasks());
     assert_eq!(seen.next().await.unwrap().unwrap().state(), State::Dead);
     bench.until(|| bench.unreachable().is_empty()).await;
-    assert_eq!(bench.service.list("", 10).unwrap().0[0].state(), State::Dead);
+    assert_eq!(bench.service.list(&Place::default(), 10).unwrap().0[0].state(), State::Dead);
 }
 
 #[tokio::test]
@@ -287,10 +287,11 @@ async fn a_list_goes_on_where_its_page_ended() {
     for n in 0..3 {
         bench.create(&format!("sbx_{n:016x}")).await.unwrap();
     }
-    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 3).await;
-    let (page, more, _) = bench.service.list("", 2).unwrap();
+    bench.until(|| bench.service.list(&Place::default(), 10).unwrap().0.len() == 3).await;
+    let (page, more, _) = bench.service.list(&Place::default(), 2).unwrap();
     assert_eq!((page.len(), more), (2, true));
-    let (rest, more, _) = bench.service.list(&page[1].sandbox_id, 2).unwrap();
+    let (rest, more, _) =
+        bench.service.list(&(page[1].sandbox_id.clone(), page[1].node_id.clone()), 2).unwrap();
     assert_eq!((rest.len(), more), (1, false));
 }
 
@@ -328,7 +329,7 @@ async fn sandboxes_of_a_lost_node_are_dead_until_it_reports_again() {
     let bench = Bench::new();
     let (a, stop) = bench.node("a", 10).await;
     bench.create(ID).await.unwrap();
-    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 1).await;
+    bench.until(|| bench.service.list(&Place::default(), 10).unwrap().0.len() == 1).await;
     let mut changes = Box::pin(bench.service.watch());
     assert_eq!(changes.next().await.unwrap().unwrap().state(), State::Running);
     stop.cancel();
@@ -341,18 +342,22 @@ async fn sandboxes_of_a_lost_node_are_dead_until_it_reports_again() {
     assert_eq!((dead.state(), dead.node_lost), (State::Dead, true));
     assert_eq!(dead.reason, "node `a` is lost");
     assert_eq!(bench.service.get(ID, "a").await.unwrap(), dead);
-    assert_eq!(bench.service.list("", 10).unwrap().0, [dead]);
+    assert_eq!(bench.service.list(&Place::default(), 10).unwrap().0, [dead]);
     assert!(bench.service.node("a").unwrap().lost);
     let other = "sbx_000000000000000f";
     assert_eq!(bench.service.get(other, "a").await.unwrap_err().reason(), "SANDBOX_NOT_FOUND");
     // Whoever gives it up is not held up by a node that is not there.
-    bench.service.delete(other, "a").await.unwrap();
+    bench.service.delete(other, "a", false).await.unwrap();
 
     let _a = a.serve(bench.mesh.tasks());
     bench.service.register(a.node()).unwrap();
-    bench.until(|| bench.service.list("", 10).unwrap().0.iter().any(|s| s.state() == State::Running)).await;
+    bench
+        .until(|| {
+            bench.service.list(&Place::default(), 10).unwrap().0.iter().any(|s| s.state() == State::Running)
+        })
+        .await;
     assert!(!bench.service.node("a").unwrap().lost);
-    bench.service.delete(ID, "a").await.unwrap();
+    bench.service.delete(ID, "a", false).await.unwrap();
     assert!(a.ids().is_empty(), "what it still has can be removed");
 }
 
@@ -363,11 +368,12 @@ async fn operators_get_sandboxes_in_pages_by_node_and_by_session() {
     for n in 0..5 {
         let id = format!("sbx_000000000000000{n}");
         let session_id = format!("s{}", n % 2);
-        bench.service.create(&id, &SandboxSpec { session_id, ..spec() }).await.unwrap();
+        bench.service.create(&id, &SandboxSpec { session_id, ..spec() }, false).await.unwrap();
     }
-    bench.until(|| bench.service.list("", 10).unwrap().0.len() == 5).await;
+    bench.until(|| bench.service.list(&Place::default(), 10).unwrap().0.len() == 5).await;
     let page = |filter: &Filter, after: &str, offset| {
-        let found = bench.service.list_for_operators(filter, &Page { after: after.into(), offset, limit: 2 });
+        let after = (after.to_owned(), if after.is_empty() { "" } else { "a" }.to_owned());
+        let found = bench.service.list_for_operators(filter, &Page { after, offset, limit: 2 });
         let ids: Vec<String> = found.sandboxes.into_iter().map(|s| s.sandbox_id[19..].to_owned()).collect();
         (ids.concat(), found.more, found.total)
     };
@@ -391,4 +397,66 @@ async fn a_log_comes_from_the_node_that_has_the_sandbox() {
     assert_eq!(String::from_utf8(text).unwrap(), format!("log of {ID}"));
     let none = bench.service.read_log("sbx_000000000000000f", 0, false).await.err().unwrap();
     assert_eq!(none.reason(), "SANDBOX_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn another_scheduler_finds_what_may_exist_and_does_not_make_it_again() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 5).await;
+    let (b, _b) = bench.node("b", 5).await;
+    let first = bench.create(ID).await.unwrap();
+    let other = Service::new(bench.service.config.clone(), bench.mesh.clone());
+    for node in [&a, &b] {
+        other.register(node.node()).unwrap();
+    }
+    // Whether it follows the nodes already or not.
+    let found = other.create(ID, &spec(), true).await.unwrap();
+    assert_eq!(found.node_id, first.node_id);
+    assert_eq!(a.creations() + b.creations(), 1);
+    assert!(other.create("sbx_0000000000000002", &spec(), true).await.is_ok(), "what does not exist is made");
+}
+
+#[tokio::test]
+async fn of_two_sandboxes_of_one_id_each_is_read_and_destroyed_by_its_node() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 5).await;
+    bench.create(ID).await.unwrap();
+    // Another scheduler, which does not know of that node.
+    let other = Service::new(bench.service.config.clone(), Mesh::builder(bench.dir.path().join("b")).build());
+    let b = FakeAgent::new(bench.dir.path(), "b", 5);
+    let _b = b.serve(bench.mesh.tasks());
+    other.register(b.node()).unwrap();
+    other.create(ID, &spec(), true).await.unwrap();
+    bench.service.register(b.node()).unwrap();
+    bench.until(|| bench.service.list(&Place::default(), 10).unwrap().0.len() == 2).await;
+    let (page, more, _) = bench.service.list(&Place::default(), 1).unwrap();
+    assert_eq!((page[0].node_id.as_str(), more), ("a", true));
+    let (page, more, _) = bench.service.list(&(ID.to_owned(), "a".to_owned()), 1).unwrap();
+    assert_eq!((page[0].node_id.as_str(), more), ("b", false));
+    bench.service.delete(ID, "a", true).await.unwrap();
+    assert_eq!((a.ids().len(), b.ids().len()), (0, 1));
+    assert_eq!(bench.service.get(ID, "a").await.unwrap_err().reason(), "SANDBOX_NOT_FOUND");
+    assert_eq!(bench.service.get(ID, "b").await.unwrap().node_id, "b");
+    bench.service.delete(ID, "", false).await.unwrap();
+    assert!(b.ids().is_empty());
+}
+
+#[tokio::test]
+async fn node_that_went_while_no_scheduler_watched_is_lost_to_the_next() {
+    let bench = Bench::new();
+    let (a, stop) = bench.node("a", 5).await;
+    bench.create(ID).await.unwrap();
+    stop.cancel();
+    let next = Service::new(bench.service.config.clone(), bench.mesh.clone());
+    let known = next.node("a").unwrap();
+    assert!(!known.healthy && !known.lost);
+    assert_eq!(next.get(ID, "a").await.unwrap_err().reason(), "NODE_UNAVAILABLE", "it may come back");
+    bench.clock.advance(Duration::from_secs(61));
+    assert_eq!(next.registry.declare_lost(), ["a"]);
+    assert_eq!(next.get(ID, "a").await.unwrap_err().reason(), "SANDBOX_NOT_FOUND");
+    next.delete(ID, "a", false).await.unwrap();
+    let _a = a.serve(bench.mesh.tasks());
+    next.register(a.node()).unwrap();
+    bench.until(|| next.list(&Place::default(), 10).unwrap().0.len() == 1).await;
+    assert!(next.node("a").unwrap().healthy, "it came back, with what it has");
 }

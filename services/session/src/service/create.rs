@@ -38,8 +38,8 @@ const TEMPLATE_LIMIT: Duration = Duration::from_secs(5);
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// How much longer than its session a sandbox may live on its own, should nobody end it: long enough that
-/// the session always ends first.
-const ORPHAN_GRACE: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+/// the session always ends first, and is saved where the object store is away for a while.
+const ORPHAN_GRACE: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
 
 /// The lifetime of a session in seconds, where neither the request nor the template says.
 const DEFAULT_TIMEOUT: u32 = 300;
@@ -230,7 +230,7 @@ impl Service {
         else {
             return Ok(());
         };
-        match self.ask_for_sandbox(&session).await? {
+        match self.ask_for_sandbox(&session, waiter.is_none()).await? {
             Ok(sandbox) if is_weaker(&session, &sandbox) => {
                 let reason = "its sandbox was lost, and another one would have another isolation";
                 self.end(&session, SessionEvent::CreationFailed, reason).await?;
@@ -334,8 +334,13 @@ impl Service {
         Ok(())
     }
 
-    /// Asks the scheduler until it says yes or no, the time is over, or the session ended.
-    async fn ask_for_sandbox(&self, session: &Model) -> Result<Result<agent::Sandbox, Refusal>, Error> {
+    /// Asks the scheduler until it says yes or no, the time is over, or the session ended. It `may_exist`
+    /// where somebody may have asked before.
+    async fn ask_for_sandbox(
+        &self,
+        session: &Model,
+        mut may_exist: bool,
+    ) -> Result<Result<agent::Sandbox, Refusal>, Error> {
         let mut backoff = Backoff::new(self.config.retry_max.0);
         loop {
             let age = (self.clock.now() - session.creating_since()).to_std().unwrap_or_default();
@@ -344,7 +349,8 @@ impl Service {
                 let limit = HumanDuration(limit);
                 return Ok(Err(Refusal::Final(format!("its sandbox was not created within {limit}"))));
             };
-            let request = self.sandbox_request(session);
+            let request = self.sandbox_request(session, may_exist);
+            may_exist = true;
             let answer = call(left.min(ATTEMPT_LIMIT), self.peers.scheduler().create_sandbox(request)).await;
             let refusal = match answer {
                 Ok(scheduler::CreateSandboxResponse { sandbox: Some(sandbox) }) => return Ok(Ok(sandbox)),
@@ -365,7 +371,7 @@ impl Service {
         }
     }
 
-    fn sandbox_request(&self, session: &Model) -> scheduler::CreateSandboxRequest {
+    fn sandbox_request(&self, session: &Model, may_exist: bool) -> scheduler::CreateSandboxRequest {
         let language = Language::of_runtime(&session.language_runtime);
         let spec = agent::SandboxSpec {
             image: session.image.clone(),
@@ -380,7 +386,8 @@ impl Service {
             // Where that says why not, its installation does, too.
             packages: self.package_set(session).ok().flatten(),
         };
-        scheduler::CreateSandboxRequest { sandbox_id: session.sandbox_id.clone(), spec: Some(spec) }
+        let sandbox_id = session.sandbox_id.clone();
+        scheduler::CreateSandboxRequest { sandbox_id, spec: Some(spec), may_exist }
     }
 }
 

@@ -93,7 +93,9 @@ impl Service {
     ) -> Result<Loss, Error> {
         let session = self.store.session_or_deleted(&report.session_id).await?;
         let session = session.ok_or_else(|| Error::SessionNotFound(report.session_id.clone()))?;
-        if session.sandbox_id != report.sandbox_id {
+        let elsewhere =
+            |node_id: &str| !node_id.is_empty() && !session.node_id.is_empty() && node_id != session.node_id;
+        if session.sandbox_id != report.sandbox_id || elsewhere(&report.node_id) {
             return Ok(Loss::Moot);
         }
         let reason = if report.reason.is_empty() { "its sandbox died".to_owned() } else { report.reason };
@@ -262,6 +264,7 @@ impl Service {
             let request = scheduler::DeleteSandboxRequest {
                 sandbox_id: session.sandbox_id.clone(),
                 node_id: session.node_id.clone(),
+                only_there: false,
             };
             match call(REMOVE_LIMIT, self.peers.scheduler().delete_sandbox(request)).await {
                 Ok(_) => return Ok(()),

@@ -157,11 +157,11 @@ impl Store {
             .take()
     }
 
-    fn now(&self) -> Expr {
+    pub(super) fn now(&self) -> Expr {
         now(self.readers.get_database_backend())
     }
 
-    fn end(&self, term: Duration) -> Expr {
+    pub(super) fn end(&self, term: Duration) -> Expr {
         self.now().add(i64::try_from(term.as_micros()).unwrap_or(i64::MAX))
     }
 }

@@ -49,8 +49,9 @@ impl Bench {
     async fn lose(&mut self, session: &pb::Session, node_lost: bool) -> pb::ReportSandboxLostResponse {
         self.world.kill(&session.sandbox_id);
         let (session_id, sandbox_id) = (session.session_id.clone(), session.sandbox_id.clone());
+        let reason = "killed".into();
         let report =
-            pb::ReportSandboxLostRequest { session_id, sandbox_id, reason: "killed".into(), node_lost };
+            pb::ReportSandboxLostRequest { session_id, sandbox_id, reason, node_lost, ..Default::default() };
         self.events.report_sandbox_lost(report).await.unwrap().into_inner()
     }
 
@@ -162,7 +163,13 @@ async fn a_lost_node_is_told_as_the_cause() {
         bench.running(&running).await;
         let (session_id, sandbox_id) = (session.session_id.clone(), session.sandbox_id.clone());
         let reason = "node `n` is lost".to_owned();
-        let report = pb::ReportSandboxLostRequest { session_id, sandbox_id, reason, node_lost: true };
+        let report = pb::ReportSandboxLostRequest {
+            session_id,
+            sandbox_id,
+            reason,
+            node_lost: true,
+            ..Default::default()
+        };
         bench.events.report_sandbox_lost(report).await.unwrap();
         let lost = bench.ended(&running).await;
         assert_eq!((lost.state(), lost.cause()), (State::Crashed, Cause::NodeLost), "{max_recoveries}");
@@ -358,7 +365,7 @@ async fn a_session_that_begins_to_recover_is_ended_or_deleted_all_the_same() {
             session_id: session.session_id.clone(),
             sandbox_id: session.sandbox_id.clone(),
             reason: "killed".into(),
-            node_lost: false,
+            ..Default::default()
         };
         let (mut events, mut client, session_id) =
             (bench.events.clone(), bench.client.clone(), session.session_id.clone());

@@ -255,8 +255,7 @@ async fn a_report_of_a_lost_sandbox_of_a_deleted_session_is_no_error() {
     let delete = pb::DeleteSessionRequest { session_id: session.session_id.clone() };
     bench.client.delete_session(delete).await.unwrap();
     let (session_id, sandbox_id) = (session.session_id, session.sandbox_id);
-    let report =
-        pb::ReportSandboxLostRequest { session_id, sandbox_id, reason: String::new(), node_lost: false };
+    let report = pb::ReportSandboxLostRequest { session_id, sandbox_id, ..Default::default() };
     assert!(!bench.events.report_sandbox_lost(report).await.unwrap().into_inner().applied);
 }
 

@@ -85,10 +85,13 @@ async fn a_report_of_a_lost_sandbox_is_taken_once_and_only_for_the_right_sandbox
         session_id: session.session_id.clone(),
         sandbox_id: "sbx_other".into(),
         reason: "the node is gone".into(),
-        node_lost: false,
+        ..Default::default()
     };
     assert!(!bench.events.report_sandbox_lost(report.clone()).await.unwrap().into_inner().applied);
     report.sandbox_id = session.sandbox_id.clone();
+    report.node_id = "another".into();
+    assert!(!bench.events.report_sandbox_lost(report.clone()).await.unwrap().into_inner().applied);
+    report.node_id = session.node_id.clone();
     assert!(bench.events.report_sandbox_lost(report.clone()).await.unwrap().into_inner().applied);
     assert!(!bench.events.report_sandbox_lost(report).await.unwrap().into_inner().applied);
     let failed = bench.get(&session.session_id).await.unwrap();

@@ -177,6 +177,27 @@ fn a_second_sandbox_of_a_running_session_is_removed_after_the_grace() {
 }
 
 #[test]
+fn sandbox_of_the_same_id_on_another_node_is_removed_there_and_only_there() {
+    let other = |age, condition| Sandbox { node_id: "n2".to_owned(), ..sandbox(condition, age) };
+    let nodes = BTreeSet::from(["n".to_owned(), "n2".to_owned()]);
+    let plan = |sandboxes: &[Sandbox]| {
+        planned(
+            &desired(&[session(Phase::Running)]),
+            &Observed { nodes: nodes.clone(), ..observed(sandboxes) },
+        )
+    };
+    let own = sandbox(Condition::Running, 99);
+    assert_eq!(plan(&[own.clone(), other(5, Condition::Running)]).actions, []);
+    for condition in [Condition::Running, Condition::Dead] {
+        let plan = plan(&[other(31, condition), own.clone()]);
+        let removed = Action::RemoveOrphan { sandbox_id: "b".to_owned(), node_id: "n2".to_owned() };
+        assert_eq!((plan.healthy, plan.actions), (1, vec![removed]));
+    }
+    let alone = plan(&[other(5, Condition::Running)]);
+    assert!(matches!(&alone.actions[..], [Action::End(Lost { how: How::Absent, .. })]), "{alone:?}");
+}
+
+#[test]
 fn a_warm_sandbox_is_its_pools_unless_it_is_dead() {
     let warm = |condition| Sandbox { session_id: String::new(), ..sandbox(condition, 9999) };
     assert!(!is_removed(&Desired::default(), warm(Condition::Running)));
@@ -203,12 +224,12 @@ fn apply(desired: &mut Desired, observed: &mut Observed, plan: &Plan) {
             Action::RemoveOrphan { .. } => {}
         }
         let gone = match action {
-            Action::Recover(Lost { sandbox_id, how: How::Dead { .. }, .. })
-            | Action::End(Lost { sandbox_id, how: How::Dead { .. }, .. })
-            | Action::RemoveOrphan { sandbox_id, .. } => sandbox_id,
+            Action::Recover(Lost { sandbox_id, node_id, how: How::Dead { .. }, .. })
+            | Action::End(Lost { sandbox_id, node_id, how: How::Dead { .. }, .. })
+            | Action::RemoveOrphan { sandbox_id, node_id } => (sandbox_id, node_id),
             Action::Recover(_) | Action::End(_) => continue,
         };
-        observed.sandboxes.retain(|sandbox| &sandbox.sandbox_id != gone);
+        observed.sandboxes.retain(|sandbox| (&sandbox.sandbox_id, &sandbox.node_id) != gone);
     }
 }
 
@@ -219,7 +240,9 @@ fn create(desired: &mut Desired, observed: &mut Observed) {
             continue;
         }
         (session.phase, session.node_id) = (Phase::Running, observed.nodes.first().unwrap().clone());
-        observed.sandboxes.retain(|sandbox| sandbox.sandbox_id != session.sandbox_id);
+        observed.sandboxes.retain(|sandbox| {
+            (&sandbox.sandbox_id, &sandbox.node_id) != (&session.sandbox_id, &session.node_id)
+        });
         observed.sandboxes.push(Sandbox {
             sandbox_id: session.sandbox_id.clone(),
             session_id: session.session_id.clone(),
@@ -268,7 +291,9 @@ prop_compose! {
             let map: BTreeMap<_, _> = sessions.into_iter().map(|s| (s.session_id.clone(), s)).collect();
             map.into_values().collect::<Vec<_>>()
         };
-        let sandboxes: BTreeMap<_, _> = sandboxes.into_iter().map(|b| (b.sandbox_id.clone(), b)).collect();
+        // An id may be on several nodes.
+        let place = |b: &Sandbox| (b.sandbox_id.clone(), b.node_id.clone());
+        let sandboxes: BTreeMap<_, _> = sandboxes.into_iter().map(|b| (place(&b), b)).collect();
         (
             Desired { sessions: by_id(sessions), fates },
             Observed { sandboxes: sandboxes.into_values().collect(), nodes, lost_nodes, some_unreachable },
@@ -319,13 +344,20 @@ proptest! {
     fn the_sandbox_of_a_session_that_is_well_or_being_created_is_never_touched((desired, observed) in any_world()) {
         let plan = planned(&desired, &observed);
         for session in &desired.sessions {
-            let sandbox = observed.sandboxes.iter().find(|sandbox| sandbox.sandbox_id == session.sandbox_id);
+            let is_its = |sandbox: &&Sandbox| {
+                sandbox.sandbox_id == session.sandbox_id
+                    && (session.node_id.is_empty() || sandbox.node_id == session.node_id)
+            };
+            let sandbox = observed.sandboxes.iter().find(is_its);
             let well = sandbox.is_some_and(|sandbox| sandbox.condition == Condition::Running);
             let creating = session.phase == Phase::Creating;
             if well || creating {
                 let touched = plan.actions.iter().any(|action| match action {
                     Action::Recover(lost) | Action::End(lost) => lost.session_id == session.session_id,
-                    Action::RemoveOrphan { sandbox_id, .. } => sandbox_id == &session.sandbox_id,
+                    Action::RemoveOrphan { sandbox_id, node_id } => {
+                        sandbox_id == &session.sandbox_id
+                            && (creating || sandbox.is_some_and(|sandbox| &sandbox.node_id == node_id))
+                    }
                 });
                 prop_assert!(!touched, "{:?} {:?}", session, plan);
             }
@@ -351,7 +383,9 @@ proptest! {
         for action in &plan.actions {
             match action {
                 Action::Recover(lost) | Action::End(lost) => prop_assert!(sessions.insert(&lost.session_id)),
-                Action::RemoveOrphan { sandbox_id, .. } => prop_assert!(sandboxes.insert(sandbox_id)),
+                Action::RemoveOrphan { sandbox_id, node_id } => {
+                    prop_assert!(sandboxes.insert((sandbox_id, node_id)));
+                }
             }
         }
         prop_assert!(plan.healthy + plan.unhealthy <= plan.checked);

@@ -190,6 +190,7 @@ const INTERNAL: &[&str] = &[
     "statesync.v1.StateSyncService/Reconcile",
     "health.v1.RoleHealthService/CheckRole",
     "session.v1.SessionEventService/ReportSandboxLost",
+    "session.v1.LeaseService/HoldLease",
 ];
 
 pub(super) async fn internal_services(arena: &Arena) -> anyhow::Result<Evidence> {

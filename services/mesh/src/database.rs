@@ -7,6 +7,7 @@
 pub mod columns;
 mod fault;
 mod migrate;
+mod patience;
 mod pool;
 #[cfg(any(test, feature = "test-servers"))]
 pub mod testing;
@@ -30,6 +31,7 @@ use sea_orm::{
 pub use self::{
     fault::{is_conflict, is_unavailable},
     migrate::Steps,
+    patience::patiently,
     pool::PoolSettings,
     url::DatabaseUrl,
 };

@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures::{FutureExt, future::BoxFuture};
-use sandmesh_mesh::{Clock, MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_mesh::{
+    Clock, MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks, database::patiently,
+};
 use sandmesh_proto::template::template_service_server::TemplateServiceServer;
 
 pub use config::Config;
@@ -37,8 +39,12 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     config.validate()?;
     let sessions = mesh.link(RoleName::Session)?;
     let target = config.target(mesh.data_dir());
-    let store = Store::open(&target).await.context("cannot open the template database")?;
-    plant(&store, mesh.clock().as_ref()).await.context("cannot write the first templates")?;
+    let open = async || {
+        let store = Store::open(&target).await.context("cannot open the template database")?;
+        plant(&store, mesh.clock().as_ref()).await.context("cannot write the first templates")?;
+        Ok(store)
+    };
+    let store = patiently(open).await?;
     Ok(Arc::new(TemplateRole { templates: Arc::new(Templates::new(store, mesh.clock(), sessions)) }))
 }
 

@@ -36,7 +36,7 @@ impl Store {
         id: &str,
         endpoint: &str,
         term: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DbErr> {
         let register = async |transaction: Arc<Transaction>| {
             let mut before = Query::delete();
             before.from_table(TABLE).and_where(Expr::col("id").eq(id));
@@ -49,7 +49,7 @@ impl Store {
             let _ = insert.select_from(row);
             transaction.execute(&insert).await.map(|_| ())
         };
-        Ok(self.transaction(Lock::Nothing, register).await?)
+        self.transaction(Lock::Nothing, register).await
     }
 
     /// Says that a process still lives. False when another took its sessions over.

@@ -37,7 +37,9 @@ use std::{future::Future, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use futures::future::{BoxFuture, FutureExt};
-use sandmesh_mesh::{MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_mesh::{
+    MAX_MESSAGE_BYTES, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks, database::patiently,
+};
 use sandmesh_proto::session::{
     dependency_service_server::DependencyServiceServer, file_service_server::FileServiceServer,
     lease_service_server::LeaseServiceServer, session_event_service_server::SessionEventServiceServer,
@@ -77,11 +79,11 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
 
 async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
     config.validate()?;
-    let (store, replica) = store(config, mesh).await?;
+    let (store, replica) = patiently(async || store(config, mesh).await).await?;
     Ok(Arc::new(Service {
         store,
         replica,
-        objects: Objects::open(config, mesh.data_dir())?,
+        objects: Objects::open(config, mesh.data_dir())?.probed_by(&replica::name(mesh)?),
         peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
         clock: mesh.clock(),
         tasks: mesh.tasks().clone(),

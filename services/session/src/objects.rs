@@ -87,6 +87,13 @@ impl Objects {
         Self { store, impatient, kind, large, probe: Arc::new(tokio::sync::Mutex::new(probe)) }
     }
 
+    /// Has the object by which it is probed named after this process, so that what a start that was killed left
+    /// is used, and gone with that, by the next.
+    pub(crate) fn probed_by(mut self, process: &str) -> Self {
+        self.probe = Arc::new(tokio::sync::Mutex::new(Path::from(format!("probes/{process}"))));
+        self
+    }
+
     /// Opens a directory as an object store, and makes it if it is not there. Nobody but us may enter it.
     fn directory(directory: &FsPath) -> anyhow::Result<Self> {
         let problem = || format!("setting `session.object_dir`: cannot use `{}`", directory.display());

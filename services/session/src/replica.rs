@@ -55,8 +55,7 @@ impl Replica {
     /// # Errors
     /// When the directory cannot be read and written.
     pub(crate) fn on(mesh: &Mesh, advertise: &str) -> anyhow::Result<Self> {
-        let path = mesh.data_dir().join("session.replica");
-        let id = name(&path).with_context(|| format!("cannot use `{}`", path.display()))?;
+        let id = name(mesh)?;
         let endpoint = match advertise {
             "" => mesh.dialable(),
             address => address.to_owned(),
@@ -104,8 +103,17 @@ impl Replica {
     }
 }
 
+/// The name of the process on this data directory.
+///
+/// # Errors
+/// When the directory cannot be read and written.
+pub(crate) fn name(mesh: &Mesh) -> anyhow::Result<String> {
+    let path = mesh.data_dir().join("session.replica");
+    name_in(&path).with_context(|| format!("cannot use `{}`", path.display()))
+}
+
 /// The name that is in a file, or a new one.
-fn name(path: &Path) -> std::io::Result<String> {
+fn name_in(path: &Path) -> std::io::Result<String> {
     match fs::read_to_string(path) {
         Ok(name) if name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(name),
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -138,10 +146,10 @@ mod tests {
     fn process_on_the_same_directory_has_the_same_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("session.replica");
-        let first = name(&path).unwrap();
-        assert_eq!(name(&path).unwrap(), first);
+        let first = name_in(&path).unwrap();
+        assert_eq!(name_in(&path).unwrap(), first);
         fs::write(&path, "half").unwrap();
-        let other = name(&path).unwrap();
+        let other = name_in(&path).unwrap();
         assert!(other.len() == 32 && other != first, "{other}");
     }
 }

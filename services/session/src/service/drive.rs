@@ -18,7 +18,11 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use self::{end::End, input::Inputs, stream::Stopping};
+use self::{
+    end::{End, STORE_PAUSES},
+    input::Inputs,
+    stream::Stopping,
+};
 use super::{Service, end::of_session};
 use crate::{
     drivers::{Registration, Stop},
@@ -156,15 +160,7 @@ async fn drive(
         row,
         service,
     };
-    loop {
-        let end = match driver.lost_before() {
-            Some(end) => end,
-            None => driver.run().await?,
-        };
-        if !driver.is_retried(&end).await? {
-            return driver.finish(end).await;
-        }
-    }
+    driver.drive_on().await
 }
 
 /// The rows of an execution that has not ended, and of its session.
@@ -205,6 +201,43 @@ async fn ready(
 }
 
 impl Driver {
+    /// Drives on while the database is away: what was collected may be nowhere else any more.
+    async fn drive_on(&mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::between(STORE_PAUSES.0, STORE_PAUSES.1);
+        let mut end = None;
+        loop {
+            match self.attempt(&mut end).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => backoff = Backoff::between(STORE_PAUSES.0, STORE_PAUSES.1),
+                Err(error @ Error::Unavailable(_)) => {
+                    tracing::debug!(execution.id = self.row.id, %error, "the driver holds on");
+                    if !self.service.pause(backoff.pause()).await {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs it, and writes its `end`, or starts it again. True when it is at its end.
+    async fn attempt(&mut self, end: &mut Option<End>) -> Result<bool, Error> {
+        let reached = match end.take() {
+            Some(reached) => reached,
+            None => match self.lost_before() {
+                Some(lost) => lost,
+                None => self.run().await?,
+            },
+        };
+        let reached = end.insert(reached);
+        if self.is_retried(reached).await? {
+            *end = None;
+            return Ok(false);
+        }
+        self.finish(reached).await?;
+        Ok(true)
+    }
+
     async fn run(&mut self) -> Result<End, Error> {
         let most = self.service.config.retry_max.0;
         let mut backoff = Backoff::new(most);

@@ -21,8 +21,8 @@ use crate::{
 /// The most bytes of an error's text that are recorded, for its message and its traceback each.
 const MAX_ERROR_TEXT: usize = 32 << 10;
 
-/// The first and the longest pause before the object store is tried again.
-const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+/// The first and the longest pause before the object store or the database is tried again.
+pub(super) const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// How an execution ended.
 #[derive(Debug)]
@@ -153,11 +153,11 @@ fn user_text(mut error: UserError) -> UserError {
 
 impl Driver {
     /// Writes the end, tells who waits, and has the executor forget it.
-    pub(super) async fn finish(&mut self, end: End) -> Result<(), Error> {
+    pub(super) async fn finish(&mut self, end: &End) -> Result<(), Error> {
         self.registration.finish();
         let service = &self.service;
         let live = Arc::clone(&self.registration.live);
-        let Some(ending) = self.ending(&end).await? else { return Ok(()) };
+        let Some(ending) = self.ending(end).await? else { return Ok(()) };
         let recorded = self.record(end.event, ending).await.inspect_err(|_| {
             // It may be written all the same. Then nobody drives it again, and the executor is told as of
             // what is left.

@@ -28,7 +28,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use futures::{FutureExt, future::BoxFuture};
-use sandmesh_mesh::{Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_mesh::{Link, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 
 pub use self::config::Config;
 use self::{
@@ -94,18 +94,19 @@ fn schedulers(config: &Config, mesh: &Mesh) -> anyhow::Result<Vec<Scheduler>> {
         "" => mesh.dialable(),
         address => address.to_owned(),
     };
-    let schedulers = mesh.links(RoleName::Scheduler)?.into_iter().map(|link| {
-        let endpoint = if link.is_here() { config.advertise.clone() } else { advertised.clone() };
-        Scheduler { link, endpoint }
-    });
-    let schedulers: Vec<_> = schedulers.collect();
-    if schedulers.iter().any(|scheduler| !scheduler.link.is_here() && scheduler.endpoint.is_empty()) {
+    let links = mesh.links(RoleName::Scheduler)?;
+    if links.iter().all(Link::is_here) {
+        let endpoint = config.advertise.clone();
+        return Ok(links.into_iter().map(|link| Scheduler { link, endpoint: endpoint.clone() }).collect());
+    }
+    if advertised.is_empty() {
         bail!(
             "a scheduler in another process cannot reach this agent; say in setting `agent.advertise` or \
              `mesh.listen` where it can, such as `http://10.0.0.2:8001`"
         );
     }
-    Ok(schedulers)
+    // To each the same, so that a node is one and the same to all.
+    Ok(links.into_iter().map(|link| Scheduler { link, endpoint: advertised.clone() }).collect())
 }
 
 fn node_id(config: &Config) -> anyhow::Result<String> {

@@ -17,7 +17,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// How long one report may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One scheduler, and where it dials this agent; empty for the one in this process.
+/// One scheduler, and where it dials this agent; empty when there is no scheduler but the one in this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Scheduler {
     pub(crate) link: Link,

@@ -121,6 +121,13 @@ fn dialable(listen: &str) -> String {
     }
 }
 
+/// The addresses but for one, with commas between them; `None` when there is no other. One file of settings
+/// does for all processes, so that it names this one, too.
+fn without(endpoints: &str, own: &str) -> Option<String> {
+    let others: Vec<_> = endpoints.split(',').map(str::trim).filter(|endpoint| *endpoint != own).collect();
+    (!others.is_empty()).then(|| others.join(","))
+}
+
 /// Makes a [`Mesh`] of chosen parts.
 #[derive(Debug)]
 pub struct MeshBuilder {
@@ -216,9 +223,13 @@ impl Node {
         };
         let slot = Slot::default();
         let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(&config.listen);
-        for (role, endpoint) in &config.links {
-            let link = Link::dial_any(endpoint, config.token.as_ref())?;
-            mesh = if config.roles.contains(role) { mesh.peers(*role, link) } else { mesh.link(*role, link) };
+        for (role, endpoints) in &config.links {
+            let token = config.token.as_ref();
+            if !config.roles.contains(role) {
+                mesh = mesh.link(*role, Link::dial_any(endpoints, token)?);
+            } else if let Some(others) = without(endpoints, &dialable(&config.listen)) {
+                mesh = mesh.peers(*role, Link::dial_any(&others, token)?);
+            }
         }
         for role in &config.roles {
             mesh = mesh.link(*role, Link::to_slot(role.as_str(), slot.clone()));
@@ -353,6 +364,13 @@ mod tests {
         for nowhere in ["", "0.0.0.0:8001", "[::]:8001"] {
             assert_eq!(dialable(nowhere), "");
         }
+    }
+
+    #[test]
+    fn addresses_of_a_role_but_its_own_are_those_of_others() {
+        assert_eq!(without("http://a:1, http://b:1", "http://a:1").as_deref(), Some("http://b:1"));
+        assert_eq!(without("http://a:1", "http://a:1"), None);
+        assert_eq!(without("http://a:1", "").as_deref(), Some("http://a:1"));
     }
 
     #[tokio::test]

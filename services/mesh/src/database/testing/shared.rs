@@ -23,14 +23,15 @@ static USED: Mutex<Vec<(Kind, u16, File)>> = Mutex::new(Vec::new());
 const WATCH: &str = r#"
 cd "$1" || exit 1
 idle=0
-while kill -0 "$2" 2>/dev/null; do
+runs() { tr '\0' ' ' <"/proc/$2/cmdline" 2>/dev/null | grep -qF "$1/data"; }
+while runs "$1" "$2"; do
   sleep 2
   if flock -n users.lock true; then idle=$((idle + 1)); else idle=0; fi
   [ "$idle" -ge 15 ] || continue
   exec 8>start.lock 9>users.lock
   if flock -n 8 && flock -n 9; then
     kill -"$3" "$2"
-    while kill -0 "$2" 2>/dev/null; do sleep 0.2; done
+    while runs "$1" "$2"; do sleep 0.2; done
     rm -rf data port log init.sql password
     exit 0
   fi
@@ -50,13 +51,29 @@ pub(super) fn port(kind: Kind) -> u16 {
     user.lock_shared().unwrap();
     let starter = lock_file(&directory, "start.lock");
     starter.lock().unwrap();
-    let noted = fs::read_to_string(directory.join("port")).ok().and_then(|port| port.parse().ok());
-    let port = match noted {
-        Some(port) if program::answers(kind, port) => port,
+    let port = match noted(&directory) {
+        // On a busy machine it may take its time to answer: another in its place would take its data away.
+        Some((port, pid)) if runs(pid, &directory) => {
+            program::wait_until_it_answers(kind, port, &directory);
+            port
+        }
         _ => start(kind, &directory),
     };
     used.push((kind, port, user));
     port
+}
+
+/// The port and the pid of the server that was started last.
+fn noted(directory: &Path) -> Option<(u16, u32)> {
+    let noted = fs::read_to_string(directory.join("port")).ok()?;
+    let (port, pid) = noted.split_once(' ')?;
+    Some((port.parse().ok()?, pid.parse().ok()?))
+}
+
+/// Whether a process is the server of a directory, and not another one that has its pid by now.
+fn runs(pid: u32, directory: &Path) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).contains(&*directory.join("data").to_string_lossy())
 }
 
 #[expect(clippy::zombie_processes, reason = "they outlive this process, and are not its to wait for")]
@@ -67,7 +84,7 @@ fn start(kind: Kind, directory: &Path) -> u16 {
     let port = program::free_port();
     let server = program::start(kind, directory, port, false);
     program::wait_until_it_answers(kind, port, directory);
-    fs::write(directory.join("port"), port.to_string()).unwrap();
+    fs::write(directory.join("port"), format!("{port} {}", server.id())).unwrap();
     let signal = if kind == Kind::Postgres { "INT" } else { "TERM" };
     let mut watch = Command::new("sh");
     watch.args(["-c", WATCH, "watch"]).arg(directory).args([&server.id().to_string(), signal]);

@@ -24,8 +24,9 @@ mod streams_watch;
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
+use sandmesh_mesh::database::testing::Kind;
 
-use crate::chaos::Campaign;
+use crate::chaos::{Campaign, Parts};
 
 /// Kills the parts of a mesh at random while clients use it.
 #[derive(Debug, Parser)]
@@ -33,6 +34,12 @@ struct Args {
     /// How often something is killed
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     kills: u32,
+    /// For how many minutes, at most
+    #[arg(long, default_value_t = 1440, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: u64,
+    /// Two of every process and two nodes, with this database server and a bucket, which are killed, too
+    #[arg(long, value_enum)]
+    two_on: Option<DatabaseServer>,
     /// Which random choices are made
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -53,11 +60,23 @@ struct Args {
     bench: bool,
 }
 
+/// The servers that a mesh of two may use.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum DatabaseServer {
+    Mariadb,
+    Postgres,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Args { kills, seed, clients, sessions, pause_ms, fresh, bench: _ } = Args::parse();
-    let pause = Duration::from_millis(pause_ms);
-    let report = Campaign { kills, seed, clients, sessions, pause, fresh }.run().await;
+    let Args { kills, minutes, two_on, seed, clients, sessions, pause_ms, fresh, bench: _ } = Args::parse();
+    let (pause, at_most) = (Duration::from_millis(pause_ms), Duration::from_secs(60 * minutes));
+    let parts = match two_on {
+        None => Parts::One,
+        Some(DatabaseServer::Mariadb) => Parts::Two(Kind::MariaDb),
+        Some(DatabaseServer::Postgres) => Parts::Two(Kind::Postgres),
+    };
+    let report = Campaign { parts, kills, at_most, seed, clients, sessions, pause, fresh }.run().await;
     print!("{report}");
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

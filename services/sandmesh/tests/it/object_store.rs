@@ -13,6 +13,7 @@ use crate::harness::{
     bucket::{KEY, SECRET},
     eventually,
     process::SANDMESH,
+    twofold::settings_of_bucket,
 };
 
 in_both_wirings!(
@@ -28,20 +29,10 @@ in_both_wirings!(
 const BACK: Duration = Duration::from_secs(30);
 
 async fn start(wiring: Wiring, bucket: &Bucket, more: &[(&str, &str)]) -> Server {
-    let own = settings(bucket);
+    let own = settings_of_bucket(bucket);
     let own = own.iter().map(|(name, value)| (*name, value.as_str()));
     let all: Vec<(&str, &str)> = own.chain(more.iter().copied()).collect();
     wiring.start_with(&all).await
-}
-
-fn settings(bucket: &Bucket) -> [(&'static str, String); 5] {
-    [
-        ("SANDMESH_SESSION__OBJECT_STORE__URL", format!("{}/sandmesh", bucket.url())),
-        ("SANDMESH_SESSION__OBJECT_STORE__ENDPOINT", bucket.endpoint()),
-        ("SANDMESH_SESSION__OBJECT_STORE__ALLOW_HTTP", "true".to_owned()),
-        ("SANDMESH_SESSION__OBJECT_STORE__ACCESS_KEY_ID", KEY.to_owned()),
-        ("SANDMESH_SESSION__OBJECT_STORE__SECRET_ACCESS_KEY", SECRET.to_owned()),
-    ]
 }
 
 async fn terminate(api: &Api, session: &str) {
@@ -163,7 +154,7 @@ async fn no_secret_of_the_bucket_is_seen_anywhere(wiring: Wiring) {
         seen.push(("executor", String::from_utf8_lossy(&environ).into_owned()));
     }
     let mut dump = Command::new(SANDMESH);
-    dump.args(["serve", "--dump-config"]).envs(settings(&bucket));
+    dump.args(["serve", "--dump-config"]).envs(settings_of_bucket(&bucket));
     let dump = dump.output().unwrap();
     let dump = String::from_utf8(dump.stdout).unwrap();
     assert!(dump.contains(&bucket.endpoint()) && dump.contains("***"), "{dump}");
@@ -302,7 +293,7 @@ async fn a_session_that_ends_while_the_bucket_is_away_keeps_what_it_wrote(wiring
 async fn a_server_starts_without_its_bucket_and_finds_it_later() {
     let mut bucket = Bucket::start();
     bucket.stop();
-    let own = settings(&bucket);
+    let own = settings_of_bucket(&bucket);
     let own: Vec<_> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let server = Wiring::Embedded.start_unready(&own).await;
     expect_degraded(&server.api).await;

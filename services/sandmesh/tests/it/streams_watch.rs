@@ -241,7 +241,7 @@ impl Watcher {
                 return Ok(Some(End::Ended { state: text(&data["status"]), cause: text(&data["cause"]) }));
             }
             "interrupted" if event.data.contains("Sandbox.CursorExpired") => return Err(End::Expired),
-            "interrupted" if event.data.contains("Sandbox.Unavailable") => {
+            "interrupted" if event.data.contains("Unavailable") => {
                 return Err(End::Broken(event.data.clone()));
             }
             _ => return Err(wrong("an event that should not be".into())),

@@ -13,20 +13,20 @@ use super::job::RUNS;
 /// The notes of all sandboxes that there ever were.
 #[derive(Debug)]
 pub(super) struct Evidence {
-    sandboxes: PathBuf,
+    sandboxes: Vec<PathBuf>,
     notes: HashMap<PathBuf, File>,
 }
 
 impl Evidence {
-    /// Of the server with this data directory.
-    pub(super) fn new(data_dir: &std::path::Path) -> Self {
-        Self { sandboxes: data_dir.join("sandboxes"), notes: HashMap::new() }
+    /// Of the server with these nodes.
+    pub(super) fn new(nodes: &[(PathBuf, String)]) -> Self {
+        let sandboxes = nodes.iter().map(|(data_dir, _)| data_dir.join("sandboxes")).collect();
+        Self { sandboxes, notes: HashMap::new() }
     }
 
     /// Opens the notes that are new. Before a sandbox may vanish.
     pub(super) fn look(&mut self) {
-        let Ok(entries) = fs::read_dir(&self.sandboxes) else { return };
-        for entry in entries.flatten() {
+        for entry in self.sandboxes.iter().flat_map(fs::read_dir).flatten().flatten() {
             let path = entry.path().join("workspace").join(RUNS);
             if !self.notes.contains_key(&path)
                 && let Ok(file) = File::open(&path)

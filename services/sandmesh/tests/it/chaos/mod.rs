@@ -8,6 +8,7 @@ mod evidence;
 mod job;
 mod killer;
 mod log;
+mod mesh;
 mod report;
 mod verdict;
 
@@ -18,6 +19,7 @@ use std::{
 };
 
 use rand::{SeedableRng, rngs::StdRng};
+use sandmesh_mesh::database::testing::Kind;
 use tokio::{sync::Notify, task::JoinSet};
 
 pub(crate) use self::report::Report;
@@ -26,9 +28,9 @@ use self::{
     evidence::Evidence,
     killer::Killer,
     log::{Log, Shared},
+    mesh::Mesh,
     verdict::Verdict,
 };
-use crate::harness::{Server, Wiring};
 
 /// How long clients may take to end what they have begun, once nothing is killed any more.
 const LAST_ORDERS: Duration = Duration::from_secs(240);
@@ -36,11 +38,24 @@ const LAST_ORDERS: Duration = Duration::from_secs(240);
 /// How long the mesh works undisturbed at first.
 const PEACE: Duration = Duration::from_secs(1);
 
+/// The mesh that is attacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// One process of each kind, with a database in a file and objects in a directory.
+    One,
+    /// Two of every process and two nodes, with a database server and a bucket, which die, too.
+    Two(Kind),
+}
+
 /// A campaign.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Campaign {
-    /// How often something is killed.
+    /// The mesh that is attacked.
+    pub(crate) parts: Parts,
+    /// How often something is killed, at most.
     pub(crate) kills: u32,
+    /// For how long, at most.
+    pub(crate) at_most: Duration,
     /// Which random choices are made; when they take effect is up to the machine.
     pub(crate) seed: u64,
     /// How many clients work at once.
@@ -62,25 +77,25 @@ impl Campaign {
             ("SANDMESH_AGENT__ISOLATION__INTERPRETERS", interpreters),
             ("SANDMESH_SESSION__MAX_RECOVERIES", "0"),
         ];
-        let mut server = Wiring::Split.start_with(&settings).await;
+        let mut mesh = Mesh::start(self.parts, &settings).await;
         let began = Instant::now();
         let shared = Arc::new(Shared::default());
         let cuts: Vec<Arc<Notify>> = (0..self.clients).map(|_| Arc::default()).collect();
-        let mut clients = self.clients(&server, &shared, &cuts);
-        let mut evidence = Evidence::new(&server.data_dir());
+        let mut clients = self.clients(&mesh, &shared, &cuts);
+        let mut evidence = Evidence::new(&mesh.server().nodes());
         tokio::time::sleep(PEACE).await;
         let mut killer = Killer {
-            server: &mut server,
             rng: StdRng::seed_from_u64(self.seed),
             clients: cuts,
             shared: Arc::clone(&shared),
             evidence: &mut evidence,
             kills: BTreeMap::new(),
             away: BTreeMap::new(),
+            mesh: &mut mesh,
         };
-        killer.rage(self.kills, self.pause).await;
-        let kills = killer.kills.into_iter().map(|(victim, count)| (victim.name(), count)).collect();
-        server.ready().await;
+        killer.rage(self.kills, self.at_most, self.pause).await;
+        let kills = killer.kills;
+        mesh.server().ready().await;
         shared.stop();
         let all = async { while clients.join_next().await.is_some() {} };
         if tokio::time::timeout(LAST_ORDERS, all).await.is_err() {
@@ -88,19 +103,22 @@ impl Campaign {
         }
         evidence.look();
         let log = std::mem::take(&mut *shared.log());
-        let mut verdict = Verdict::of(&server, &log, &evidence.runs()).await;
-        verdict.clean_up(&server, &log).await;
+        let mut verdict = Verdict::of(mesh.server(), &log, &evidence.runs()).await;
+        verdict.check_sandboxes(mesh.server()).await;
+        verdict.clean_up(&mut mesh, &log).await;
         self.report(began.elapsed(), kills, log, verdict)
     }
 
-    fn clients(self, server: &Server, shared: &Arc<Shared>, cuts: &[Arc<Notify>]) -> JoinSet<()> {
+    fn clients(self, mesh: &Mesh, shared: &Arc<Shared>, cuts: &[Arc<Notify>]) -> JoinSet<()> {
         let slots: Vec<Arc<Slot>> = (0..self.sessions).map(|_| Arc::default()).collect();
         let mut clients = JoinSet::new();
-        for (cut, (number, slot)) in cuts.iter().zip((1_u64..).zip(slots.iter().cycle())) {
+        let doors = mesh.doors();
+        let places = slots.iter().cycle().zip(doors.iter().cycle());
+        for (cut, (number, (slot, (api, port)))) in cuts.iter().zip((1_u64..).zip(places)) {
             let client = Client {
                 name: format!("c{number}"),
-                api: server.api.clone(),
-                address: format!("http://127.0.0.1:{}", server.port),
+                api: api.clone(),
+                address: format!("http://127.0.0.1:{port}"),
                 slot: Arc::clone(slot),
                 rng: StdRng::seed_from_u64(self.seed ^ number << 32),
                 cut: Arc::clone(cut),
@@ -111,13 +129,7 @@ impl Campaign {
         clients
     }
 
-    fn report(
-        self,
-        took: Duration,
-        kills: BTreeMap<&'static str, u32>,
-        log: Log,
-        verdict: Verdict,
-    ) -> Report {
+    fn report(self, took: Duration, kills: BTreeMap<String, u32>, log: Log, verdict: Verdict) -> Report {
         Report {
             seed: self.seed,
             took,
@@ -140,19 +152,26 @@ impl Campaign {
 
 /// A short campaign, always with the same choices.
 #[cfg(test)]
-async fn short(fresh: bool) {
-    let pause = Duration::from_millis(120);
-    let report = Campaign { kills: 24, seed: 20_261_122, clients: 6, sessions: 3, pause, fresh }.run().await;
+async fn short(parts: Parts, kills: u32, fresh: bool) {
+    let (pause, at_most) = (Duration::from_millis(120), Duration::from_secs(120));
+    let campaign =
+        Campaign { parts, kills, at_most, seed: 20_261_122, clients: 6, sessions: 3, pause, fresh };
+    let report = campaign.run().await;
     println!("{report}");
     assert!(report.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_killed_nothing_accepted_is_lost_doubled_or_left_over() {
-    short(false).await;
+    short(Parts::One, 24, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_killed_nothing_accepted_is_lost_doubled_or_left_over_with_fresh_interpreters() {
-    short(true).await;
+    short(Parts::One, 24, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_of_two_of_everything_nothing_accepted_is_lost_doubled_or_left_over() {
+    short(Parts::Two(Kind::MariaDb), 80, false).await;
 }

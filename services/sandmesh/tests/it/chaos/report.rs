@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// How many broken promises are told in full.
-const TOLD: usize = 40;
+const TOLD: usize = 60;
 
 /// What a campaign has come to.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(super) seed: u64,
     pub(super) took: Duration,
-    pub(super) kills: BTreeMap<&'static str, u32>,
+    pub(super) kills: BTreeMap<String, u32>,
     pub(super) sessions: usize,
     pub(super) sessions_bereft: usize,
     pub(super) accepted: usize,
@@ -60,7 +60,7 @@ impl fmt::Display for Report {
         }
         row("broken promises", &self.violations.len())?;
         row("left over", &self.leftovers.len())?;
-        for what in self.violations.iter().chain(&self.leftovers).take(TOLD) {
+        for what in self.leftovers.iter().take(TOLD).chain(self.violations.iter().take(TOLD)) {
             writeln!(f, "! {what}")?;
         }
         Ok(())

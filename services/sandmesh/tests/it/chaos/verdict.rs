@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
+    ops::Range,
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,9 +13,14 @@ use sandmesh_proto::{
     session::{Execution, GetExecutionRequest, ListExecutionsRequest, execution::State},
 };
 
-use super::log::{Accepted, Log};
+use serde_json::json;
+
+use super::{
+    log::{Accepted, Log},
+    mesh::Mesh,
+};
 use crate::{
-    harness::{Grpc, Server},
+    harness::{Grpc, Server, process::Launch},
     streams_watch::End,
 };
 
@@ -193,8 +199,26 @@ impl Verdict {
         }
     }
 
+    /// After one pass of state-sync every sandbox is that of a session which runs, and each has one.
+    pub(super) async fn check_sandboxes(&mut self, server: &Server) {
+        let pass = server.api.post("/health/sync", json!({})).await.is(200);
+        if pass["result"]["errors"].as_array().is_none_or(|errors| !errors.is_empty()) {
+            self.violations.push(format!("a pass of state-sync: {pass}"));
+        }
+        let listed = server.api.get("/containers?limit=200").await.is(200);
+        let mut of_sessions = BTreeSet::new();
+        for sandbox in listed["items"].as_array().unwrap() {
+            let id = sandbox["session_id"].as_str().unwrap_or_default();
+            let session = server.api.get(&format!("/sessions/{id}")).await;
+            if session.body["status"] != "running" || !of_sessions.insert(id.to_owned()) {
+                self.violations.push(format!("sandbox {sandbox} of {}", session.text));
+            }
+        }
+    }
+
     /// Deletes every session; then nothing may be left of any.
-    pub(super) async fn clean_up(&mut self, server: &Server, log: &Log) {
+    pub(super) async fn clean_up(&mut self, mesh: &mut Mesh, log: &Log) {
+        let server = &*mesh.server();
         for id in &log.sessions {
             let reply = server.api.delete(&format!("/sessions/{id}")).await;
             if reply.status != 204 {
@@ -203,7 +227,7 @@ impl Verdict {
         }
         let began = Instant::now();
         loop {
-            self.leftovers = leftovers(server);
+            self.leftovers = leftovers(mesh);
             if self.leftovers.is_empty() || began.elapsed() > REMOVAL {
                 return;
             }
@@ -224,40 +248,44 @@ async fn record(grpc: &mut Grpc, id: &str) -> Option<Execution> {
 }
 
 /// Everything there is of sandboxes and of what was recorded.
-fn leftovers(server: &Server) -> Vec<String> {
+fn leftovers(mesh: &mut Mesh) -> Vec<String> {
+    let mut objects = mesh.bucket().map(|bucket| bucket.keys()).unwrap_or_default();
+    // Of each process there may be one, where it was killed while it looked whether the bucket is there.
+    objects.retain(|object| !object.contains("/probes/"));
+    let server = &*mesh.server();
     let mut left = server.leftovers();
-    let data_dir = server.data_dir();
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let ours = format!("{}/sandboxes", data_dir.display());
-    left.extend(sockets.lines().filter(|line| line.contains(&ours)).map(|line| format!("socket {line}")));
+    for (data_dir, _) in server.nodes() {
+        let ours = format!("{}/sandboxes", data_dir.display());
+        left.extend(sockets.lines().filter(|line| line.contains(&ours)).map(|line| format!("socket {line}")));
+    }
     left.extend(processes_of_users(server).iter().map(|pid| format!("process {pid} of a sandbox's user")));
     let mut files = Vec::new();
-    collect_files(&data_dir.join("objects"), &mut files);
-    left.extend(files.iter().map(|file| format!("object {file}")));
+    collect_files(&server.data_dir().join("objects"), &mut files);
+    left.extend(files.iter().chain(&objects).map(|file| format!("object {file}")));
     left
 }
 
 /// The processes of the users that this server gives to sandboxes.
 fn processes_of_users(server: &Server) -> Vec<String> {
-    let agent = server.processes.iter().find(|process| process.launch.name == "agent");
-    let setting = |name: &str| {
-        let env = &agent?.launch.env;
-        env.iter().find(|(key, _)| key == name)?.1.parse::<u32>().ok()
-    };
-    let (Some(base), Some(count)) =
-        (setting("SANDMESH_AGENT__UID_BASE"), setting("SANDMESH_AGENT__UID_COUNT"))
-    else {
-        return Vec::new();
-    };
     let uid = |status: String| -> Option<u32> {
         status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
     };
+    let agents = server.processes.iter().filter(|process| process.launch.name.starts_with("agent"));
+    let users: Vec<_> = agents.filter_map(|agent| users_of(&agent.launch)).collect();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let of_users = entries.filter(|entry| {
         let status = fs::read_to_string(entry.path().join("status")).ok();
-        status.and_then(uid).is_some_and(|uid| (base..base + count).contains(&uid))
+        status.and_then(uid).is_some_and(|uid| users.iter().any(|users| users.contains(&uid)))
     });
     of_users.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The users that an agent gives to sandboxes.
+fn users_of(agent: &Launch) -> Option<Range<u32>> {
+    let setting = |name: &str| agent.env.iter().rfind(|(key, _)| key == name)?.1.parse::<u32>().ok();
+    let (base, count) = (setting("SANDMESH_AGENT__UID_BASE")?, setting("SANDMESH_AGENT__UID_COUNT")?);
+    Some(base..base + count)
 }
 
 fn collect_files(dir: &Path, files: &mut Vec<String>) {

@@ -12,6 +12,7 @@ mod index;
 pub(crate) mod leftovers;
 pub(crate) mod process;
 pub(crate) mod tools;
+pub(crate) mod twofold;
 
 use std::{
     net::TcpListener,
@@ -141,13 +142,8 @@ impl Wiring {
         let in_containers: Vec<_> = in_containers.iter().map(|(name, value)| (&**name, &**value)).collect();
         let settings = [&in_containers, settings].concat();
         let settings = [&*settings, url.as_ref().map(settings_of).as_ref().map_or(&[], |own| own)].concat();
-        // Sockets live below it and their paths are short: directly below the system's directory.
-        let dir = tempfile::Builder::new().prefix("smt-").tempdir().unwrap();
-        let port = free_port();
-        let cgroup_parent = format!("smt-{}-{port}", std::process::id());
-        let api = Api::new(port);
-        let mut server =
-            Server { api, port, processes: Vec::new(), cgroup_parent, dir, _database: database, engine };
+        let mut server = Server::empty(database);
+        server.engine = engine;
         for launch in server.launches(self, &settings) {
             server.processes.push(launch.spawn());
         }
@@ -156,6 +152,16 @@ impl Wiring {
 }
 
 impl Server {
+    /// One without processes yet.
+    fn empty(database: Option<TestDatabase>) -> Self {
+        // Sockets live below it and their paths are short: directly below the system's directory.
+        let dir = tempfile::Builder::new().prefix("smt-").tempdir().unwrap();
+        let port = free_port();
+        let cgroup_parent = format!("smt-{}-{port}", std::process::id());
+        let (api, processes) = (Api::new(port), Vec::new());
+        Self { api, port, processes, cgroup_parent, dir, _database: database, engine: None }
+    }
+
     fn launches(&self, wiring: Wiring, settings: &[(&str, &str)]) -> Vec<Launch> {
         match wiring {
             Wiring::Embedded => vec![self.launch("sandmesh", &["--listen", &self.address()], settings)],
@@ -227,6 +233,13 @@ impl Server {
     /// A directory for the test's own files.
     pub(crate) fn scratch(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The directories of its nodes, and the cgroups of their sandboxes.
+    pub(crate) fn nodes(&self) -> Vec<(PathBuf, String)> {
+        let agents = self.processes.iter().filter(|process| process.launch.name.starts_with("agent"));
+        let second = agents.filter_map(|agent| twofold::node_of(&agent.launch));
+        [(self.data_dir(), self.cgroup_parent.clone())].into_iter().chain(second).collect()
     }
 
     /// The cgroup that the sandboxes of this server are made in.
@@ -306,8 +319,9 @@ impl Server {
 
     /// What there is of sandboxes on the machine, in words.
     pub(crate) fn leftovers(&self) -> Vec<String> {
+        let of_node = |(data_dir, parent): &(PathBuf, String)| leftovers::of(data_dir, parent);
         let containers = self.containers().into_iter().map(|id| format!("container {id}"));
-        leftovers::of(&self.data_dir(), &self.cgroup_parent).into_iter().chain(containers).collect()
+        self.nodes().iter().flat_map(of_node).chain(containers).collect()
     }
 
     /// The containers of its sandboxes.
@@ -331,8 +345,8 @@ impl Server {
 
     /// The executors. What one has forked, and is about to be another program, is none.
     pub(crate) fn executors(&self) -> Vec<i32> {
-        let mut all =
-            process::processes_with(&["sandmesh-executor", " serve ", &self.data_dir().to_string_lossy()]);
+        let dir = self.dir.path().to_string_lossy();
+        let mut all = process::processes_with(&["sandmesh-executor", " serve ", &dir]);
         let forked: Vec<i32> = process::children_of(&all);
         all.retain(|pid| !forked.contains(pid));
         all
@@ -365,7 +379,9 @@ impl Drop for Server {
             let engine = self.engine.as_ref().expect("it has the containers");
             engine.docker(&["rm", "--force", "--volumes", &container]);
         }
-        leftovers::remove(&self.data_dir(), &self.cgroup_parent);
+        for (data_dir, parent) in self.nodes() {
+            leftovers::remove(&data_dir, &parent);
+        }
     }
 }
 

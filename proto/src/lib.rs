@@ -25,6 +25,19 @@ pub fn is_client_streaming(path: &str) -> bool {
     PATHS.contains(path)
 }
 
+/// Whether a call of this path (`/package.Service/Method`) has one answer and changes nothing, so that it may
+/// be made again.
+pub fn is_read(path: &str) -> bool {
+    use prost_types::method_options::IdempotencyLevel::NoSideEffects;
+    static PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+        paths(|method| {
+            let level = method.options.as_ref().map(prost_types::MethodOptions::idempotency_level);
+            level == Some(NoSideEffects) && !method.server_streaming() && !method.client_streaming()
+        })
+    });
+    PATHS.contains(path)
+}
+
 /// Whether there is a call of this path (`/package.Service/Method`).
 pub fn is_method(path: &str) -> bool {
     static PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| paths(|_| true));
@@ -84,6 +97,15 @@ mod tests {
         assert!(!super::is_server_streaming("/sandmesh.session.v1.SessionService/GetSession"));
         assert!(super::is_client_streaming("/sandmesh.session.v1.FileService/UploadFile"));
         assert!(!super::is_client_streaming("/sandmesh.session.v1.SessionService/Execute"));
+    }
+
+    #[test]
+    fn reads_are_known_by_their_path() {
+        assert!(super::is_read("/sandmesh.session.v1.SessionService/GetSession"));
+        assert!(super::is_read("/sandmesh.scheduler.v1.NodeService/ListNodes"));
+        for path in ["CreateSession", "Execute", "AttachExecution", "CancelExecution", "Nothing"] {
+            assert!(!super::is_read(&format!("/sandmesh.session.v1.SessionService/{path}")), "{path}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Several processes of one role behind one link: each call goes to the next that is there.
+//! Several processes of one role behind one link: each call goes to the next that is there. A read that one was
+//! working on when it died is made again at the next.
 
 use std::{
     sync::{
@@ -10,7 +11,7 @@ use std::{
 
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::Instant;
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 
 use super::{Link, Request, Response, was_not_sent};
 use crate::MAX_MESSAGE_BYTES;
@@ -52,11 +53,12 @@ impl Several {
             Ok(message) => message.to_bytes(),
             Err(error) => return Status::from_error(error).into_http(),
         };
+        let is_read = sandmesh_proto::is_read(head.uri.path());
         let mut answer = super::not_sent("there is no address").into_http();
         for index in order {
             let again = Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
             answer = self.call_one(index, again).await;
-            if !had_no_effect(&answer) {
+            if !had_no_effect(&answer) && !(is_read && is_broken(&answer)) {
                 break;
             }
         }
@@ -82,6 +84,12 @@ impl Several {
 
 fn had_no_effect(answer: &Response) -> bool {
     Status::from_header_map(answer.headers()).is_some_and(|status| was_not_sent(&status))
+}
+
+/// Whoever was asked went away before there was an answer: one that answers says why it does not do it.
+fn is_broken(answer: &Response) -> bool {
+    Status::from_header_map(answer.headers())
+        .is_some_and(|status| status.code() == Code::Unavailable && status.details().is_empty())
 }
 
 /// In which order they are tried: from the next on, and those that were away lately last.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use super::job::Job;
-use crate::streams_watch::{End, Seen};
+use crate::{
+    harness::Server,
+    streams_watch::{End, Seen},
+};
 
 /// An execution that was accepted.
 #[derive(Debug)]
@@ -41,6 +45,23 @@ pub(super) struct Log {
     pub(super) retries: BTreeMap<&'static str, u64>,
     /// Promises that were broken.
     pub(super) violations: Vec<String>,
+}
+
+impl Log {
+    /// Adds to each broken promise what the server logged about its request.
+    pub(super) fn explain(&mut self, server: &Server) {
+        for violation in &mut self.violations {
+            let Some(id) = violation.split('"').find(|word| word.starts_with("req_")) else { continue };
+            let logs = server.processes.iter().map(|process| fs::read_to_string(&process.launch.log));
+            let told: Vec<String> = logs
+                .flat_map(|log| {
+                    let log = log.unwrap_or_default();
+                    log.lines().filter(|line| line.contains(id)).map(str::to_owned).collect::<Vec<_>>()
+                })
+                .collect();
+            *violation = format!("{violation}\n{}", told.join("\n"));
+        }
+    }
 }
 
 /// The log, and the word to stop, for all clients.

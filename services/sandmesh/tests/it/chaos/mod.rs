@@ -102,7 +102,8 @@ impl Campaign {
             shared.violation(format!("{} clients do not come to an end", clients.len()));
         }
         evidence.look();
-        let log = std::mem::take(&mut *shared.log());
+        let mut log = std::mem::take(&mut *shared.log());
+        log.explain(mesh.server());
         let mut verdict = Verdict::of(mesh.server(), &log, &evidence.runs()).await;
         verdict.check_sandboxes(mesh.server()).await;
         verdict.clean_up(&mut mesh, &log).await;

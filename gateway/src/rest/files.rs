@@ -1,7 +1,10 @@
 //! `/sessions/{id}/files`: list, upload, download, move, make, delete. The bytes of a file pass through,
 //! piece by piece: none is ever whole in memory.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    extract::multipart::Field,
+    response::{IntoResponse, Response},
+};
 use http::HeaderMap;
 use sandmesh_proto::session::{
     DeleteFileRequest, ListFilesRequest, MakeDirectoryRequest, MoveFileRequest, PresignFileRequest,
@@ -64,10 +67,27 @@ pub(crate) async fn list(
 pub(crate) async fn upload(
     call: Call,
     Id(session_id): Id,
-    Query(query): Query<UploadQuery>,
+    Query(mut query): Query<UploadQuery>,
     Form(mut form): Form,
 ) -> Result<Json<Uploaded>, ApiError> {
-    let mut field = upload::file(&mut form).await?;
+    for _ in 0..=upload::PARTS_BEFORE_FILE {
+        let none = || Edge::InvalidForm("the form has no part named `file`".to_owned());
+        let field = form.next_field().await.map_err(Edge::from)?.ok_or_else(none)?;
+        if upload::is_file(&field) {
+            return receive(&call, session_id, query, field).await;
+        }
+        upload::take_before(field, &mut query.path).await?;
+    }
+    let problem = format!("more than {} parts come before `file`", upload::PARTS_BEFORE_FILE);
+    Err(Edge::InvalidForm(problem).into())
+}
+
+async fn receive(
+    call: &Call,
+    session_id: String,
+    query: UploadQuery,
+    mut field: Field<'_>,
+) -> Result<Json<Uploaded>, ApiError> {
     let path = upload::path(query.path.as_deref(), field.file_name());
     let checksum = query.checksum.unwrap_or_default();
     let start = UploadStart { session_id: session_id.clone(), path, checksum, mode: None };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Multipart, multipart::Field};
+use axum::extract::multipart::Field;
 use bytes::Bytes;
 use sandmesh_proto::session::{UploadEnd, UploadFileRequest, UploadStart, upload_file_request::Frame};
 use tokio::sync::mpsc;
@@ -13,6 +13,10 @@ use crate::{config::Config, error::Edge};
 
 /// The largest piece that a frame carries.
 const PIECE: usize = 256 << 10;
+
+/// How many parts of a form may come before the file, and how long each may be.
+pub(crate) const PARTS_BEFORE_FILE: usize = 16;
+const BEFORE_FILE: usize = 8 << 10;
 
 /// How many frames may be on their way.
 const FRAMES: usize = 4;
@@ -26,6 +30,8 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "it is only described")]
 pub(crate) struct Form {
+    /// As the query parameter, where that is not given; before `file`.
+    path: Option<String>,
     /// The content of the file.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
@@ -40,16 +46,28 @@ pub(crate) enum Sent {
     Refused,
 }
 
-/// The part of the form that is the file.
-pub(crate) async fn file(form: &mut Multipart) -> Result<Field<'_>, Edge> {
-    match form.next_field().await? {
-        Some(field) if field.name() == Some("file") => Ok(field),
-        Some(field) => {
-            let name = field.name().unwrap_or_default().to_owned();
-            Err(Edge::InvalidForm(format!("the first part must be named `file`, not `{name}`")))
+/// Whether a part of the form is the file.
+pub(crate) fn is_file(field: &Field<'_>) -> bool {
+    field.name() == Some("file")
+}
+
+/// Takes a part that comes before the file, as many clients send them. A `path` counts where there is none
+/// yet; what others say is nothing to this call.
+pub(crate) async fn take_before(mut field: Field<'_>, path: &mut Option<String>) -> Result<(), Edge> {
+    let name = field.name().unwrap_or_default().to_owned();
+    let mut text = Vec::new();
+    while let Some(chunk) = field.chunk().await? {
+        if text.len() + chunk.len() > BEFORE_FILE {
+            let problem = format!("part `{name}` before `file` is longer than {BEFORE_FILE} bytes");
+            return Err(Edge::InvalidForm(problem));
         }
-        None => Err(Edge::InvalidForm("the form has no part named `file`".to_owned())),
+        text.extend_from_slice(&chunk);
     }
+    if name == "path" && path.is_none() {
+        let text = String::from_utf8(text);
+        *path = Some(text.map_err(|_| Edge::InvalidForm("part `path` is not UTF-8".to_owned()))?);
+    }
+    Ok(())
 }
 
 /// Where the file goes: `path`, or below it with the name in the form.

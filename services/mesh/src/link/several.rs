@@ -58,7 +58,7 @@ impl Several {
         for index in order {
             let again = Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
             answer = self.call_one(index, again).await;
-            if !had_no_effect(&answer) && !(is_read && is_broken(&answer)) {
+            if !(had_no_effect(&answer) || (is_read && is_broken(&answer))) {
                 break;
             }
         }

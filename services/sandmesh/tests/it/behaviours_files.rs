@@ -242,6 +242,11 @@ async fn wrong_paths_and_forms_are_refused(wiring: Wiring) {
     let form = reqwest::multipart::Form::new().text("other", "x");
     api.send(upload().multipart(form)).await.refused(400, "Sandbox.InvalidForm");
     api.send(upload().multipart(reqwest::multipart::Form::new())).await.refused(400, "Sandbox.InvalidForm");
+    // A client may send what it likes before the file, within bounds.
+    let long = reqwest::multipart::Form::new().text("other", "x".repeat(9000)).text("file", "x");
+    api.send(upload().multipart(long)).await.refused(400, "Sandbox.InvalidForm");
+    let many = (0..20).fold(reqwest::multipart::Form::new(), |form, _| form.text("other", "x"));
+    api.send(upload().multipart(many.text("file", "x"))).await.refused(400, "Sandbox.InvalidForm");
     let part =
         || reqwest::multipart::Form::new().part("file", reqwest::multipart::Part::bytes(b"abc".to_vec()));
     let sum = format!("sha256:{}", "0".repeat(64));
@@ -251,6 +256,17 @@ async fn wrong_paths_and_forms_are_refused(wiring: Wiring) {
     assert_eq!(api.files(&session, "").await, Vec::<String>::new(), "nothing of it is kept");
     let nameless = api.request("POST", &format!("/sessions/{session}/files/upload")).multipart(part());
     api.send(nameless).await.refused(400, "Sandbox.InvalidPath");
+    let fields = |path: &str| {
+        let file = reqwest::multipart::Part::bytes(b"abc".to_vec()).file_name("name.bin");
+        let form = reqwest::multipart::Form::new().text("note", "x").text("path", path.to_owned());
+        form.part("file", file)
+    };
+    let url = format!("/sessions/{session}/files/upload");
+    let told = api.send(api.request("POST", &url).multipart(fields("of/form"))).await.is(200);
+    assert_eq!(told["file_path"], "of/form");
+    let told = api.send(upload().multipart(fields("of/form"))).await.is(200);
+    assert_eq!(told["file_path"], "a", "the query is asked first");
+    api.send(api.request("POST", &url).multipart(fields("../x"))).await.refused(400, "Sandbox.InvalidPath");
 }
 
 /// An answer to a request whose path is sent as it is.

@@ -37,6 +37,7 @@ use crate::{
         cgroup::{Group, Limits},
         house,
     },
+    process_id::ProcessId,
 };
 
 /// How long an executor waits to be admitted; who admits it comes right after its start.
@@ -113,6 +114,8 @@ pub(crate) fn admit(options: &AdmitOptions) -> anyhow::Result<()> {
     let pid = getsockopt(&peer, PeerCredentials).context("cannot tell who waits")?.pid();
     let groups = make_groups(options, Pid::from_raw(pid))?;
     let listener = house::bind(&options.dir.join("executor.sock"))?;
+    // So that `destroy` finds it, whatever becomes of the engine.
+    ProcessId::of(pid)?.store(&options.dir.join("executor.pid"))?;
     let log = open_log(&options.dir.join("executor.log")).context("cannot open the log")?;
     let mut fds = vec![OwnedFd::from(listener), log];
     let groups = groups.map(|groups| hand_over(&groups, &mut fds)).transpose();

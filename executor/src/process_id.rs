@@ -18,8 +18,13 @@ pub(crate) struct ProcessId {
 impl ProcessId {
     /// This process.
     pub(crate) fn own() -> anyhow::Result<Self> {
-        let pid = Pid::this().as_raw();
-        let start_ticks = start_ticks(pid).context("cannot read the start time of this process")?;
+        Self::of(Pid::this().as_raw())
+    }
+
+    /// A process that runs.
+    pub(crate) fn of(pid: i32) -> anyhow::Result<Self> {
+        let start_ticks =
+            start_ticks(pid).with_context(|| format!("cannot read when process {pid} started"))?;
         Ok(Self { pid, start_ticks })
     }
 

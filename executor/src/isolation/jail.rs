@@ -213,15 +213,16 @@ impl Arguments {
         }
     }
 
-    /// All of an image, but for what the jail has of its own.
+    /// All of an image, but for what the jail has of its own and what is nobody's business.
     fn image(&mut self, root: &Path) {
         const OWN: [&str; 9] =
             [".proxy", ".sandmesh", "dev", "etc", "packages", "proc", "sys", "tmp", "workspace"];
-        // Where a container has what it was given besides its image.
-        const GIVEN: &str = "run";
+        // What people and services leave on a system, which is no part of an environment. In `/run` a container
+        // has what it was given besides its image.
+        const PRIVATE: [&str; 5] = ["boot", "home", "root", "run", "var"];
         let mut names: Vec<_> =
             fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-        names.retain(|name| !OWN.iter().chain(&[GIVEN]).any(|own| name == own));
+        names.retain(|name| !OWN.iter().chain(&PRIVATE).any(|hidden| name == hidden));
         names.sort_unstable();
         for name in names {
             let path = root.join(name);
@@ -309,9 +310,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_an_image_is_shown_but_for_what_the_jail_has_itself() {
+    fn all_of_an_image_is_shown_but_for_what_the_jail_has_itself_and_what_is_private() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["usr", "opt", "etc", "run", "workspace", ".sandmesh", "node_modules"] {
+        for name in ["usr", "opt", "etc", "run", "home", "var", "workspace", ".sandmesh", "node_modules"] {
             fs::create_dir(root.path().join(name)).unwrap();
         }
         std::os::unix::fs::symlink("usr/bin", root.path().join("bin")).unwrap();

@@ -20,7 +20,7 @@ use std::{
 /// An image with nothing but a shell and the usual commands, linked statically: no C library, no loader.
 pub(crate) const BUSYBOX: &str = "sandmesh-test/busybox:1";
 
-/// An image of Debian with Python, pip and bash.
+/// An image of Debian with Python, pip, Node.js and bash.
 #[allow(dead_code, reason = "not every test that has this file needs it")]
 pub(crate) const PYTHON: &str = "sandmesh-test/python:1";
 
@@ -268,7 +268,10 @@ fn debian(packages: &str, to: &Path) {
 }
 
 fn make_python(to: &Path) {
-    debian("bash,coreutils,grep,python3,python3-pip,base-files,ca-certificates", to);
+    debian(
+        "bash,dash,coreutils,grep,sed,findutils,mawk,procps,util-linux,python3,python3-pip,nodejs,base-files,ca-certificates",
+        to,
+    );
 }
 
 fn make_busybox(to: &Path) {

@@ -58,7 +58,7 @@ async fn none_fails(target: &Target, chosen: impl Fn(&Case) -> bool) {
 }
 
 /// The same against a server with a key and everything in one process.
-async fn holds_embedded(numbers: &[u8]) {
+pub(crate) async fn holds_embedded(numbers: &[u8]) {
     let (name, key) = with_key();
     let (_server, target) = prepare(Wiring::Embedded, &[(name, &key)]).await;
     holds(&target, numbers).await;

@@ -103,6 +103,17 @@ async fn a_session_runs_in_a_container_of_its_image_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn attacks_from_a_container_reach_neither_kernel_nor_network() {
+    let numbers = [1, 2, 3, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21];
+    IN_CONTAINERS.scope(engine(), crate::attack::holds_embedded(&numbers)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside() {
+    IN_CONTAINERS.scope(engine(), crate::attack::holds_embedded(&[31, 32, 33, 34, 35, 36])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn output_of_a_container_arrives_while_it_runs() {
     let engine = engine();
     let server = start(&engine, Wiring::Embedded, &[]).await;

@@ -1,11 +1,11 @@
 //! Cases 9 to 18: the kernel, as user code can reach it.
 
-use sandmesh_proto::session::{Session, execution::State};
+use sandmesh_proto::session::execution::State;
 
 use super::{interactive, prepare};
 use crate::attack::{
     arena::{Arena, Outcome, Wish, with_env},
-    host::{self, Process, marked, namespaces},
+    host::{self, Process, Sandbox, marked, namespaces},
     judge::{self, ABSENT, DENIED},
     verdict::{Evidence, Witness},
 };
@@ -235,8 +235,8 @@ pub(super) async fn control_groups(arena: &Arena) -> anyhow::Result<Evidence> {
     let mut evidence = Evidence::default();
     let mut live = arena.open(&session, interactive(arena.python(CGROUPS))).await?;
     live.stage("look").await?;
-    if sandbox.is_some() {
-        stays_in_its_group(&mut evidence, arena, &session);
+    if let Some(sandbox) = &sandbox {
+        stays_in_its_group(&mut evidence, arena, sandbox);
     }
     live.go_on().await?;
     let outcome = live.end().await?;
@@ -251,14 +251,16 @@ pub(super) async fn control_groups(arena: &Arena) -> anyhow::Result<Evidence> {
     Ok(evidence)
 }
 
-fn stays_in_its_group(evidence: &mut Evidence, arena: &Arena, session: &Session) {
+fn stays_in_its_group(evidence: &mut Evidence, arena: &Arena, sandbox: &Sandbox) {
     let attackers = marked(&arena.mark);
+    let groups_of = |pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    // That of executions is beside the executor's own, whatever the runtime calls what both are in.
+    let own = sandbox.executor_pid().map(groups_of).unwrap_or_default();
+    let place = own.lines().find_map(|line| line.rsplit(':').next()?.strip_suffix("/executor"));
+    let place = place.map(|place| format!("{place}/runs/"));
     let outside: Vec<_> = attackers
         .iter()
-        .filter(|process| {
-            let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-            !groups.contains(&format!("/{}/runs/", session.sandbox_id))
-        })
+        .filter(|process| place.as_ref().is_none_or(|place| !groups_of(process.pid).contains(place)))
         .collect();
     let told = format!("{} of {} processes are outside", outside.len(), attackers.len());
     evidence.host("its place in the control groups", outside.is_empty() && !attackers.is_empty(), told);

@@ -28,7 +28,8 @@ impl Store {
     pub(crate) async fn hold_lease(&self, name: &str, holder: &str, term: Duration) -> Result<Lease, Error> {
         let mut first = Query::insert();
         first.into_table(TABLE).columns(["name", "holder", "token", "expires_at"]);
-        first.values_panic([name.into(), "".into(), 0_i64.into(), 0_i64.into()]);
+        // It has as many values as columns.
+        let _ = first.values([name.into(), "".into(), 0_i64.into(), 0_i64.into()]);
         first.on_conflict(OnConflict::column("name").do_nothing_on(["name"]).to_owned());
         let of_name = Expr::col("name").eq(name);
         let mut renew = Query::update();

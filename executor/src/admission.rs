@@ -32,11 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::AdmitOptions,
-    isolation::{
-        Need,
-        cgroup::{Group, Limits},
-        house,
-    },
+    isolation::{Need, cgroup::Group, house},
     process_id::ProcessId,
 };
 
@@ -139,11 +135,7 @@ fn make_groups(options: &AdmitOptions, pid: Pid) -> anyhow::Result<Option<Groups
     if options.cgroups == Need::Off {
         return Ok(None);
     }
-    let limits = Limits {
-        memory_bytes: options.memory_bytes,
-        cpu_millis: options.cpu_millis,
-        max_processes: options.max_processes,
-    };
+    let limits = options.limits.limits();
     let made = Group::root().and_then(|root| root.of_process(pid, &options.container)).and_then(|sandbox| {
         house::groups_below(&sandbox, limits, Some((options.uid, options.uid)), Some(pid))
     });

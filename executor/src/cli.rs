@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     admission, check, destroy, disk,
-    isolation::{IsolationOptions, Need, layer::Layer},
+    isolation::{IsolationOptions, Need, cgroup::Limits, layer::Layer},
     parent, relay, seal, serve,
 };
 
@@ -49,6 +49,27 @@ pub(crate) enum Language {
     Shell,
 }
 
+/// The limits of a sandbox.
+#[derive(Debug, Args)]
+pub(crate) struct LimitOptions {
+    /// Memory of all executions together, without swap; 0 for no limit.
+    #[arg(long)]
+    memory_bytes: u64,
+    /// CPU of all executions together in thousandths of a core; 0 for no limit.
+    #[arg(long)]
+    cpu_millis: u32,
+    /// Processes and threads of all executions together; 0 for no limit.
+    #[arg(long)]
+    max_processes: u32,
+}
+
+impl LimitOptions {
+    pub(crate) fn limits(&self) -> Limits {
+        let Self { memory_bytes, cpu_millis, max_processes } = *self;
+        Limits { memory_bytes, cpu_millis, max_processes }
+    }
+}
+
 /// Flags of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
@@ -58,15 +79,8 @@ pub(crate) struct ServeOptions {
     /// The sandbox's id; the name of its control group too.
     #[arg(long)]
     pub(crate) sandbox_id: String,
-    /// Memory of all executions together, without swap; 0 for no limit.
-    #[arg(long)]
-    pub(crate) memory_bytes: u64,
-    /// CPU of all executions together in thousandths of a core; 0 for no limit.
-    #[arg(long)]
-    pub(crate) cpu_millis: u32,
-    /// Processes and threads of all executions together; 0 for no limit.
-    #[arg(long)]
-    pub(crate) max_processes: u32,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
     /// Size of the workspace; 0 for no limit.
     #[arg(long)]
     pub(crate) disk_bytes: u64,
@@ -133,15 +147,8 @@ pub(crate) struct AdmitOptions {
     /// The user that the executor has.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) uid: u32,
-    /// As for `serve`.
-    #[arg(long)]
-    pub(crate) memory_bytes: u64,
-    /// As for `serve`.
-    #[arg(long)]
-    pub(crate) cpu_millis: u32,
-    /// As for `serve`.
-    #[arg(long)]
-    pub(crate) max_processes: u32,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
     /// As for `serve`.
     #[arg(long, value_enum, default_value = "required")]
     pub(crate) cgroups: Need,

@@ -26,10 +26,7 @@ use crate::{
     clock, disk,
     grpc::Grpc,
     init,
-    isolation::{
-        cgroup::Limits,
-        house::{self, Plan},
-    },
+    isolation::house::{self, Plan},
     replay::Keep,
     request::check_id,
     service::{Capacity, Service},
@@ -63,11 +60,7 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     let plan = Plan {
         dir: &options.dir,
         sandbox_id: &options.sandbox_id,
-        limits: Limits {
-            memory_bytes: options.memory_bytes,
-            cpu_millis: options.cpu_millis,
-            max_processes: options.max_processes,
-        },
+        limits: options.limits.limits(),
         disk_bytes: options.disk_bytes,
         disk_reserve_bytes: options.disk_reserve_bytes,
         isolation: &options.isolation,

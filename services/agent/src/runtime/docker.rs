@@ -24,6 +24,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
 use rand::Rng;
 use rustix::process::Signal;
@@ -46,7 +47,7 @@ use super::{
     life::Process,
     log,
     program::Program,
-    record::Record,
+    record::{Record, why_dead},
     uids::Uids,
 };
 use crate::{
@@ -55,7 +56,7 @@ use crate::{
     layers,
     packages::{Layer, PackageSet},
     proxy::Host,
-    sandbox::{Facts, Language, Sandbox, SandboxId, Spec, State},
+    sandbox::{Facts, Language, SandboxId, Spec},
 };
 
 /// How long an executor may take to end by itself before it is killed.
@@ -245,26 +246,11 @@ impl DockerRuntime {
                 return Found::HalfMade(id);
             }
         };
-        let mut sandbox = Sandbox {
-            id,
-            state: State::Running,
-            reason: String::new(),
-            created_at: record.created_at,
-            facts: record.facts.clone().unwrap_or_default(),
-            spec: record.spec.clone(),
+        let (process, found) = match self.take_over(&record, &id, &dir).await {
+            Ok((process, found)) => (Some(Arc::new(process)), Ok(found)),
+            Err(why) => (None, Err(why)),
         };
-        let process = match self.take_over(&record, &sandbox.id, &dir).await {
-            Ok((process, found)) => {
-                let Facts { layers, layer, .. } = std::mem::take(&mut sandbox.facts);
-                sandbox.facts = Facts { layers, layer, ..found };
-                Some(Arc::new(process))
-            }
-            Err(why) => {
-                sandbox.state = State::Dead;
-                sandbox.reason = self.reason(sandbox.spec.expires_at, why);
-                None
-            }
-        };
+        let sandbox = record.taken_over(id, found, self.clock.now());
         let held = Held {
             process,
             container: record.container.map(|container| container.id),
@@ -301,8 +287,8 @@ impl DockerRuntime {
     }
 
     /// Why it is dead: its time was over, or else `why`.
-    fn reason(&self, expires_at: Option<chrono::DateTime<chrono::Utc>>, why: String) -> String {
-        if expires_at.is_some_and(|end| self.clock.now() >= end) { "expired".to_owned() } else { why }
+    fn reason(&self, expires_at: Option<DateTime<Utc>>, why: String) -> String {
+        why_dead(expires_at, why, self.clock.now())
     }
 
     /// Removes a container of ours, and then the directory of its sandbox.

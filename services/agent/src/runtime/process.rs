@@ -18,11 +18,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
 use rand::Rng;
 use rustix::process::Signal;
 use sandmesh_mesh::Clock;
-use sandmesh_proto::executor::GetExecutorResponse;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -35,14 +35,14 @@ use super::{
     life::{self, Mark, Process},
     log,
     program::Program,
-    record::Record,
+    record::{Record, why_dead},
     uids::Uids,
 };
 use crate::{
     Config, Error, layers,
     packages::{Layer, PackageSet},
     proxy::Host,
-    sandbox::{Facts, Language, Sandbox, SandboxId, Spec, State},
+    sandbox::{Facts, Language, SandboxId, Spec},
 };
 
 /// How long an executor may take to end by itself before it is killed.
@@ -173,26 +173,11 @@ impl ProcessRuntime {
                 return Found::HalfMade(id);
             }
         };
-        let mut sandbox = Sandbox {
-            id,
-            state: State::Running,
-            reason: String::new(),
-            created_at: record.created_at,
-            facts: record.facts.clone().unwrap_or_default(),
-            spec: record.spec.clone(),
+        let (process, found) = match self.take_over(&record, &id, &dir).await {
+            Ok((process, found)) => (Some(Arc::new(process)), Ok(found)),
+            Err(why) => (None, Err(why)),
         };
-        let process = match self.take_over(&record, &sandbox.id, &dir).await {
-            Ok((process, answer)) => {
-                let Facts { layers, layer, .. } = std::mem::take(&mut sandbox.facts);
-                sandbox.facts = Facts { layers, layer, ..facts(&dir, sandbox.spec.language, answer) };
-                Some(Arc::new(process))
-            }
-            Err(why) => {
-                sandbox.state = State::Dead;
-                sandbox.reason = self.reason(sandbox.spec.expires_at, why);
-                None
-            }
-        };
+        let sandbox = record.taken_over(id, found, self.clock.now());
         self.hold(sandbox.id.clone(), Held { process, uid: record.uid, expires_at: record.spec.expires_at });
         Found::Whole(Box::new(sandbox))
     }
@@ -202,11 +187,12 @@ impl ProcessRuntime {
         record: &Record,
         id: &SandboxId,
         dir: &Path,
-    ) -> Result<(Process, GetExecutorResponse), String> {
+    ) -> Result<(Process, Facts), String> {
         let process = record.process.map(Process::adopt).transpose();
         let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
         let process = process.flatten().ok_or("executor ended while no agent ran")?;
-        Ok((process, answered(dir, id, ADOPT_TIMEOUT, None).await?))
+        let answer = answered(dir, id, ADOPT_TIMEOUT, None).await?;
+        Ok((process, facts(dir, record.spec.language, answer)))
     }
 
     fn hold(&self, id: SandboxId, held: Held) {
@@ -217,8 +203,8 @@ impl ProcessRuntime {
     }
 
     /// Why it is dead: its time was over, or else `why`.
-    fn reason(&self, expires_at: Option<chrono::DateTime<chrono::Utc>>, why: String) -> String {
-        if expires_at.is_some_and(|end| self.clock.now() >= end) { "expired".to_owned() } else { why }
+    fn reason(&self, expires_at: Option<DateTime<Utc>>, why: String) -> String {
+        why_dead(expires_at, why, self.clock.now())
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::life::Mark;
-use crate::sandbox::{Facts, Spec};
+use crate::sandbox::{Facts, Sandbox, SandboxId, Spec, State};
 
 const NAME: &str = "sandbox.json";
 const NEW_NAME: &str = "sandbox.json.new";
@@ -54,6 +54,24 @@ impl Record {
         fs::rename(new, path)
     }
 
+    /// The sandbox as the next agent finds it: with what its executor says now, or why that ended.
+    pub(in crate::runtime) fn taken_over(
+        &self,
+        id: SandboxId,
+        found: Result<Facts, String>,
+        now: DateTime<Utc>,
+    ) -> Sandbox {
+        let known = self.facts.clone().unwrap_or_default();
+        let (state, reason, facts) = match found {
+            Ok(found) => {
+                let facts = Facts { layers: known.layers, layer: known.layer, ..found };
+                (State::Running, String::new(), facts)
+            }
+            Err(why) => (State::Dead, why_dead(self.spec.expires_at, why, now), known),
+        };
+        Sandbox { id, spec: self.spec.clone(), state, reason, created_at: self.created_at, facts }
+    }
+
     /// Reads it back.
     pub(in crate::runtime) fn load(dir: &Path) -> io::Result<Self> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -62,4 +80,13 @@ impl Record {
         file.take(MAX_BYTES).read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     }
+}
+
+/// Why a sandbox is dead: its time was over, or else `why`.
+pub(in crate::runtime) fn why_dead(
+    expires_at: Option<DateTime<Utc>>,
+    why: String,
+    now: DateTime<Utc>,
+) -> String {
+    if expires_at.is_some_and(|end| now >= end) { "expired".to_owned() } else { why }
 }

@@ -89,3 +89,35 @@ async fn session_of_a_lost_node_goes_on_at_another_also_when_no_scheduler_saw_it
         assert_eq!(api.run(id, "shell", "cat kept").await["stdout"], "kept\n");
     }
 }
+
+/// One of two processes reconciles; when it dies the other does, within 15 seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn when_the_process_that_reconciles_dies_the_other_does() {
+    let mut mesh = Twofold::start(Kind::MariaDb, &SETTINGS).await;
+    let server = &mut mesh.server;
+    let holds = |process: &Process| {
+        let log = std::fs::read_to_string(&process.launch.log).unwrap();
+        log.lines()
+            .rfind(|line| line.contains("the lease to reconcile"))
+            .is_some_and(|line| line.contains("true"))
+    };
+    let holders = |server: &mut Server| -> Vec<&'static str> {
+        ["watch", "watch-2"].into_iter().filter(|name| holds(server.process(name))).collect()
+    };
+    eventually("one holds the lease", Duration::from_secs(15), async || !holders(server).is_empty()).await;
+    let [holder] = holders(server)[..] else { panic!("one and only one: {:?}", holders(server)) };
+    let other = if holder == "watch" { "watch-2" } else { "watch" };
+    server.process(holder).kill();
+    let took = eventually("the other takes over", Duration::from_secs(15), async || {
+        holders(server).contains(&other)
+    });
+    println!("taken over after {:?}", took.await);
+    let id = server.api.session().await;
+    let report = server.api.post("/health/sync", json!({})).await.is(200);
+    assert_eq!(
+        (&report["result"]["healthy"], &report["result"]["errors"]),
+        (&json!(1), &json!([])),
+        "{report}"
+    );
+    assert_eq!(server.api.run(&id, "shell", "echo on").await["stdout"], "on\n");
+}

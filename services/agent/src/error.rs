@@ -106,16 +106,14 @@ pub(crate) enum Error {
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ImageProblem {
     /// The template names none, and neither does the node.
-    #[error("the template names no image, and the node has none for this case: set `agent.docker.image`")]
-    Unnamed,
+    #[error("the template names no image, and the node has none for this case: set `agent.{0}.image`")]
+    Unnamed(&'static str),
     /// It cannot be the name of one.
     #[error("this is not the name of an image, such as `registry.example/python:3.12`")]
     Invalid,
-    /// It is not there, and may not be pulled.
-    #[error(
-        "it is not on the node, and `agent.docker.pull` is `never`: pull it there, or allow it to be pulled"
-    )]
-    Absent,
+    /// It is not there, and is not pulled: why, and what to do.
+    #[error("it is not on the node, {0}")]
+    Absent(String),
     /// Its registry does not have it.
     #[error("its registry does not have it: {0}")]
     NotFound(String),
@@ -141,8 +139,8 @@ pub(crate) enum ImageProblem {
 impl ImageProblem {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Unnamed | Self::Invalid => "IMAGE_INVALID",
-            Self::Absent | Self::NotFound(_) => "IMAGE_NOT_FOUND",
+            Self::Unnamed(_) | Self::Invalid => "IMAGE_INVALID",
+            Self::Absent(_) | Self::NotFound(_) => "IMAGE_NOT_FOUND",
             Self::Denied(_) => "IMAGE_DENIED",
             Self::NoSpace(_) => "IMAGE_NO_SPACE",
             Self::TimedOut(_) => "IMAGE_TIMEOUT",

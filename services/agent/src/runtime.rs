@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod arrival;
+pub(crate) mod container;
 #[cfg(test)]
 pub(crate) mod contract;
 pub(crate) mod docker;

@@ -1,9 +1,9 @@
-//! A real Docker engine for tests: one that all tests of this machine share, and one of its own for a test that
-//! kills it.
+//! Real engines of containers for tests: one of each kind that all tests of this machine share, and one of its own
+//! for a test that kills it.
 //!
-//! Whoever needs the shared one first starts it, in a directory of its own, on a socket there, without a
-//! network. It is stopped, and all it had is removed, when no test has used it for half a minute. Images are
-//! made of Debian packages: no registry is asked. What is missing fails a test, and is never skipped.
+//! Whoever needs a shared one first starts it, in a directory of its own, on a socket there, without a
+//! network. It is stopped, and all it had is removed, when no test has used it for half a minute. What is missing
+//! fails a test, and is never skipped.
 
 use std::{
     fs::{self, File, Permissions},
@@ -17,6 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "images.rs"]
+mod images;
+
 /// An image with nothing but a shell and the usual commands, linked statically: no C library, no loader.
 pub(crate) const BUSYBOX: &str = "sandmesh-test/busybox:1";
 
@@ -27,20 +30,25 @@ pub(crate) const PYTHON: &str = "sandmesh-test/python:1";
 /// How long an engine may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Stops an engine that nobody has used for half a minute: directory, pid.
+/// Where programs are for engines, whatever a test has.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Stops an engine that nobody has used for half a minute: directory of all, name, pid.
 const WATCH: &str = r#"
 cd "$1" || exit 1
 idle=0
-while kill -0 "$2" 2>/dev/null; do
+while kill -0 "$3" 2>/dev/null; do
   sleep 2
-  if flock -n users.lock true; then idle=$((idle + 1)); else idle=0; fi
+  if flock -n "$2.users.lock" true; then idle=$((idle + 1)); else idle=0; fi
   [ "$idle" -ge 15 ] || continue
-  exec 8>start.lock 9>users.lock
+  exec 8>"$2.start.lock" 9>"$2.users.lock"
   if flock -n 8 && flock -n 9; then
-    kill "$2"
-    while kill -0 "$2" 2>/dev/null; do sleep 0.2; done
-    while umount -R -l data 2>/dev/null; do :; done
-    rm -rf data exec images log docker.sock docker.pid
+    kill "$3"
+    while kill -0 "$3" 2>/dev/null; do sleep 0.2; done
+    awk -v dir="$PWD/$2/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
+      while read -r mount; do umount -l "$mount"; done
+    rm -rf "$2"
+    if [ ! -e docker ] && [ ! -e containerd ]; then rm -rf images; fi
     exit 0
   fi
   exec 8>&- 9>&-
@@ -48,12 +56,34 @@ while kill -0 "$2" 2>/dev/null; do
 done
 "#;
 
-/// The lock by which this process says that it uses the shared engine.
-static USED: Mutex<Option<File>> = Mutex::new(None);
+/// The locks by which this process says that it uses shared engines.
+static USED: Mutex<Vec<(Kind, File)>> = Mutex::new(Vec::new());
+
+/// What makes the containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A Docker engine.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    Docker,
+    /// A containerd without anything above it.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    Containerd,
+}
+
+impl Kind {
+    /// The word for it in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Containerd => "containerd",
+        }
+    }
+}
 
 /// An engine.
 #[derive(Debug)]
 pub(crate) struct TestEngine {
+    kind: Kind,
     dir: PathBuf,
     /// It is this test's own.
     own: Option<Own>,
@@ -67,16 +97,16 @@ struct Own {
 }
 
 impl TestEngine {
-    /// The engine that all tests share, with this image.
-    pub(crate) fn shared(image: &str) -> Self {
-        let engine = Self { dir: home(), own: None };
+    /// The engine of a kind that all tests share, with this image.
+    pub(crate) fn shared(kind: Kind, image: &str) -> Self {
+        let engine = Self { kind, dir: home().join(kind.name()), own: None };
         let mut used = USED.lock().unwrap();
-        if used.is_none() {
-            let user = lock_file(&engine.dir, "users.lock");
+        if !used.iter().any(|(known, _)| *known == kind) {
+            let user = lock_file(&home(), &format!("{}.users.lock", kind.name()));
             user.lock_shared().unwrap();
-            *used = Some(user);
+            used.push((kind, user));
         }
-        let starter = lock_file(&engine.dir, "start.lock");
+        let starter = lock_file(&home(), &format!("{}.start.lock", kind.name()));
         starter.lock().unwrap();
         if !engine.answers() {
             engine.start_for_all();
@@ -86,12 +116,13 @@ impl TestEngine {
         engine
     }
 
-    /// One for this test, which may kill it; whether its containers are to survive that.
+    /// One for this test, which may kill it; whether a Docker engine's containers are to survive that.
     #[allow(dead_code, reason = "not every test that has this file needs it")]
-    pub(crate) fn own(image: &str, live_restore: bool) -> Self {
+    pub(crate) fn own(kind: Kind, image: &str, live_restore: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("smd-").tempdir().unwrap();
-        let process = start(dir.path(), live_restore);
-        let engine = Self { dir: dir.path().to_owned(), own: Some(Own { process, live_restore, _dir: dir }) };
+        let process = start(kind, dir.path(), live_restore);
+        let path = dir.path().to_owned();
+        let engine = Self { kind, dir: path, own: Some(Own { process, live_restore, _dir: dir }) };
         engine.wait_until_it_answers();
         engine.have(image);
         engine
@@ -99,16 +130,22 @@ impl TestEngine {
 
     /// One that somebody else in this process has.
     #[allow(dead_code, reason = "not every test that has this file needs it")]
-    pub(crate) fn at(socket: &Path) -> Self {
-        Self { dir: socket.parent().unwrap().to_owned(), own: None }
+    pub(crate) fn of(other: &Self) -> Self {
+        Self { kind: other.kind, dir: other.dir.clone(), own: None }
+    }
+
+    /// What it is.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Where it is reached.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.join("docker.sock")
+        socket(self.kind, &self.dir)
     }
 
-    /// `kill -9` of an engine of this test's own, and what it started to manage containers.
+    /// `kill -9` of an engine of this test's own, and with Docker what it started to manage containers.
     #[allow(dead_code, reason = "not every test that has this file needs it")]
     pub(crate) fn kill(&mut self) {
         let process = &mut self.own.as_mut().expect("not the one of all tests").process;
@@ -124,55 +161,140 @@ impl TestEngine {
         for left in ["docker.pid", "exec/containerd/containerd.pid"] {
             let _ = fs::remove_file(self.dir.join(left));
         }
-        own.process = start(&self.dir, own.live_restore);
+        own.process = start(self.kind, &self.dir, own.live_restore);
         self.wait_until_it_answers();
     }
 
-    /// Runs `docker` with these arguments.
-    pub(crate) fn docker(&self, args: &[&str]) -> Output {
-        let mut docker = Command::new(program("docker"));
-        docker.env("DOCKER_HOST", format!("unix://{}", self.socket().display())).args(args);
-        docker.stdin(Stdio::null()).output().unwrap()
+    /// Runs its own client with these arguments: `docker`, or `ctr` in our namespace.
+    pub(crate) fn client(&self, args: &[&str]) -> Output {
+        let mut client = match self.kind {
+            Kind::Docker => Command::new(program("docker")),
+            Kind::Containerd => Command::new(program("ctr")),
+        };
+        match self.kind {
+            Kind::Docker => client.env("DOCKER_HOST", format!("unix://{}", self.socket().display())),
+            Kind::Containerd => client.arg("--address").arg(self.socket()).args(["--namespace", "sandmesh"]),
+        };
+        client.args(args).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// What `docker` says with these arguments.
+    /// What its client says with these arguments.
     pub(crate) fn said(&self, args: &[&str]) -> String {
-        let output = self.docker(args);
-        assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = self.client(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{} {args:?}: {error}", self.kind.name());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// The containers with a label that have this value.
     pub(crate) fn containers(&self, label: &str, value: &str) -> Vec<String> {
-        let filter = format!("label={label}={value}");
-        let ids = self.said(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]);
+        let ids = match self.kind {
+            Kind::Docker => {
+                let filter = format!("label={label}={value}");
+                self.said(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter])
+            }
+            Kind::Containerd => {
+                self.said(&["containers", "list", "--quiet", &format!("labels.\"{label}\"==\"{value}\"")])
+            }
+        };
         ids.lines().map(str::to_owned).collect()
     }
 
+    /// Kills and removes a container, by hand.
+    pub(crate) fn remove(&self, container: &str) {
+        match self.kind {
+            Kind::Docker => drop(self.client(&["rm", "--force", "--volumes", container])),
+            Kind::Containerd => {
+                self.client(&["tasks", "delete", "--force", container]);
+                self.client(&["containers", "delete", container]);
+            }
+        }
+    }
+
+    /// Makes a container by hand, perhaps with a label; it does not run.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn make(&self, image: &str, name: &str, label: Option<(&str, &str)>) {
+        let label = label.map(|(label, value)| format!("{label}={value}"));
+        let label: Vec<&str> = label.iter().flat_map(|label| ["--label", label]).collect();
+        let whole = format!("docker.io/{image}");
+        match self.kind {
+            Kind::Docker => self
+                .said(&[&["create", "--name", name, "--network=none"], &*label, &[image, "true"]].concat()),
+            Kind::Containerd => {
+                self.said(&[&["containers", "create"], &*label, &[&whole, name, "true"]].concat())
+            }
+        };
+    }
+
+    /// Whether there is a container of this name.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let word = match self.kind {
+            Kind::Docker => "container",
+            Kind::Containerd => "containers",
+        };
+        let verb = if self.kind == Kind::Docker { "inspect" } else { "info" };
+        self.client(&[word, verb, name]).status.success()
+    }
+
+    /// What there is of a name besides a container.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn remnants(&self, name: &str) -> Vec<String> {
+        if self.kind == Kind::Docker {
+            return Vec::new();
+        }
+        let all = self.said(&["tasks", "list"]) + "\n" + &self.said(&["snapshots", "list"]);
+        all.lines().filter(|line| line.contains(name)).map(str::to_owned).collect()
+    }
+
+    /// The first process of a container.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn pid_of(&self, container: &str) -> i32 {
+        match self.kind {
+            Kind::Docker => self.said(&["inspect", "--format", "{{.State.Pid}}", container]).parse().unwrap(),
+            Kind::Containerd => {
+                let tasks = self.said(&["tasks", "list"]);
+                let fields = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+                let task = fields.into_iter().find(|task| task[0] == container);
+                task.unwrap_or_else(|| panic!("{container} has no task: {tasks}"))[1].parse().unwrap()
+            }
+        }
+    }
+
+    /// Gives an image another name.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn tag(&self, image: &str, name: &str) {
+        match self.kind {
+            Kind::Docker => self.said(&["tag", image, name]),
+            Kind::Containerd => {
+                let (image, name) = (format!("docker.io/{image}"), format!("docker.io/library/{name}"));
+                self.said(&["images", "tag", "--force", &image, &name])
+            }
+        };
+    }
+
     fn answers(&self) -> bool {
-        self.socket().exists() && self.docker(&["version"]).status.success()
+        self.socket().exists() && self.client(&["version"]).status.success()
     }
 
     fn wait_until_it_answers(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.answers() {
             let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "the Docker engine does not start: {log}");
+            assert!(Instant::now() < deadline, "{} does not start: {log}", self.kind.name());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     #[expect(clippy::zombie_processes, reason = "they outlive this process, and are not its to wait for")]
     fn start_for_all(&self) {
-        for left in ["data", "exec", "docker.pid"] {
-            // One that did not end well.
-            let path = self.dir.join(left);
-            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
-        }
-        let engine = start(&self.dir, false);
+        // Of one that did not end well.
+        let _ = fs::remove_dir_all(&self.dir);
+        fs::create_dir_all(&self.dir).unwrap();
+        let engine = start(self.kind, &self.dir, false);
         self.wait_until_it_answers();
         let mut watch = Command::new("sh");
-        watch.args(["-c", WATCH, "watch"]).arg(&self.dir).arg(engine.id().to_string());
+        watch.args(["-c", WATCH, "watch"]).arg(home()).args([self.kind.name(), &engine.id().to_string()]);
         watch
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -184,50 +306,88 @@ impl TestEngine {
 
     /// Makes an image if it is not there.
     fn have(&self, image: &str) {
-        if self.docker(&["image", "inspect", image]).status.success() {
-            return;
+        let path = |path: PathBuf| path.display().to_string();
+        match self.kind {
+            Kind::Docker if self.client(&["image", "inspect", image]).status.success() => {}
+            Kind::Docker => drop(self.said(&["import", &path(images::archive(image)), image])),
+            Kind::Containerd => {
+                let name = format!("name==docker.io/{image}");
+                if self.said(&["images", "list", "--quiet", &name]).is_empty() {
+                    self.said(&["images", "import", &path(images::layout(image))]);
+                }
+            }
         }
-        let archive = archive(image);
-        self.said(&["import", &archive.display().to_string(), image]);
+    }
+
+    /// What holds the containers of a containerd outlives it.
+    fn end_shims(&self) {
+        for task in self.said(&["tasks", "list", "--quiet"]).lines() {
+            self.remove(task);
+        }
     }
 }
 
 impl Drop for TestEngine {
     fn drop(&mut self) {
+        if self.own.is_some() && self.kind == Kind::Containerd && self.answers() {
+            self.end_shims();
+        }
         if let Some(own) = &mut self.own {
             // In order, so that it takes along what it started.
             let pid = rustix::process::Pid::from_child(&own.process);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let _ = own.process.wait();
             // One that was killed left its own mounts.
-            let data = self.dir.join("data");
-            let unmount =
-                || Command::new("umount").args(["-R", "-l"]).arg(&data).stderr(Stdio::null()).status();
-            while unmount().is_ok_and(|done| done.success()) {}
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+            for place in places.filter(|place| Path::new(place).starts_with(&self.dir)) {
+                let _ = Command::new("umount").args(["-R", "-l", place]).stderr(Stdio::null()).status();
+            }
         }
     }
 }
 
+fn socket(kind: Kind, dir: &Path) -> PathBuf {
+    dir.join(format!("{}.sock", kind.name()))
+}
+
 /// Starts an engine in a directory.
-fn start(dir: &Path, live_restore: bool) -> Child {
+fn start(kind: Kind, dir: &Path, live_restore: bool) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let mut engine = match kind {
+        Kind::Docker => dockerd(dir, live_restore),
+        Kind::Containerd => containerd(dir),
+    };
+    engine.env("PATH", PATH).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    // Signals for the test's group are not for it.
+    engine.process_group(0).spawn().unwrap()
+}
+
+fn dockerd(dir: &Path, live_restore: bool) -> Command {
     let mut engine = Command::new(program("dockerd"));
-    let place = |name: &str| dir.join(name).display().to_string();
-    engine.args(["--host", &format!("unix://{}", place("docker.sock"))]);
-    engine.args([
-        "--data-root",
-        &place("data"),
-        "--exec-root",
-        &place("exec"),
-        "--pidfile",
-        &place("docker.pid"),
-    ]);
+    engine.arg(format!("--host=unix://{}", socket(Kind::Docker, dir).display()));
+    for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "docker.pid")] {
+        engine.arg(flag).arg(dir.join(name));
+    }
     // Sandboxes have no network, and so no engine touches that of the machine.
     engine.args(["--bridge=none", "--iptables=false", "--ip-masq=false", "--log-level=warn"]);
     engine.arg(format!("--live-restore={live_restore}"));
-    engine.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    // Signals for the test's group are not for it.
-    engine.process_group(0).spawn().unwrap()
+    engine
+}
+
+fn containerd(dir: &Path) -> Command {
+    let config = format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n\
+         address = {:?}\n",
+        dir.join("root"),
+        dir.join("state"),
+        socket(Kind::Containerd, dir),
+    );
+    let path = dir.join("config.toml");
+    fs::write(&path, config).unwrap();
+    let mut engine = Command::new(program("containerd"));
+    engine.arg("--config").arg(path).args(["--log-level", "warn"]);
+    engine
 }
 
 /// A program that Debian may have put where nobody looks for it.
@@ -239,71 +399,7 @@ fn program(name: &str) -> PathBuf {
     })
 }
 
-/// The files of an image, as an archive. They are made once, whatever engines there are.
-fn archive(image: &str) -> PathBuf {
-    let dir = home().join("images");
-    let _ = fs::create_dir(&dir);
-    let maker = lock_file(&home(), "images.lock");
-    maker.lock().unwrap();
-    let name = image.rsplit('/').next().unwrap().split(':').next().unwrap();
-    let path = dir.join(format!("{name}.tar"));
-    if !path.exists() {
-        let new = dir.join(format!("{name}.new.tar"));
-        match image {
-            BUSYBOX => make_busybox(&new),
-            _ => make_python(&new),
-        }
-        fs::rename(new, &path).unwrap();
-    }
-    path
-}
-
-/// Debian packages without their scripts: enough to run what is in them.
-fn debian(packages: &str, to: &Path) {
-    let mut make = Command::new(program("mmdebstrap"));
-    make.args(["--quiet", "--variant=extract", "--mode=root"]);
-    make.args(["--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\""]);
-    make.arg(format!("--include={packages}")).arg("bookworm").arg(to);
-    run(&mut make);
-}
-
-fn make_python(to: &Path) {
-    debian(
-        "bash,dash,coreutils,grep,sed,findutils,mawk,procps,util-linux,python3,python3-pip,nodejs,base-files,ca-certificates",
-        to,
-    );
-}
-
-fn make_busybox(to: &Path) {
-    let dir = tempfile::tempdir().unwrap();
-    let packages = dir.path().join("packages.tar");
-    debian("busybox-static", &packages);
-    let root = dir.path().join("root");
-    fs::create_dir(&root).unwrap();
-    let mut unpack = Command::new("tar");
-    unpack.arg("-xf").arg(&packages).arg("-C").arg(&root).arg("--wildcards").args(["*/busybox"]);
-    run(&mut unpack);
-    let found = ["usr/bin/busybox", "bin/busybox"].map(|place| root.join(place));
-    let busybox = found.into_iter().find(|path| path.is_file()).expect("busybox is in its package");
-    let bin = dir.path().join("image/bin");
-    fs::create_dir_all(&bin).unwrap();
-    fs::copy(busybox, bin.join("busybox")).unwrap();
-    for command in
-        ["sh", "cat", "sleep", "echo", "ls", "id", "dd", "head", "true", "mkdir", "sort", "wc", "ps"]
-    {
-        std::os::unix::fs::symlink("busybox", bin.join(command)).unwrap();
-    }
-    let mut pack = Command::new("tar");
-    pack.arg("-cf").arg(to).arg("-C").arg(dir.path().join("image")).args(["--owner=0", "--group=0", "."]);
-    run(&mut pack);
-}
-
-fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Where the engine of all tests has its data. Nobody else can put anything there.
+/// Where the engines of all tests have their data. Nobody else can put anything there.
 fn home() -> PathBuf {
     let own = rustix::process::geteuid().as_raw();
     let directory = std::env::temp_dir().join(format!("smd-all-{own}"));

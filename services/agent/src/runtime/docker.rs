@@ -1,436 +1,217 @@
-//! The runtime of Docker containers: one for each sandbox, whose first process is the static executor of the
-//! node, whatever the image has.
-//!
-//! A sandbox is a directory `sandboxes/ID` below the data directory, with its record, its log and its socket,
-//! and a container `sandmesh-ID`. The record is what is trusted at a start; a container of ours without one is
-//! left over. A container is made here and by the engine; its control groups and its jails are the executor's.
+//! The engine of Docker: containers through its API, by a unix socket.
 
+mod body;
 mod check;
-mod container;
-mod engine;
+mod client;
 mod image;
-mod install;
-mod seccomp;
-mod start;
-mod tools;
-mod watch;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use futures::{StreamExt, stream};
-use rand::Rng;
-use rustix::process::Signal;
-use sandmesh_mesh::{Clock, Tasks};
-use tokio::{
-    sync::{OnceCell, watch as channel},
-    time::{Instant, timeout},
+use bollard::{
+    body_full,
+    models::{ContainerState, EventMessage},
+    query_parameters::{CreateImageOptions, EventsOptions},
 };
+use futures::{StreamExt, TryStreamExt};
+use sandmesh_mesh::Clock;
 
 use self::{
-    container::{LABEL_OWNER, LABEL_SANDBOX, Walls, name, owner_label},
-    engine::{Engine, Trouble},
+    client::{Client, TITLE},
     image::Images,
-    tools::Tools,
-    watch::Watch,
 };
 use super::{
-    Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
-    executor::{answered, facts, ids_in, mount_noted},
-    life::Process,
-    log,
-    program::Program,
-    record::{Record, why_dead},
-    uids::Uids,
+    Problems,
+    container::{
+        ContainerRuntime, Settings,
+        engine::{Ended, Engine, State, Survey, Trouble},
+        plan::{LABEL_OWNER, Plan, Walls},
+        watch::Notes,
+    },
 };
-use crate::{
-    Config, Error,
-    error::ImageProblem,
-    layers,
-    packages::{Layer, PackageSet},
-    proxy::Host,
-    sandbox::{Facts, Language, SandboxId, Spec},
-};
+use crate::{Config, error::ImageProblem};
 
-/// How long an executor may take to end by itself before it is killed.
-const GRACE: Duration = Duration::from_millis(300);
-/// How long the engine may take to remove a container.
-const REMOVAL: Duration = Duration::from_secs(20);
-/// How long an executor found at the start may take to answer.
-const ADOPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How many are asked at once at the start.
-const ADOPT_AT_ONCE: usize = 16;
-/// The longest path below a sandbox's directory that must be that of a socket.
-const LONGEST_SOCKET: &str = "sandboxes/sbx_0123456789abcdef/own/entry.sock";
-const SOCKET_PATH_MAX: usize = 107;
-/// Versions of the interpreters of so many images are remembered.
-const MOST_IMAGES: usize = 256;
+/// An image without anything in it.
+const EMPTY: (&str, &str) = ("sandmesh-empty", "1");
+/// The end of an archive of files, which is all of one without any.
+const NO_FILES: [u8; 1024] = [0; 1024];
 
-/// Makes sandboxes of containers.
-#[derive(Debug)]
-pub(crate) struct DockerRuntime {
-    config: Config,
-    node_id: String,
-    data_dir: PathBuf,
-    program: Program,
-    engine: Arc<Engine>,
-    images: Arc<Images>,
-    watch: Arc<Watch>,
-    tools: Tools,
-    root: PathBuf,
-    installs: PathBuf,
-    layers: PathBuf,
-    hosts: Arc<Vec<Host>>,
+/// A runtime for sandboxes below `data_dir`, which are containers of the engine that is configured. Asks nobody
+/// and changes nothing on the machine.
+///
+/// # Errors
+/// When the executor program is missing, naming the setting.
+pub(crate) fn runtime(
+    config: &Config,
+    data_dir: &Path,
+    node_id: &str,
     clock: Arc<dyn Clock>,
-    uids: Mutex<Uids>,
-    held: Mutex<HashMap<SandboxId, Held>>,
-    /// By the id of an image: what its interpreters are, so that no sandbox has to start them all to know.
-    versions: Mutex<HashMap<String, String>>,
-    ready: OnceCell<Ready>,
-    ability: OnceCell<Ability>,
+) -> anyhow::Result<ContainerRuntime> {
+    let settings =
+        Settings { image: config.docker.image.clone(), memory_overhead: config.docker.memory_overhead.0 };
+    ContainerRuntime::new(config, (Arc::new(Docker::of(config)), settings), data_dir, node_id, clock)
 }
 
-/// What is found out about the node before the first container.
+/// The engine.
 #[derive(Debug)]
-struct Ready {
-    walls: Walls,
-    /// The name of the tools that containers get.
-    tools: String,
-    warnings: Vec<String>,
+struct Docker {
+    client: Arc<Client>,
+    images: Arc<Images>,
+    /// The cgroup that containers are made in.
+    cgroup_parent: String,
+    apparmor: String,
 }
 
-/// What this process holds of a sandbox.
-#[derive(Debug, Clone)]
-struct Held {
-    process: Option<Arc<Process>>,
-    /// The id of its container.
-    container: Option<String>,
-    /// Why it is dead, where that is known already.
-    reason: Option<String>,
-    uid: Option<u32>,
-    expires_at: Option<chrono::DateTime<chrono::Utc>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No change in here is left half done by a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl DockerRuntime {
-    /// A runtime for sandboxes below `data_dir`. Asks nobody and changes nothing on the machine.
-    ///
-    /// # Errors
-    /// When the executor program is missing, naming the setting.
-    pub(crate) fn new(
-        config: &Config,
-        data_dir: &Path,
-        node_id: &str,
-        clock: Arc<dyn Clock>,
-    ) -> anyhow::Result<Self> {
-        Config::validate_data_dir(data_dir)?;
-        let data_dir = std::path::absolute(data_dir)?;
-        let longest = data_dir.join(LONGEST_SOCKET).as_os_str().len();
-        anyhow::ensure!(
-            longest <= SOCKET_PATH_MAX,
-            "`{}` is {} bytes too long for the sockets of containers; give a shorter `--data-dir`",
-            data_dir.display(),
-            longest.saturating_sub(SOCKET_PATH_MAX)
-        );
-        let engine = Arc::new(Engine::at(config.docker.socket.clone()));
-        let pull_timeout = config.docker.pull_timeout.0;
-        let first = rand::rng().random_range(0..config.uid_count);
-        Ok(Self {
-            program: Program::locate(config, &data_dir, std::env::current_exe().ok().as_deref())?,
-            images: Arc::new(Images::of(Arc::clone(&engine), config.docker.pull, pull_timeout)),
-            watch: Arc::new(Watch::of(Arc::clone(&engine))),
-            engine,
-            tools: Tools::new(&data_dir),
-            root: data_dir.join("sandboxes"),
-            installs: data_dir.join("installs"),
-            layers: layers::root(&data_dir),
-            hosts: Arc::new(config.packages.hosts()?),
-            clock,
-            uids: Mutex::new(Uids::new(config.uid_base, config.uid_count, first)),
-            held: Mutex::default(),
-            versions: Mutex::default(),
-            ready: OnceCell::new(),
-            ability: OnceCell::new(),
-            config: config.clone(),
-            node_id: node_id.to_owned(),
-            data_dir,
-        })
-    }
-
-    /// What its containers are known by on an engine that others may use, too.
-    fn owner(&self) -> String {
-        self.data_dir.display().to_string()
-    }
-
-    fn dir(&self, id: &SandboxId) -> PathBuf {
-        self.root.join(id.as_str())
-    }
-
-    fn first_uid(&self) -> u32 {
-        lock(&self.uids).base()
-    }
-
-    /// Looks at the node, once.
-    async fn ready(&self) -> Result<&Ready, Problems> {
-        self.ready.get_or_try_init(|| self.make_ready()).await
-    }
-
-    async fn make_ready(&self) -> Result<Ready, Problems> {
-        if !rustix::process::geteuid().is_root() {
-            let problem = "the rights of root are missing: the agent makes directories of other users and control \
-                           groups for containers; run it as root";
-            return Err(Problems(vec![problem.to_owned()]));
+impl Docker {
+    fn of(config: &Config) -> Self {
+        let client = Arc::new(Client::at(config.docker.socket.clone()));
+        let (pull, timeout) = (config.docker.pull, config.docker.pull_timeout.0);
+        Self {
+            images: Arc::new(Images::of(Arc::clone(&client), pull, timeout)),
+            client,
+            cgroup_parent: config.cgroup_parent.clone(),
+            apparmor: config.docker.apparmor.clone(),
         }
-        let info = check::survey(&self.engine).await?;
-        let tools = self.tools.assemble(self.program.path()).map_err(|why| Problems(vec![why]))?;
-        let apparmor = check::has(&info, "apparmor").then(|| self.config.docker.apparmor.clone());
-        let walls = Walls {
-            owner: self.owner(),
-            node_id: self.node_id.clone(),
-            cgroup_parent: check::cgroup_parent(&info, &self.config.cgroup_parent),
-            apparmor,
-            memory_overhead: self.config.docker.memory_overhead.0,
-        };
-        Ok(Ready { walls, tools, warnings: check::warnings(&info) })
-    }
-
-    /// The image of a sandbox.
-    fn image<'a>(&'a self, spec: &'a Spec) -> Result<&'a str, Error> {
-        match (spec.image.as_str(), self.config.docker.image.as_str()) {
-            ("", "") => Err(Error::NoImage { image: String::new(), problem: ImageProblem::Unnamed }),
-            ("", image) | (image, _) => Ok(image),
-        }
-    }
-
-    fn take_uid(&self, id: &SandboxId) -> Result<u32, Error> {
-        let why = || "every uid of `agent.uid_count` is held".to_owned();
-        lock(&self.uids).take().ok_or_else(|| Error::StartFailed { id: id.clone(), why: why() })
-    }
-
-    fn hold(&self, id: &SandboxId, held: Held) {
-        if let Some(uid) = held.uid {
-            lock(&self.uids).hold(uid);
-        }
-        lock(&self.held).insert(id.clone(), held);
-    }
-
-    fn held(&self, id: &SandboxId) -> Option<Held> {
-        lock(&self.held).get(id).cloned()
-    }
-
-    /// The sandboxes that have a container of ours, and those containers.
-    async fn own_containers(&self) -> Result<Vec<SandboxId>, Trouble> {
-        let found = self.engine.containers(&owner_label(&self.owner())).await?;
-        let id = |labels: HashMap<String, String>| labels.get(LABEL_SANDBOX)?.parse().ok();
-        Ok(found.into_iter().filter_map(|container| id(container.labels?)).collect())
-    }
-
-    async fn adopt_one(&self, id: SandboxId) -> Found {
-        let dir = self.dir(&id);
-        let record = match Record::load(&dir) {
-            Ok(record @ Record { facts: Some(_), container: Some(_), .. }) => record,
-            Ok(_) => return Found::HalfMade(id),
-            Err(error) => {
-                tracing::warn!(sandbox.id = %id, %error, "no record of a container found; it will be destroyed");
-                return Found::HalfMade(id);
-            }
-        };
-        let (process, found) = match self.take_over(&record, &id, &dir).await {
-            Ok((process, found)) => (Some(Arc::new(process)), Ok(found)),
-            Err(why) => (None, Err(why)),
-        };
-        let sandbox = record.taken_over(id, found, self.clock.now());
-        let held = Held {
-            process,
-            container: record.container.map(|container| container.id),
-            reason: (!sandbox.reason.is_empty()).then(|| sandbox.reason.clone()),
-            uid: record.uid,
-            expires_at: record.spec.expires_at,
-        };
-        self.hold(&sandbox.id, held);
-        Found::Whole(Box::new(sandbox))
-    }
-
-    /// The process of a container that still runs, and what its executor says; or why it does not.
-    async fn take_over(
-        &self,
-        record: &Record,
-        id: &SandboxId,
-        dir: &Path,
-    ) -> Result<(Process, Facts), String> {
-        let process = record.process.map(Process::adopt).transpose();
-        let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
-        let Some(process) = process.flatten() else { return Err(self.found_dead(record).await) };
-        let answer = answered(dir, id, ADOPT_TIMEOUT, None).await?;
-        Ok((process, facts(dir, record.spec.language, answer)))
-    }
-
-    /// How a container ended while no agent ran.
-    async fn found_dead(&self, record: &Record) -> String {
-        let container = record.container.as_ref().map_or("", |container| container.id.as_str());
-        match self.engine.state(container).await {
-            Ok(Some(state)) => format!("{} while no agent ran", watch::of_state(&state)),
-            Ok(None) => "its container was removed while no agent ran".to_owned(),
-            Err(trouble) => format!("executor ended while no agent ran; {trouble}"),
-        }
-    }
-
-    /// Why it is dead: its time was over, or else `why`.
-    fn reason(&self, expires_at: Option<DateTime<Utc>>, why: String) -> String {
-        why_dead(expires_at, why, self.clock.now())
-    }
-
-    /// Removes a container of ours, and then the directory of its sandbox.
-    async fn clear(&self, id: &SandboxId, dir: &Path) -> Result<(), String> {
-        let name = name(&self.owner(), id);
-        let found = self.engine.container(&name).await.map_err(|trouble| trouble.to_string())?;
-        let labels = found.and_then(|found| found.config?.labels).unwrap_or_default();
-        if labels.get(LABEL_OWNER) == Some(&self.owner()) {
-            self.engine.remove(&name, REMOVAL).await.map_err(|trouble| trouble.to_string())?;
-        }
-        self.program.destroy(dir, id).await?;
-        if std::fs::symlink_metadata(dir).is_ok() {
-            return Err(format!("`{}` is still there", dir.display()));
-        }
-        Ok(())
-    }
-
-    /// Ends the first process of a container, and with it all others. With no engine, too.
-    async fn end(&self, process: &Process) -> Result<(), String> {
-        // A container that gets another one than this is taken for lost.
-        process.signal(Signal::INT);
-        if timeout(GRACE, process.ended()).await.is_err() {
-            process.signal(Signal::KILL);
-        }
-        let ended = timeout(REMOVAL, process.ended()).await;
-        ended.map(drop).map_err(|_| "its executor still runs".to_owned())
     }
 }
 
 #[async_trait]
-impl Runtime for DockerRuntime {
+impl Engine for Docker {
     fn name(&self) -> &'static str {
         "docker"
     }
 
-    fn start(&self, tasks: &Tasks) {
-        let label = owner_label(&self.owner());
-        tasks.spawn("follow the engine", Arc::clone(&self.watch).follow(label, tasks.token()));
+    fn title(&self) -> &'static str {
+        TITLE
     }
 
-    async fn check(&self) -> Result<Ability, Problems> {
-        let ready = self.ready().await?;
-        let known = self.ability.initialized();
-        let ability = self.ability.get_or_try_init(|| self.probe(ready)).await?;
-        if known {
-            // What was found out holds as long as the engine is there.
-            self.engine.ping().await.map_err(|trouble| Problems(vec![trouble.to_string()]))?;
-        }
-        Ok(ability.clone())
+    /// Unless it restores them, which then are not lost.
+    fn takes_containers_along(&self) -> bool {
+        true
     }
 
-    async fn images(&self) -> Result<Vec<String>, Error> {
-        self.images.list().await.map_err(Error::internal)
+    async fn survey(&self) -> Result<Survey, Problems> {
+        let info = check::survey(&self.client).await?;
+        Ok(Survey {
+            cgroup_parent: check::cgroup_parent(&info, &self.cgroup_parent),
+            apparmor: check::has(&info, "apparmor").then(|| self.apparmor.clone()),
+            warnings: check::warnings(&info),
+        })
     }
 
-    async fn interpreter(&self, spec: &Spec, language: Language) -> Result<Option<String>, String> {
-        let image = self.image(spec).map_err(|error| error.to_string())?;
-        // Where it is not there yet, nobody installed anything for it.
-        let id = self.images.id(image).await.map_err(|trouble| trouble.to_string())?;
-        Ok(id.map(|id| format!("image {id} {language}")))
+    async fn ping(&self) -> Result<(), Trouble> {
+        self.client.ping().await
     }
 
-    async fn adopt(&self) -> Result<Vec<Found>, Error> {
-        self.clear_installers().await;
-        let unreadable = |error: io::Error| {
-            let context = format!("cannot read `{}`", self.root.display());
-            Error::internal(anyhow::Error::new(error).context(context))
+    async fn listen(&self, owner: &str, notes: &Notes) -> Trouble {
+        let client = match self.client.client().await {
+            Ok(client) => client,
+            Err(trouble) => return trouble,
         };
-        let mut ids: BTreeSet<SandboxId> = ids_in(&self.root).map_err(unreadable)?.into_iter().collect();
-        ids.extend(self.own_containers().await.map_err(Error::internal)?);
-        let found: Vec<Found> =
-            stream::iter(ids).map(|id| self.adopt_one(id)).buffer_unordered(ADOPT_AT_ONCE).collect().await;
-        self.keep_tools(&found).await;
-        Ok(found)
-    }
-
-    async fn create(&self, order: &Order) -> Result<Facts, Error> {
-        let id = &order.id;
-        let image = self.image(&order.spec)?;
-        let have = self.images.have(image).await;
-        let image_id = have.map_err(|problem| Error::NoImage { image: image.to_owned(), problem })?;
-        let uid = self.take_uid(id)?;
-        let expires_at = order.spec.expires_at;
-        self.hold(id, Held { process: None, container: None, reason: None, uid: Some(uid), expires_at });
-        match self.start_sandbox(order, uid, &image_id).await {
-            Ok(facts) => Ok(facts),
-            Err(why) => {
-                if let Err(error) = self.delete(id).await {
-                    tracing::warn!(sandbox.id = %id, %error, "left over from a failed start");
-                }
-                Err(Error::StartFailed { id: id.clone(), why: format!("image `{image}`: {why}") })
+        let wanted = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let filters = HashMap::from([
+            ("type".to_owned(), wanted(&["container"])),
+            ("label".to_owned(), wanted(&[&owner_label(owner)])),
+            ("event".to_owned(), wanted(&["oom", "kill"])),
+        ]);
+        let mut events = client.events(Some(EventsOptions { filters: Some(filters), ..Default::default() }));
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => note(&event, notes),
+                Err(error) => return self.client.trouble(error),
             }
         }
+        self.client.away("it closed the connection".to_owned())
     }
 
-    async fn install(
-        &self,
-        spec: &Spec,
-        set: &PackageSet,
-        files: &Path,
-        deadline: channel::Receiver<Instant>,
-    ) -> Result<Contents, Error> {
-        self.run_installer(self.image(spec)?, set, files, deadline).await
+    async fn images(&self) -> Result<Vec<String>, Trouble> {
+        self.images.list().await
     }
 
-    async fn mount_layer(&self, id: &SandboxId, layer: &Layer) -> Result<(), Error> {
-        mount_noted(&self.dir(id), id, layer).await
+    async fn image_id(&self, image: &str) -> Result<Option<String>, Trouble> {
+        self.images.id(image).await
     }
 
-    async fn tend(&self) {
-        let ids: Vec<SandboxId> = lock(&self.held).keys().cloned().collect();
-        log::bound_all(&self.root, &ids);
+    async fn have_image(&self, image: &str) -> Result<String, ImageProblem> {
+        self.images.have(image).await
     }
 
-    async fn log(&self, id: &SandboxId, from: LogStart) -> io::Result<LogPart> {
-        log::read(&self.dir(id), from)
-    }
-
-    async fn wait(&self, id: &SandboxId) -> String {
-        let Some(held) = self.held(id) else { return "it is gone".to_owned() };
-        let (Some(process), Some(container)) = (&held.process, &held.container) else {
-            return self.reason(held.expires_at, held.reason.unwrap_or_else(|| "executor ended".to_owned()));
+    /// Made here, as no registry is needed for that.
+    async fn empty_image(&self) -> Result<String, Trouble> {
+        let (repo, tag) = EMPTY;
+        let client = self.client.client().await?;
+        let name = format!("{repo}:{tag}");
+        if client.inspect_image(&name).await.is_ok() {
+            return Ok(name);
+        }
+        let options = CreateImageOptions {
+            from_src: Some("-".to_owned()),
+            repo: Some(repo.to_owned()),
+            tag: Some(tag.to_owned()),
+            ..Default::default()
         };
-        process.ended().await;
-        let why = self.watch.cause(id.as_str(), container).await;
-        self.reason(held.expires_at, why)
+        let made = client.create_image(Some(options), Some(body_full(NO_FILES.to_vec().into())), None);
+        let made: Result<Vec<_>, _> = made.try_collect().await;
+        made.map(|_| name).map_err(|error| self.client.trouble(error))
     }
 
-    async fn delete(&self, id: &SandboxId) -> Result<(), Error> {
-        let failed = |why| Error::DestroyFailed { id: id.clone(), why };
-        let held = self.held(id);
-        if let Some(process) = held.as_ref().and_then(|held| held.process.as_ref()) {
-            self.end(process).await.map_err(failed)?;
-        }
-        self.clear(id, &self.dir(id)).await.map_err(failed)?;
-        self.watch.forget(id.as_str());
-        let held = lock(&self.held).remove(id);
-        if let Some(uid) = held.and_then(|held| held.uid) {
-            lock(&self.uids).free(uid);
-        }
-        Ok(())
+    async fn create(&self, name: &str, plan: &Plan<'_>, walls: &Walls) -> Result<String, Trouble> {
+        self.client.create(name, body::body(plan, walls)).await
     }
+
+    async fn start(&self, container: &str, _: &Path) -> Result<(), Trouble> {
+        self.client.start(container).await
+    }
+
+    async fn state(&self, container: &str) -> Result<Option<State>, Trouble> {
+        let found = self.client.container(container).await?;
+        Ok(found.map(|found| state(found.state.unwrap_or_default())))
+    }
+
+    async fn labels(&self, container: &str) -> Result<Option<HashMap<String, String>>, Trouble> {
+        let found = self.client.container(container).await?;
+        Ok(found.map(|found| found.config.and_then(|config| config.labels).unwrap_or_default()))
+    }
+
+    async fn containers(&self, owner: &str) -> Result<Vec<HashMap<String, String>>, Trouble> {
+        let found = self.client.containers(&owner_label(owner)).await?;
+        Ok(found.into_iter().filter_map(|container| container.labels).collect())
+    }
+
+    async fn remove(&self, container: &str, within: Duration) -> Result<(), Trouble> {
+        self.client.remove(container, within).await
+    }
+
+    async fn said(&self, container: &str, _: &Path) -> Result<Vec<u8>, Trouble> {
+        self.client.said(container).await
+    }
+}
+
+/// The label by which the containers of an agent are found.
+fn owner_label(owner: &str) -> String {
+    format!("{LABEL_OWNER}={owner}")
+}
+
+fn note(event: &EventMessage, notes: &Notes) {
+    let attributes = event.actor.as_ref().and_then(|actor| actor.attributes.as_ref());
+    let attribute = |name: &str| attributes.and_then(|attributes| attributes.get(name)).cloned();
+    let Some(container) = attribute("name") else { return };
+    match event.action.as_deref() {
+        Some("oom") => notes.note(container, |note| note.oom = true),
+        Some("kill") => notes.note(container, |note| note.signal = attribute("signal")),
+        _ => {}
+    }
+}
+
+fn state(found: ContainerState) -> State {
+    if found.running == Some(true) {
+        return State::Running;
+    }
+    State::Ended(Ended {
+        code: found.exit_code,
+        oom: found.oom_killed == Some(true),
+        error: found.error.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]

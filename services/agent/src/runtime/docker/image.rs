@@ -16,8 +16,15 @@ use futures::{
 };
 use tokio::time::Instant;
 
-use super::engine::{Engine, Trouble, absent};
-use crate::{config::Pull, error::ImageProblem};
+use super::client::Client;
+use crate::{
+    config::Pull,
+    error::ImageProblem,
+    runtime::container::{
+        engine::{Refusal, Trouble, absent},
+        reference::with_tag,
+    },
+};
 
 /// How often it is told how far a pull is.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
@@ -29,7 +36,7 @@ type Outcome = Shared<BoxFuture<'static, Result<String, ImageProblem>>>;
 /// The images of the engine.
 #[derive(Debug)]
 pub(super) struct Images {
-    engine: Arc<Engine>,
+    engine: Arc<Client>,
     pull: Pull,
     timeout: Duration,
     /// By image: one that is being pulled.
@@ -44,7 +51,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Images {
     /// Those of an engine.
-    pub(super) fn of(engine: Arc<Engine>, pull: Pull, timeout: Duration) -> Self {
+    pub(super) fn of(engine: Arc<Client>, pull: Pull, timeout: Duration) -> Self {
         Self { engine, pull, timeout, pulls: Mutex::default(), listed: Mutex::default() }
     }
 
@@ -74,14 +81,11 @@ impl Images {
 
     /// The id of an image, which is pulled if it is not there. Several callers share a pull.
     pub(super) async fn have(self: &Arc<Self>, image: &str) -> Result<String, ImageProblem> {
-        if !is_reference(image) {
-            return Err(ImageProblem::Invalid);
-        }
         if let Some(id) = self.id(image).await.map_err(|trouble| of_trouble(&trouble))? {
             return Ok(id);
         }
         if self.pull == Pull::Never {
-            return Err(ImageProblem::Absent);
+            return Err(absent_image());
         }
         let outcome = self.begin_pull(image);
         outcome.await
@@ -116,7 +120,7 @@ impl Images {
         }
         pulled?;
         let id = self.id(image).await.map_err(|trouble| of_trouble(&trouble))?;
-        id.ok_or(ImageProblem::Absent)
+        id.ok_or_else(absent_image)
     }
 
     async fn follow_pull(&self, image: &str, began: Instant) -> Result<(), ImageProblem> {
@@ -136,6 +140,11 @@ impl Images {
         }
         Ok(())
     }
+}
+
+fn absent_image() -> ImageProblem {
+    let fix = "and `agent.docker.pull` is `never`: pull it there, or allow it to be pulled";
+    ImageProblem::Absent(fix.to_owned())
 }
 
 /// How far a pull is, by layer: bytes that are there, and bytes in all.
@@ -159,28 +168,14 @@ impl Progress {
     }
 }
 
-/// Whether a text can be the name of an image: of nothing else may a path of the engine's API be made.
-fn is_reference(image: &str) -> bool {
-    const LONGEST: usize = 512;
-    let inside = |c: char| c.is_ascii_alphanumeric() || "._-:@/".contains(c);
-    let is_part = |part: &str| part.starts_with(|c: char| c.is_ascii_alphanumeric());
-    (1..=LONGEST).contains(&image.len()) && image.chars().all(inside) && image.split('/').all(is_part)
-}
-
-/// An image with neither tag nor digest is the latest: without one the engine would pull all there are.
-fn with_tag(image: &str) -> String {
-    let last = image.rsplit('/').next().unwrap_or(image);
-    if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
-}
-
 /// What a trouble while pulling means. The engine hands on what registries and the network say, in words.
 fn of_trouble(trouble: &Trouble) -> ImageProblem {
-    let Trouble::Refused { status, message } = trouble else {
+    let Trouble::Refused { kind, message, .. } = trouble else {
         return ImageProblem::Engine(trouble.to_string());
     };
     let says = |words: &[&str]| words.iter().any(|word| message.to_lowercase().contains(word));
     let told = message.clone();
-    match status {
+    match kind {
         _ if says(&["no space left"]) => ImageProblem::NoSpace(told),
         _ if says(&[
             "denied",
@@ -207,7 +202,7 @@ fn of_trouble(trouble: &Trouble) -> ImageProblem {
         {
             ImageProblem::Unreachable(told)
         }
-        404 => ImageProblem::NotFound(told),
+        Refusal::NotFound => ImageProblem::NotFound(told),
         _ => ImageProblem::Engine(told),
     }
 }
@@ -215,9 +210,10 @@ fn of_trouble(trouble: &Trouble) -> ImageProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::docker::client::refused;
 
     fn problem(status: u16, message: &str) -> ImageProblem {
-        of_trouble(&Trouble::Refused { status, message: message.to_owned() })
+        of_trouble(&refused(status, message))
     }
 
     #[test]
@@ -239,27 +235,6 @@ mod tests {
         }
         assert!(matches!(problem(500, "write /x: no space left on device"), ImageProblem::NoSpace(_)));
         assert!(matches!(problem(500, "what now"), ImageProblem::Engine(_)));
-    }
-
-    #[test]
-    fn a_name_that_is_none_never_reaches_the_engine() {
-        for image in ["python", "python:3.11-slim", "localhost:5000/a/b_c@sha256:0123", "ghcr.io/x/y:latest"]
-        {
-            assert!(is_reference(image), "{image}");
-        }
-        for image in
-            ["", "../../containers/json", "a/../b", "a?force=1", "a b", "a;b", "-a", "$(id)", "a//b", "a\n"]
-        {
-            assert!(!is_reference(image), "{image:?}");
-        }
-    }
-
-    #[test]
-    fn an_image_without_a_tag_is_the_latest_and_not_all_of_them() {
-        assert_eq!(with_tag("python"), "python:latest");
-        assert_eq!(with_tag("localhost:5000/python"), "localhost:5000/python:latest");
-        assert_eq!(with_tag("a/b:1"), "a/b:1");
-        assert_eq!(with_tag("a@sha256:00"), "a@sha256:00");
     }
 
     #[test]

@@ -91,12 +91,12 @@ const OWNER: &str = "io.sandmesh.owner";
 /// The settings by which sandboxes are containers.
 fn settings_for(engine: &TestEngine) -> Vec<(String, String)> {
     let target = Path::new(process::SANDMESH).ancestors().nth(2).unwrap();
-    let pairs = [
-        ("SANDMESH_AGENT__RUNTIME", "docker".to_owned()),
-        ("SANDMESH_AGENT__DOCKER__SOCKET", engine.socket().display().to_string()),
-        ("SANDMESH_AGENT__EXECUTOR", engine::static_executor(target).display().to_string()),
-    ];
-    pairs.map(|(name, value)| (name.to_owned(), value)).into()
+    let (kind, socket) = (engine.kind().name(), engine.socket().display().to_string());
+    vec![
+        ("SANDMESH_AGENT__RUNTIME".to_owned(), kind.to_owned()),
+        (format!("SANDMESH_AGENT__{}__SOCKET", kind.to_uppercase()), socket),
+        ("SANDMESH_AGENT__EXECUTOR".to_owned(), engine::static_executor(target).display().to_string()),
+    ]
 }
 
 /// The database of a new server; `None` for the file in its directory.
@@ -377,7 +377,7 @@ impl Drop for Server {
         }
         for container in self.containers() {
             let engine = self.engine.as_ref().expect("it has the containers");
-            engine.docker(&["rm", "--force", "--volumes", &container]);
+            engine.remove(&container);
         }
         for (data_dir, parent) in self.nodes() {
             leftovers::remove(&data_dir, &parent);

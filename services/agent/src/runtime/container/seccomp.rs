@@ -11,13 +11,13 @@ const DEFAULT: &str = include_str!("seccomp/default.json");
 /// To make the namespaces of a jail and of the nests in it, and to furnish them.
 const FOR_JAILS: [&str; 6] = ["clone", "unshare", "mount", "umount2", "pivot_root", "sethostname"];
 
-/// The profile, as the engine takes it.
-pub(super) fn profile() -> String {
+/// The profile, in the form that Docker takes.
+pub(in crate::runtime) fn profile() -> Value {
     let mut profile: Value = serde_json::from_str(DEFAULT).unwrap_or_default();
     if let Some(calls) = profile.get_mut("syscalls").and_then(Value::as_array_mut) {
         calls.push(json!({"names": FOR_JAILS, "action": "SCMP_ACT_ALLOW"}));
     }
-    profile.to_string()
+    profile
 }
 
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests {
 
     #[test]
     fn a_few_calls_are_added_and_the_rest_is_dockers() {
-        let ours: Value = serde_json::from_str(&profile()).unwrap();
+        let ours = profile();
         let theirs: Value = serde_json::from_str(DEFAULT).unwrap();
         let (ours_calls, theirs_calls) =
             (ours["syscalls"].as_array().unwrap(), theirs["syscalls"].as_array().unwrap());

@@ -8,7 +8,7 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     container::LogOutput,
     errors::Error as ApiError,
-    models::{ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerSummary, SystemInfo},
+    models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummary, SystemInfo},
     query_parameters::{
         CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions,
         RemoveContainerOptions, StartContainerOptions,
@@ -17,6 +17,8 @@ use bollard::{
 use futures::TryStreamExt;
 use tokio::{sync::OnceCell, time::Instant};
 
+use crate::runtime::container::engine::{Refusal, Trouble, absent};
+
 /// How long the engine may take to do a thing; making a container takes long on a busy disk.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How soon it is looked again whether a container is gone that is being removed.
@@ -24,51 +26,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How much is read of what a container said before it was given a log.
 const SAID: usize = 4 << 10;
 
-/// Why the engine did not do a thing.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Trouble {
-    /// Nobody is there, or the connection broke.
-    #[error("the Docker engine at `{socket}` cannot be reached: {why}")]
-    Away {
-        /// Where it should be.
-        socket: String,
-        /// What happened.
-        why: String,
-    },
-    /// It did not answer in time.
-    #[error("the Docker engine at `{0}` did not answer in time")]
-    Late(String),
-    /// It refused, with an HTTP status.
-    #[error("the Docker engine refused: {message}")]
-    Refused {
-        /// The status.
-        status: u16,
-        /// What it said.
-        message: String,
-    },
-}
-
-impl Trouble {
-    /// Whether the engine does not know what was asked about.
-    pub(super) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
-    }
-
-    /// Whether there is one already, or it is being worked on.
-    pub(super) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { status: 409, .. })
-    }
-}
+/// What it is called.
+pub(super) const TITLE: &str = "the Docker engine";
 
 /// The engine.
 #[derive(Debug)]
-pub(super) struct Engine {
+pub(super) struct Client {
     socket: PathBuf,
     /// Made when it was reached for the first time, as its version is agreed on with it.
     client: OnceCell<Docker>,
 }
 
-impl Engine {
+impl Client {
     /// The one at a socket. Nothing is asked yet.
     pub(super) fn at(socket: PathBuf) -> Self {
         Self { socket, client: OnceCell::new() }
@@ -92,13 +61,16 @@ impl Engine {
     /// What an error of the client means.
     pub(super) fn trouble(&self, error: ApiError) -> Trouble {
         match error {
-            ApiError::DockerResponseServerError { status_code: status, message } => {
-                Trouble::Refused { status, message: message.trim().to_owned() }
-            }
-            ApiError::DockerStreamError { error: message } => Trouble::Refused { status: 500, message },
-            ApiError::RequestTimeoutError => Trouble::Late(self.name()),
-            other => Trouble::Away { socket: self.name(), why: causes(&other) },
+            ApiError::DockerResponseServerError { status_code: status, message } => refused(status, &message),
+            ApiError::DockerStreamError { error: message } => refused(500, &message),
+            ApiError::RequestTimeoutError => Trouble::Late { engine: TITLE, socket: self.name() },
+            other => self.away(causes(&other)),
         }
+    }
+
+    /// It cannot be reached.
+    pub(super) fn away(&self, why: String) -> Trouble {
+        Trouble::Away { engine: TITLE, socket: self.name(), why }
     }
 
     /// Whether it answers.
@@ -129,11 +101,6 @@ impl Engine {
     pub(super) async fn container(&self, name: &str) -> Result<Option<ContainerInspectResponse>, Trouble> {
         let found = self.client().await?.inspect_container(name, None::<InspectContainerOptions>).await;
         absent(found.map_err(|error| self.trouble(error)))
-    }
-
-    /// The state of a container; `None` if there is none.
-    pub(super) async fn state(&self, name: &str) -> Result<Option<ContainerState>, Trouble> {
-        Ok(self.container(name).await?.map(|found| found.state.unwrap_or_default()))
     }
 
     /// The containers with a label, whether they run or not.
@@ -174,13 +141,14 @@ impl Engine {
     }
 }
 
-/// What is not there is no trouble.
-pub(super) fn absent<T>(found: Result<T, Trouble>) -> Result<Option<T>, Trouble> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(trouble) if trouble.is_not_found() => Ok(None),
-        Err(trouble) => Err(trouble),
-    }
+/// What the engine means with an HTTP status.
+pub(super) fn refused(status: u16, message: &str) -> Trouble {
+    let kind = match status {
+        404 => Refusal::NotFound,
+        409 => Refusal::Conflict,
+        _ => Refusal::Other,
+    };
+    Trouble::Refused { engine: TITLE, kind, message: message.trim().to_owned() }
 }
 
 /// An error with all that caused it: what is on top of them says little.

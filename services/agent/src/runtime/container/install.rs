@@ -10,9 +10,8 @@ use sandmesh_proto::executor::GetExecutorResponse;
 use tokio::{sync::watch as channel, time::Instant};
 
 use super::{
-    DockerRuntime,
-    container::{OWN, Plan, place_args},
-    lock,
+    ContainerRuntime, lock,
+    plan::{OWN, Plan, name, place_args},
 };
 use crate::{
     Error,
@@ -37,7 +36,7 @@ struct Place {
     uid: u32,
 }
 
-impl DockerRuntime {
+impl ContainerRuntime {
     /// Installs into `files`. However it ends, nothing is left of the container.
     pub(super) async fn run_installer(
         &self,
@@ -46,8 +45,7 @@ impl DockerRuntime {
         files: &Path,
         mut deadline: channel::Receiver<Instant>,
     ) -> Result<Contents, Error> {
-        let have = self.images.have(image).await;
-        let image_id = have.map_err(|problem| Error::NoImage { image: image.to_owned(), problem })?;
+        let image_id = self.have(image).await?;
         let id = SandboxId::random();
         let uid = self.take_uid(&id)?;
         let place = Place { dir: self.installs.join(id.as_str()), id, uid };
@@ -67,7 +65,7 @@ impl DockerRuntime {
     async fn take_out(&self, place: &Place, set: &PackageSet, files: &Path) -> Result<Contents, Error> {
         let not_taken =
             |why: String| Error::install_failed(format!("what was installed is not taken: {why}"));
-        let removed = self.engine.remove(&super::name(&self.owner(), &place.id), super::REMOVAL).await;
+        let removed = self.engine.remove(&name(&self.owner(), &place.id), super::REMOVAL).await;
         removed.map_err(|trouble| not_taken(trouble.to_string()))?;
         let sealed = self.program.seal((&place.id, &place.dir), TARGET, files, set.language).await;
         sealed.map_err(not_taken)

@@ -13,9 +13,11 @@ use sandmesh_proto::executor::GetExecutorResponse;
 use tokio::time::sleep;
 
 use super::{
-    DockerRuntime, MOST_IMAGES, REMOVAL, Ready,
-    container::{self, ENTRY, LABEL_OWNER, LAYERS, Places, Plan, name, place_args},
-    lock, watch,
+    ContainerRuntime, MOST_IMAGES, REMOVAL, Ready,
+    engine::State,
+    lock,
+    plan::{ENTRY, LAYERS, Places, Plan, name, place_args},
+    watch::Note,
 };
 use crate::{
     convert::language_from_pb,
@@ -33,7 +35,7 @@ use crate::{
 /// How soon it is looked whether a container that is being admitted has ended.
 const LOOK: Duration = Duration::from_millis(500);
 
-impl DockerRuntime {
+impl ContainerRuntime {
     /// Makes the container of a sandbox. What it made when it fails is for `delete` to clear.
     pub(super) async fn start_sandbox(&self, order: &Order, uid: u32, image: &str) -> Result<Facts, String> {
         let ready = self.ready().await.map_err(|problems| problems.to_string())?;
@@ -74,7 +76,7 @@ impl DockerRuntime {
         record.save(&dir).map_err(not_recorded)?;
         let answer = tokio::select! {
             answer = answered(&dir, &order.id, self.config.start_timeout.0, None) => answer,
-            _ = process.ended() => Err(self.watch.cause(order.id.as_str(), &container).await),
+            _ = process.ended() => Err(self.watch.cause(&name(&self.owner(), &order.id), &container).await),
         };
         let answer = match answer {
             Ok(answer) => answer,
@@ -142,20 +144,17 @@ impl DockerRuntime {
     /// Has the engine make a container; one of ours that has the name already is left over, and goes first.
     pub(super) async fn make(&self, plan: &Plan<'_>, ready: &Ready) -> Result<String, String> {
         let name = name(&self.owner(), plan.id);
-        let body = container::body(plan, &ready.walls);
-        match self.engine.create(&name, body.clone()).await {
+        match self.engine.create(&name, plan, &ready.walls).await {
             Err(trouble) if trouble.is_conflict() => {
                 self.remove_left_over(&name).await?;
-                self.engine.create(&name, body).await.map_err(|trouble| trouble.to_string())
+                self.engine.create(&name, plan, &ready.walls).await.map_err(|trouble| trouble.to_string())
             }
             made => made.map_err(|trouble| trouble.to_string()),
         }
     }
 
     async fn remove_left_over(&self, name: &str) -> Result<(), String> {
-        let found = self.engine.container(name).await.map_err(|trouble| trouble.to_string())?;
-        let labels = found.and_then(|found| found.config?.labels).unwrap_or_default();
-        if labels.get(LABEL_OWNER) != Some(&self.owner()) {
+        if self.is_ours(name).await.map_err(|trouble| trouble.to_string())? == Some(false) {
             return Err(format!("a container `{name}` is there that is not of this agent"));
         }
         tracing::warn!(container = name, "removing a container that was left over");
@@ -170,7 +169,7 @@ impl DockerRuntime {
         uid: u32,
         resources: &Resources,
     ) -> Result<(Process, Mark), String> {
-        self.engine.start(container).await.map_err(|trouble| trouble.to_string())?;
+        self.engine.start(container, dir).await.map_err(|trouble| trouble.to_string())?;
         let admitted = tokio::select! {
             admitted = self.admit(dir, container, uid, resources) => admitted,
             why = self.ended(container) => Err(why),
@@ -185,8 +184,9 @@ impl DockerRuntime {
         match process.flatten().zip(mark) {
             Some(running) => Ok(running),
             None => {
-                let state = self.engine.state(container).await.ok().flatten().unwrap_or_default();
-                Err(self.with_all_logs(&watch::of_state(&state), dir, container).await)
+                let how = self.ended_already(container).await;
+                let why = how.unwrap_or_else(|| "its executor ended at once".to_owned());
+                Err(self.with_all_logs(&why, dir, container).await)
             }
         }
     }
@@ -207,11 +207,17 @@ impl DockerRuntime {
     async fn ended(&self, container: &str) -> String {
         loop {
             sleep(LOOK).await;
-            if let Ok(Some(state)) = self.engine.state(container).await
-                && state.running != Some(true)
-            {
-                return watch::of_state(&state);
+            if let Some(how) = self.ended_already(container).await {
+                return how;
             }
+        }
+    }
+
+    /// How a container ended, if it has.
+    async fn ended_already(&self, container: &str) -> Option<String> {
+        match self.engine.state(container).await {
+            Ok(Some(State::Ended(ended))) => Some(ended.told(&Note::default())),
+            _ => None,
         }
     }
 
@@ -219,7 +225,7 @@ impl DockerRuntime {
     pub(super) async fn with_all_logs(&self, why: &str, dir: &Path, container: &str) -> String {
         let logged = log_tail(dir).unwrap_or_default();
         let said = match logged.is_empty() {
-            true => tail(&self.engine.said(container).await.unwrap_or_default()),
+            true => tail(&self.engine.said(container, dir).await.unwrap_or_default()),
             false => logged,
         };
         if said.is_empty() { why.to_owned() } else { format!("{why}; it said: {said}") }

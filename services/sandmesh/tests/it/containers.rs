@@ -1,4 +1,5 @@
-//! Sandboxes as containers of a real engine: what holds for processes holds for them, and what is their own.
+//! Sandboxes as containers of real engines: what holds for processes holds for them, and what is their own. Each
+//! rule is tested on each engine, and what happens to one that is killed is its own.
 
 use std::{
     sync::Arc,
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     IN_CONTAINERS, Server, TestEngine, Wiring,
-    engine::{BUSYBOX, PYTHON},
+    engine::{BUSYBOX, Kind, PYTHON},
     eventually,
     process::signal,
 };
@@ -19,56 +20,80 @@ use crate::harness::{
 const OF_TEMPLATES: [(&str, &str); 2] = [(PYTHON, "python:3.11-slim"), (BUSYBOX, "debian:12-slim")];
 
 /// The engine of all tests, with the images of templates.
-fn engine() -> Arc<TestEngine> {
+fn engine(kind: Kind) -> Arc<TestEngine> {
     let mut engine = None;
     for (image, name) in OF_TEMPLATES {
-        let have = TestEngine::shared(image);
-        have.said(&["tag", image, name]);
+        let have = TestEngine::shared(kind, image);
+        have.tag(image, name);
         engine = Some(have);
     }
     Arc::new(engine.expect("there are images"))
 }
 
 /// An engine of the test's own, for shells only.
-fn own_engine(live_restore: bool) -> TestEngine {
-    let engine = TestEngine::own(BUSYBOX, live_restore);
-    engine.said(&["tag", BUSYBOX, "debian:12-slim"]);
+fn own_engine(kind: Kind, live_restore: bool) -> TestEngine {
+    let engine = TestEngine::own(kind, BUSYBOX, live_restore);
+    engine.tag(BUSYBOX, "debian:12-slim");
     engine
 }
 
 /// Makes tests of bodies that others have, too: in one process, with containers.
 macro_rules! in_containers {
-    ($($module:ident::$body:ident),+ $(,)?) => {
+    ($kind:expr, $($module:ident::$body:ident),+ $(,)?) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
         async fn $body() {
             let body = crate::$module::$body(Wiring::Embedded);
-            IN_CONTAINERS.scope(engine(), body).await;
+            IN_CONTAINERS.scope(engine($kind), body).await;
         })+
     };
 }
 
-in_containers!(
-    behaviours_files::file_is_uploaded_listed_read_by_code_and_downloaded_byte_for_byte,
-    control::run_beyond_a_limit_ends_with_its_cause_and_the_session_goes_on,
-    crash::killed_server_loses_no_execution_and_runs_none_twice,
-    dependencies::packages_are_installed_when_a_session_is_created,
+/// Makes tests of the rules for every engine.
+macro_rules! on_each {
+    (@$module:ident $kind:expr, $($rule:ident),+ $(,)?) => {
+        mod $module {
+            use super::*;
+
+            in_containers!(
+                $kind,
+                behaviours_files::file_is_uploaded_listed_read_by_code_and_downloaded_byte_for_byte,
+                control::run_beyond_a_limit_ends_with_its_cause_and_the_session_goes_on,
+                crash::killed_server_loses_no_execution_and_runs_none_twice,
+                dependencies::packages_are_installed_when_a_session_is_created,
+            );
+
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn $rule() {
+                super::$rule($kind).await;
+            })+
+        }
+    };
+    ($($rule:ident),+ $(,)?) => {
+        on_each!(@docker Kind::Docker, $($rule),+);
+    };
+}
+
+on_each!(
+    a_session_runs_in_a_container_of_its_image_and_says_so,
+    attacks_from_a_container_reach_neither_kernel_nor_network,
+    attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside,
+    output_of_a_container_arrives_while_it_runs,
+    disk_and_time_limits_fire_in_a_container,
+    a_container_that_dies_is_noticed_with_its_cause,
+    an_image_that_cannot_be_had_is_the_reason_of_the_session,
+    sessions_outlive_a_killed_engine_that_keeps_its_containers,
 );
 
 async fn start(engine: &Arc<TestEngine>, wiring: Wiring, settings: &[(&str, &str)]) -> Server {
     IN_CONTAINERS.scope(Arc::clone(engine), wiring.start_with(settings)).await
 }
 
-fn pid_of(engine: &TestEngine, container: &str) -> i32 {
-    engine.said(&["inspect", "--format", "{{.State.Pid}}", container]).parse().unwrap()
-}
-
 fn shell(code: &str) -> Value {
     json!({"language": "shell", "code": code, "timeout": 60})
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_session_runs_in_a_container_of_its_image_and_says_so() {
-    let engine = engine();
+async fn a_session_runs_in_a_container_of_its_image_and_says_so(kind: Kind) {
+    let engine = engine(kind);
     let server = start(&engine, Wiring::Split, &[]).await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "python-basic", "env_vars": {"NAME": "box"}})).await;
@@ -102,20 +127,17 @@ async fn a_session_runs_in_a_container_of_its_image_and_says_so() {
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn attacks_from_a_container_reach_neither_kernel_nor_network() {
+async fn attacks_from_a_container_reach_neither_kernel_nor_network(kind: Kind) {
     let numbers = [1, 2, 3, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21];
-    IN_CONTAINERS.scope(engine(), crate::attack::holds_embedded(&numbers)).await;
+    IN_CONTAINERS.scope(engine(kind), crate::attack::holds_embedded(&numbers)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside() {
-    IN_CONTAINERS.scope(engine(), crate::attack::holds_embedded(&[31, 32, 33, 34, 35, 36])).await;
+async fn attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside(kind: Kind) {
+    IN_CONTAINERS.scope(engine(kind), crate::attack::holds_embedded(&[31, 32, 33, 34, 35, 36])).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn output_of_a_container_arrives_while_it_runs() {
-    let engine = engine();
+async fn output_of_a_container_arrives_while_it_runs(kind: Kind) {
+    let engine = engine(kind);
     let server = start(&engine, Wiring::Embedded, &[]).await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "shell-basic"})).await;
@@ -128,9 +150,8 @@ async fn output_of_a_container_arrives_while_it_runs() {
     assert_eq!(api.ended(&execution).await["stdout"], "first\nsecond\n");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn disk_and_time_limits_fire_in_a_container() {
-    let engine = engine();
+async fn disk_and_time_limits_fire_in_a_container(kind: Kind) {
+    let engine = engine(kind);
     let server = start(&engine, Wiring::Embedded, &[]).await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "shell-basic", "disk": "16Mi"})).await;
@@ -144,9 +165,8 @@ async fn disk_and_time_limits_fire_in_a_container() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_container_that_dies_is_noticed_with_its_cause() {
-    let engine = engine();
+async fn a_container_that_dies_is_noticed_with_its_cause(kind: Kind) {
+    let engine = engine(kind);
     let server = start(&engine, Wiring::Embedded, &[("SANDMESH_SESSION__MAX_RECOVERIES", "0")]).await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "shell-basic"})).await;
@@ -154,7 +174,7 @@ async fn a_container_that_dies_is_noticed_with_its_cause() {
     let running = api.start(id, shell("echo begun; sleep 60")).await;
     api.wrote(&running, "begun").await;
     let began = Instant::now();
-    signal(pid_of(&engine, &server.containers()[0]), Signal::KILL);
+    signal(engine.pid_of(&server.containers()[0]), Signal::KILL);
     let run = api.ended(&running).await;
     assert_eq!((&run["status"], &run["cause"]), (&json!("crashed"), &json!("executor_lost")), "{run}");
     let session = api.session_is(id, "failed").await;
@@ -163,9 +183,8 @@ async fn a_container_that_dies_is_noticed_with_its_cause() {
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_image_that_cannot_be_had_is_the_reason_of_the_session() {
-    let engine = engine();
+async fn an_image_that_cannot_be_had_is_the_reason_of_the_session(kind: Kind) {
+    let engine = engine(kind);
     let server = start(&engine, Wiring::Embedded, &[]).await;
     let api = &server.api;
     let template = json!({"id": "gone", "name": "gone", "image_url": "127.0.0.1:1/nobody/nothing:1", "runtime_type": "bash"});
@@ -173,16 +192,16 @@ async fn an_image_that_cannot_be_had_is_the_reason_of_the_session() {
     let session = api.post("/sessions", json!({"template_id": "gone"})).await.is(201);
     let session = api.session_is(session["id"].as_str().unwrap(), "failed").await;
     let reason = session["status_reason"].as_str().unwrap();
-    assert!(
-        reason.contains("127.0.0.1:1/nobody/nothing:1") && reason.contains("cannot be reached"),
-        "{reason}"
-    );
+    let why = match kind {
+        Kind::Docker => "cannot be reached",
+        Kind::Containerd => "ctr --namespace sandmesh images import",
+    };
+    assert!(reason.contains("127.0.0.1:1/nobody/nothing:1") && reason.contains(why), "{reason}");
     server.expect_nothing_left(Duration::from_secs(10)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn sessions_outlive_a_killed_engine_that_keeps_its_containers() {
-    let mut own = own_engine(true);
+async fn sessions_outlive_a_killed_engine_that_keeps_its_containers(kind: Kind) {
+    let mut own = own_engine(kind, true);
     let server = start_on(&own).await;
     let api = &server.api;
     let session = api.create(json!({"template_id": "shell-basic"})).await;
@@ -200,7 +219,7 @@ async fn sessions_outlive_a_killed_engine_that_keeps_its_containers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_of_a_killed_engine_that_keeps_nothing_recover_and_nothing_is_left() {
-    let mut own = own_engine(false);
+    let mut own = own_engine(Kind::Docker, false);
     let server = start_on(&own).await;
     let api = &server.api;
     let mut sessions = Vec::new();
@@ -233,7 +252,7 @@ async fn sessions_of_a_killed_engine_that_keeps_nothing_recover_and_nothing_is_l
 
 /// A server on an engine that the test goes on to have for itself.
 async fn start_on(engine: &TestEngine) -> Server {
-    let same = Arc::new(TestEngine::at(&engine.socket()));
+    let same = Arc::new(TestEngine::of(engine));
     start(&same, Wiring::Embedded, &[]).await
 }
 

@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
+mod containerd;
 mod docker;
 mod packages;
 
 pub use self::{
+    containerd::Containerd,
     docker::{Docker, Pull},
     packages::Packages,
 };
@@ -66,6 +68,8 @@ pub struct Config {
     pub packages: Packages,
     /// The Docker runtime.
     pub docker: Docker,
+    /// The containerd runtime.
+    pub containerd: Containerd,
 }
 
 impl Default for Config {
@@ -94,6 +98,7 @@ impl Default for Config {
             labels: BTreeMap::new(),
             packages: Packages::default(),
             docker: Docker::default(),
+            containerd: Containerd::default(),
         }
     }
 }
@@ -106,6 +111,8 @@ pub enum RuntimeKind {
     Process,
     /// Containers of a Docker engine on this machine.
     Docker,
+    /// Containers of a containerd on this machine.
+    Containerd,
 }
 
 /// What a node hands out. A sandbox's limits are ceilings and not reservations, so more may be promised
@@ -235,6 +242,8 @@ const SOCKET_PATH_MAX: usize = 107;
 pub(crate) const EXECUTIONS_MAX: u32 = 1024;
 /// The most waiting executions that an executor takes.
 const QUEUED_MAX: u32 = 4096;
+/// The least that an executor in a container and its warm parents need.
+const OVERHEAD_LEAST: u64 = 32 << 20;
 /// The longest name of a node, as of a host.
 const NODE_ID_MAX: usize = 63;
 /// The most labels of a node.
@@ -251,6 +260,7 @@ impl Config {
         self.validate_capacity()?;
         self.packages.validate()?;
         self.docker.validate()?;
+        self.containerd.validate()?;
         if self.start_timeout.0 < Duration::from_millis(100) {
             return Err(invalid("start_timeout", "must be at least 100ms"));
         }
@@ -349,6 +359,18 @@ impl Config {
 
 fn invalid(setting: &str, problem: impl Into<String>) -> ConfigError {
     ConfigError::invalid(format!("agent.{setting}"), problem)
+}
+
+/// Checks what the parts for all engines of containers have.
+fn validate_container(part: &str, socket: &Path, memory_overhead: ByteSize) -> Result<(), ConfigError> {
+    if !socket.is_absolute() {
+        let problem = format!("must be the absolute path of a unix socket, such as /run/{part}.sock");
+        return Err(invalid(&format!("{part}.socket"), problem));
+    }
+    if memory_overhead.0 < OVERHEAD_LEAST {
+        return Err(invalid(&format!("{part}.memory_overhead"), "must be at least 32MiB"));
+    }
+    Ok(())
 }
 
 /// A name with only what the id of a node may have: lowercase letters, digits, `-` and `.`.

@@ -38,7 +38,7 @@ use self::{
     layers::Layers,
     ledger::Limits,
     register::Scheduler,
-    runtime::{Runtime, docker, process::ProcessRuntime},
+    runtime::{Runtime, containerd, docker, process::ProcessRuntime},
     sandbox::SandboxId,
     service::{Identity, Installs, Service},
 };
@@ -65,6 +65,9 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     let runtime: Arc<dyn Runtime> = match config.runtime {
         RuntimeKind::Process => Arc::new(ProcessRuntime::new(config, mesh.data_dir(), mesh.clock())?),
         RuntimeKind::Docker => Arc::new(docker::runtime(config, mesh.data_dir(), &node_id, mesh.clock())?),
+        RuntimeKind::Containerd => {
+            Arc::new(containerd::runtime(config, mesh.data_dir(), &node_id, mesh.clock())?)
+        }
     };
     let ability = match runtime.check().await {
         Ok(ability) => ability,

@@ -19,6 +19,7 @@ use crate::{
 
 mod arrival;
 pub(crate) mod container;
+pub(crate) mod containerd;
 #[cfg(test)]
 pub(crate) mod contract;
 pub(crate) mod docker;

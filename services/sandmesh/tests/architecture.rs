@@ -43,7 +43,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 ];
 
 /// Who may use a library that decides something: a database, a container engine, a web framework.
-const USED_BY: [(&str, &[&str]); 14] = [
+const USED_BY: [(&str, &[&str]); 15] = [
     ("sea-orm", &["session", "template", "scheduler", "mesh"]),
     ("sea-orm-migration", &["session", "template", "scheduler", "mesh"]),
     ("sqlx", &[]),
@@ -54,7 +54,8 @@ const USED_BY: [(&str, &[&str]); 14] = [
     ("opentelemetry_sdk", &["mesh"]),
     ("tracing-opentelemetry", &["mesh"]),
     ("bollard", &["agent"]),
-    ("containerd-client", &["agent"]),
+    ("protox", &["proto", "agent"]),
+    ("tonic-prost-build", &["proto", "agent"]),
     ("kube", &["scheduler"]),
     ("k8s-openapi", &["scheduler"]),
     ("axum", &["gateway", "mesh"]),

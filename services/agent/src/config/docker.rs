@@ -5,10 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use sandmesh_mesh::{ByteSize, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
-use super::invalid;
-
-/// The least that an executor and its warm parents need.
-const OVERHEAD_LEAST: u64 = 32 << 20;
+use super::{invalid, validate_container};
 
 /// How containers are made on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,15 +51,9 @@ pub enum Pull {
 
 impl Docker {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        if !self.socket.is_absolute() {
-            let problem = "must be the absolute path of a unix socket, such as /var/run/docker.sock";
-            return Err(invalid("docker.socket", problem));
-        }
+        validate_container("docker", &self.socket, self.memory_overhead)?;
         if self.pull_timeout.0 < Duration::from_secs(1) {
             return Err(invalid("docker.pull_timeout", "must be at least 1s"));
-        }
-        if self.memory_overhead.0 < OVERHEAD_LEAST {
-            return Err(invalid("docker.memory_overhead", "must be at least 32MiB"));
         }
         let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.apparmor.is_empty() || !self.apparmor.chars().all(in_a_name) {

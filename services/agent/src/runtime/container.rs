@@ -5,9 +5,11 @@
 //! and a container `sandmesh-ID-OWNER`. The record is what is trusted at a start; a container of ours without one
 //! is left over. A container is made here and by the engine; its control groups and its jails are the executor's.
 
+mod adopt;
 mod check;
 pub(in crate::runtime) mod engine;
 mod install;
+mod left;
 pub(in crate::runtime) mod plan;
 pub(in crate::runtime) mod reference;
 pub(in crate::runtime) mod seccomp;
@@ -30,24 +32,24 @@ use rand::Rng;
 use rustix::process::Signal;
 use sandmesh_mesh::{Clock, Tasks};
 use tokio::{
-    sync::{OnceCell, watch as channel},
+    sync::{Mutex as AsyncMutex, OnceCell, watch as channel},
     time::{Instant, timeout},
 };
 
 use self::{
-    engine::{Engine, State, Trouble},
-    plan::{LABEL_OWNER, LABEL_SANDBOX, Walls, name},
+    engine::{Engine, Trouble},
+    plan::{LABEL_OWNER, Walls, name},
     reference::is_reference,
     tools::Tools,
-    watch::{Note, Watch},
+    watch::Watch,
 };
 use super::{
     Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
-    executor::{answered, facts, ids_in, mount_noted},
+    executor::{ids_in, mount_noted},
     life::Process,
     log,
     program::Program,
-    record::{Record, why_dead},
+    record::why_dead,
     uids::Uids,
 };
 use crate::{
@@ -100,6 +102,8 @@ pub(crate) struct ContainerRuntime {
     clock: Arc<dyn Clock>,
     uids: Mutex<Uids>,
     held: Mutex<HashMap<SandboxId, Held>>,
+    /// What is left of creations that failed while their engine was away. Held by whoever clears them away.
+    left: AsyncMutex<BTreeSet<SandboxId>>,
     /// By the id of an image: what its interpreters are, so that no sandbox has to start them all to know.
     versions: Mutex<HashMap<String, String>>,
     ready: OnceCell<Ready>,
@@ -167,6 +171,7 @@ impl ContainerRuntime {
             clock,
             uids: Mutex::new(Uids::new(config.uid_base, config.uid_count, first)),
             held: Mutex::default(),
+            left: AsyncMutex::default(),
             versions: Mutex::default(),
             ready: OnceCell::new(),
             ability: OnceCell::new(),
@@ -242,65 +247,6 @@ impl ContainerRuntime {
 
     fn held(&self, id: &SandboxId) -> Option<Held> {
         lock(&self.held).get(id).cloned()
-    }
-
-    /// The sandboxes that have a container of ours, and those containers.
-    async fn own_containers(&self) -> Result<Vec<SandboxId>, Trouble> {
-        let found = self.engine.containers(&self.owner()).await?;
-        Ok(found.iter().filter_map(|labels| labels.get(LABEL_SANDBOX)?.parse().ok()).collect())
-    }
-
-    async fn adopt_one(&self, id: SandboxId) -> Found {
-        let dir = self.dir(&id);
-        let record = match Record::load(&dir) {
-            Ok(record @ Record { facts: Some(_), container: Some(_), .. }) => record,
-            Ok(_) => return Found::HalfMade(id),
-            Err(error) => {
-                tracing::warn!(sandbox.id = %id, %error, "no record of a container found; it will be destroyed");
-                return Found::HalfMade(id);
-            }
-        };
-        let (process, found) = match self.take_over(&record, &id, &dir).await {
-            Ok((process, found)) => (Some(Arc::new(process)), Ok(found)),
-            Err(why) => (None, Err(why)),
-        };
-        let sandbox = record.taken_over(id, found, self.clock.now());
-        let held = Held {
-            process,
-            container: record.container.map(|container| container.id),
-            reason: (!sandbox.reason.is_empty()).then(|| sandbox.reason.clone()),
-            uid: record.uid,
-            expires_at: record.spec.expires_at,
-        };
-        self.hold(&sandbox.id, held);
-        Found::Whole(Box::new(sandbox))
-    }
-
-    /// The process of a container that still runs, and what its executor says; or why it does not.
-    async fn take_over(
-        &self,
-        record: &Record,
-        id: &SandboxId,
-        dir: &Path,
-    ) -> Result<(Process, Facts), String> {
-        let process = record.process.map(Process::adopt).transpose();
-        let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
-        let Some(process) = process.flatten() else { return Err(self.found_dead(record).await) };
-        let answer = answered(dir, id, ADOPT_TIMEOUT, None).await?;
-        Ok((process, facts(dir, record.spec.language, answer)))
-    }
-
-    /// How a container ended while no agent ran.
-    async fn found_dead(&self, record: &Record) -> String {
-        let container = record.container.as_ref().map_or("", |container| container.id.as_str());
-        match self.engine.state(container).await {
-            Ok(Some(State::Ended(ended))) => {
-                format!("{} while no agent ran", ended.told(&Note::default()))
-            }
-            Ok(Some(State::Running)) => "executor ended while no agent ran".to_owned(),
-            Ok(None) => "its container was removed while no agent ran".to_owned(),
-            Err(trouble) => format!("executor ended while no agent ran; {trouble}"),
-        }
     }
 
     /// Why it is dead: its time was over, or else `why`.
@@ -389,15 +335,14 @@ impl Runtime for ContainerRuntime {
         let id = &order.id;
         let image = self.image(&order.spec)?;
         let image_id = self.have(image).await?;
+        self.take_place(id).await?;
         let uid = self.take_uid(id)?;
         let expires_at = order.spec.expires_at;
         self.hold(id, Held { process: None, container: None, reason: None, uid: Some(uid), expires_at });
         match self.start_sandbox(order, uid, &image_id).await {
             Ok(facts) => Ok(facts),
             Err(why) => {
-                if let Err(error) = self.delete(id).await {
-                    tracing::warn!(sandbox.id = %id, %error, "left over from a failed start");
-                }
+                self.give_up(id).await;
                 Err(Error::StartFailed { id: id.clone(), why: format!("image `{image}`: {why}") })
             }
         }
@@ -420,6 +365,7 @@ impl Runtime for ContainerRuntime {
     async fn tend(&self) {
         let ids: Vec<SandboxId> = lock(&self.held).keys().cloned().collect();
         log::bound_all(&self.root, &ids);
+        self.clear_left().await;
     }
 
     async fn log(&self, id: &SandboxId, from: LogStart) -> io::Result<LogPart> {

@@ -70,6 +70,7 @@ macro_rules! on_each {
     };
     ($($rule:ident),+ $(,)?) => {
         on_each!(@docker Kind::Docker, $($rule),+);
+        on_each!(@containerd Kind::Containerd, $($rule),+);
     };
 }
 
@@ -248,6 +249,52 @@ async fn sessions_of_a_killed_engine_that_keeps_nothing_recover_and_nothing_is_l
     assert_eq!(containers(&own, &server).len(), 3, "those that died are gone");
     end_all(&server, &sessions).await;
     assert_eq!(containers(&own, &server), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sessions_made_while_containerd_is_killed_run_or_say_why_and_nothing_is_left() {
+    let mut own = own_engine(Kind::Containerd, false);
+    let server = start_on(&own).await;
+    let api = &server.api;
+    let first = api.create(json!({"template_id": "shell-basic"})).await["id"].as_str().unwrap().to_owned();
+    let running =
+        api.start(&first, shell("echo begun; while [ ! -e go ]; do sleep 0.1; done; echo done")).await;
+    api.wrote(&running, "begun").await;
+    let mut sessions = vec![first.clone()];
+    for round in 0..3_u64 {
+        // Some of them are being made when it dies, at another point each time.
+        for _ in 0..3 {
+            let made = api.post("/sessions", json!({"template_id": "shell-basic"})).await.is(201);
+            sessions.push(made["id"].as_str().unwrap().to_owned());
+        }
+        tokio::time::sleep(Duration::from_millis(70 * round + 30)).await;
+        own.kill();
+        assert_eq!(api.execute(&first, shell("echo meanwhile")).await["stdout"], "meanwhile\n");
+        own.start_again();
+    }
+    let mut failed = 0;
+    for id in &sessions {
+        let path = format!("/sessions/{id}");
+        let settled = async || api.get(&path).await.is(200)["status"] != "creating";
+        eventually("it is made, or is not", Duration::from_secs(60), settled).await;
+        let session = api.get(&path).await.is(200);
+        if session["status"] == "running" {
+            assert_eq!(api.execute(id, shell("echo well")).await["stdout"], "well\n");
+        } else {
+            assert!(session["status_reason"].as_str().unwrap().contains("containerd"), "{session}");
+            failed += 1;
+        }
+    }
+    println!("{failed} of {} could not be made", sessions.len());
+    api.execute(&first, shell("echo > go")).await;
+    assert_eq!(api.ended(&running).await["stdout"], "begun\ndone\n");
+    let again = api.create(json!({"template_id": "shell-basic"})).await;
+    sessions.push(again["id"].as_str().unwrap().to_owned());
+    for id in &sessions {
+        api.send(api.request("POST", &format!("/sessions/{id}/terminate"))).await;
+    }
+    eventually("nothing is left", Duration::from_secs(30), async || server.leftovers().is_empty()).await;
+    assert_eq!(own.remnants("sandmesh-"), [""; 0]);
 }
 
 /// A server on an engine that the test goes on to have for itself.

@@ -6,12 +6,14 @@ use rustix::process::{Pid, kill_process};
 use sandmesh_mesh::SystemClock;
 use tempfile::TempDir;
 
-use super::*;
+use super::{plan::LABEL_SANDBOX, *};
 use crate::{
     config::RuntimeKind,
     runtime::{
+        containerd,
         contract::{Bench, id, spec},
         docker, life,
+        record::Record,
     },
 };
 
@@ -33,6 +35,7 @@ macro_rules! container_suite {
             what_a_creation_left_that_did_not_end_is_found_as_such
             a_container_that_somebody_removes_is_seen_with_its_cause
             a_sandbox_can_be_ended_while_no_engine_is_there_and_is_cleared_when_it_is_back
+            what_a_failed_creation_left_while_no_engine_was_there_is_cleared_when_it_is_back
             nothing_of_the_agents_environment_reaches_an_executor
             orphans_of_a_container_are_reaped_by_its_first_process
             a_container_that_is_left_over_is_replaced_and_one_of_somebody_else_is_not
@@ -76,13 +79,20 @@ impl ContainerBench {
                 config.runtime = RuntimeKind::Docker;
                 (config.docker.socket, config.docker.image) = (socket, image);
             }
-            Kind::Containerd => panic!("there is no runtime for that"),
+            Kind::Containerd => {
+                config.runtime = RuntimeKind::Containerd;
+                (config.containerd.socket, config.containerd.image) = (socket, image);
+            }
         }
         Self { dir, config, engine }
     }
 
     pub(crate) fn made(&self) -> ContainerRuntime {
-        docker::runtime(&self.config, self.dir.path(), "test", Arc::new(SystemClock)).unwrap()
+        let make = match self.engine.kind() {
+            Kind::Docker => docker::runtime,
+            Kind::Containerd => containerd::runtime,
+        };
+        make(&self.config, self.dir.path(), "test", Arc::new(SystemClock)).unwrap()
     }
 
     fn owner(&self) -> String {
@@ -274,6 +284,28 @@ pub(crate) async fn a_sandbox_can_be_ended_while_no_engine_is_there_and_is_clear
     bench.engine.start_again();
     runtime.delete(&id(1)).await.unwrap();
     assert_eq!(bench.traces(&id(1)), [""; 0]);
+}
+
+pub(crate) async fn what_a_failed_creation_left_while_no_engine_was_there_is_cleared_when_it_is_back(
+    kind: Kind,
+) {
+    let mut bench = ContainerBench::on(TestEngine::own(kind, BUSYBOX, true));
+    let runtime = bench.made();
+    for n in [1, 2] {
+        runtime.create(&order(n)).await.unwrap();
+    }
+    bench.engine.kill();
+    for n in [1, 2] {
+        // As the creation does which does not come to its end.
+        runtime.give_up(&id(n)).await;
+        assert!(bench.sandbox_dir(&id(n)).exists());
+    }
+    runtime.tend().await;
+    bench.engine.start_again();
+    runtime.create(&order(1)).await.unwrap();
+    runtime.tend().await;
+    assert_eq!(bench.traces(&id(2)), [""; 0]);
+    assert_eq!(bench.container_of(&id(1)).len(), 1, "the new one of this id is left alone");
 }
 
 pub(crate) async fn nothing_of_the_agents_environment_reaches_an_executor(kind: Kind) {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -211,10 +212,10 @@ impl Killer<'_> {
 
     fn kill_executor(&mut self) -> bool {
         let Some(pid) = self.mesh.server().executors().choose(&mut self.rng).copied() else { return false };
-        let session = session_of(pid);
+        let bereft = self.session_of(pid);
         self.evidence.look();
         signal(pid, Signal::KILL);
-        self.shared.log().bereft.extend(session);
+        self.shared.log().bereft.extend(bereft);
         true
     }
 
@@ -224,12 +225,15 @@ impl Killer<'_> {
         let all = [outer, inner].concat();
         all.choose(&mut self.rng).inspect(|pid| signal(**pid, Signal::KILL)).is_some()
     }
-}
 
-/// The session that the sandbox of an executor belongs to, by the record beside it.
-fn session_of(executor: i32) -> Option<String> {
-    let line = fs::read_to_string(format!("/proc/{executor}/cmdline")).ok()?;
-    let dir = line.split('\0').skip_while(|word| *word != "--dir").nth(1)?.to_owned();
-    let record: Value = serde_json::from_slice(&fs::read(format!("{dir}/sandbox.json")).ok()?).ok()?;
-    record["spec"]["session_id"].as_str().map(str::to_owned)
+    /// The session that the sandbox of an executor belongs to, by the record beside it, and whether that is at
+    /// the second node.
+    fn session_of(&mut self, executor: i32) -> Option<(String, bool)> {
+        let line = fs::read_to_string(format!("/proc/{executor}/cmdline")).ok()?;
+        let dir = line.split('\0').skip_while(|word| *word != "--dir").nth(1)?;
+        let record: Value = serde_json::from_slice(&fs::read(format!("{dir}/sandbox.json")).ok()?).ok()?;
+        let nodes = self.mesh.server().nodes();
+        let second = nodes.get(1).is_some_and(|(data_dir, _)| Path::new(dir).starts_with(data_dir));
+        Some((record["spec"]["session_id"].as_str()?.to_owned(), second))
+    }
 }

@@ -37,8 +37,9 @@ pub(super) struct Log {
     /// How many were refused, because their session had ended.
     pub(super) refused: u64,
     pub(super) sessions: BTreeSet<String>,
-    /// Sessions whose executor was killed.
-    pub(super) bereft: BTreeSet<String>,
+    /// Sessions of which an executor was killed, and whether that was at the second node. There may be one at
+    /// each for a while: where the answer of the first was lost, the session is created at the other.
+    pub(super) bereft: BTreeSet<(String, bool)>,
     /// When the session role was killed.
     pub(super) session_role_killed: Vec<Instant>,
     /// How often something was tried again, by what it was.

@@ -20,7 +20,7 @@ use super::{
     mesh::Mesh,
 };
 use crate::{
-    harness::{Grpc, Server, process::Launch},
+    harness::{Grpc, Server, process::Launch, twofold::SECOND_NODE},
     streams_watch::End,
 };
 
@@ -183,17 +183,18 @@ impl Verdict {
         }
     }
 
-    /// A session that was used fails only when its executor was killed.
+    /// A session that was used fails only when its executor was killed, and one that is said to run does.
     async fn check_sessions(&mut self, server: &Server, log: &Log) {
         for id in &log.sessions {
             let session = server.api.get(&format!("/sessions/{id}")).await.is(200);
             let used = log.accepted.iter().any(|accepted| accepted.session == *id);
-            let expected = match log.bereft.contains(id) {
-                true => session["status"] == "failed",
-                false => session["status"] == "running" || (session["status"] == "failed" && !used),
+            let bereft = log.bereft.contains(&(id.clone(), session["runtime_node"] == SECOND_NODE));
+            let expected = match session["status"].as_str() {
+                Some("running") => !bereft && runs(server, id).await,
+                Some("failed") => bereft || !used,
+                _ => false,
             };
             if !expected {
-                let bereft = log.bereft.contains(id);
                 self.violations.push(format!("executor killed: {bereft}, used: {used}, and it is {session}"));
             }
         }
@@ -234,6 +235,11 @@ impl Verdict {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Whether code runs in a session.
+async fn runs(server: &Server, session: &str) -> bool {
+    server.api.run(session, "shell", "echo on").await["stdout"] == "on\n"
 }
 
 /// Whether the session role was killed while this ran: what it had collected was lost with it.

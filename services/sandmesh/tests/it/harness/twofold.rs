@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Which node the second agent is.
-const SECOND_NODE: &str = "second";
+pub(crate) const SECOND_NODE: &str = "second";
 
 /// The mesh.
 pub(crate) struct Twofold {

@@ -1,11 +1,11 @@
-//! Which of several processes of this role makes the passes that nobody asks for: the one that has the lease.
+//! Which of several processes of a role does what is to be done once: the one that has the lease, which the
+//! session role keeps in its database.
 //!
-//! It is held on to while passes run. Should two make a pass at once all the same, as one was frozen, nothing
-//! is harmed: what a pass does names the sandbox that it is about, and is refused where that has changed.
+//! It is held on to while that is done. A process that was frozen may think for a moment that it has what
+//! another took over: what is done under a lease must do no harm when two do it at once.
 
 use std::time::Duration;
 
-use sandmesh_mesh::{CancellationToken, Link};
 use sandmesh_proto::session::{
     HoldLeaseRequest, ReleaseLeaseRequest, lease_service_client::LeaseServiceClient,
 };
@@ -15,16 +15,17 @@ use tokio::{
 };
 use tonic::Status;
 
-/// What the lease is of.
-const NAME: &str = "state-sync";
+use crate::{CancellationToken, Link};
+
 /// For how long it is taken: another takes over at the latest after this and [`EVERY`].
 const TERM: Duration = Duration::from_secs(9);
 /// How often it is asked for.
 const EVERY: Duration = Duration::from_secs(3);
 
-/// The lease, as far as this process knows.
+/// A lease, as far as this process knows.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub struct Lease {
+    name: &'static str,
     sessions: Link,
     holder: String,
     /// Until when it is held for sure.
@@ -32,14 +33,15 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// One that is not held yet.
-    pub(crate) fn new(sessions: Link) -> Self {
+    /// One of this name that is not held yet; `sessions` is the session role.
+    #[must_use]
+    pub fn new(name: &'static str, sessions: Link) -> Self {
         let holder = format!("{:032x}", rand::random::<u128>());
-        Self { sessions, holder, until: watch::Sender::new(None) }
+        Self { name, sessions, holder, until: watch::Sender::new(None) }
     }
 
     /// Asks for it until the process stops, and gives it back then.
-    pub(crate) async fn keep(&self, stopped: CancellationToken) {
+    pub async fn keep(&self, stopped: CancellationToken) {
         loop {
             let asked = Instant::now();
             match stopped.run_until_cancelled(timeout(EVERY, self.hold())).await {
@@ -56,7 +58,7 @@ impl Lease {
         }
         if self.is_held() {
             self.note(None);
-            let (name, holder) = (NAME.to_owned(), self.holder.clone());
+            let (name, holder) = (self.name.to_owned(), self.holder.clone());
             let mut client = LeaseServiceClient::new(self.sessions.clone());
             // Without an answer its term ends soon.
             let _ = timeout(EVERY, client.release_lease(ReleaseLeaseRequest { name, holder })).await;
@@ -65,7 +67,7 @@ impl Lease {
 
     async fn hold(&self) -> Result<bool, Status> {
         let mut client = LeaseServiceClient::new(self.sessions.clone());
-        let (name, holder) = (NAME.to_owned(), self.holder.clone());
+        let (name, holder) = (self.name.to_owned(), self.holder.clone());
         let request = HoldLeaseRequest { name, holder, term: prost_types::Duration::try_from(TERM).ok() };
         Ok(client.hold_lease(request).await?.into_inner().held)
     }
@@ -73,17 +75,18 @@ impl Lease {
     fn note(&self, until: Option<Instant>) {
         let before = self.until.send_replace(until);
         if before.is_some() != until.is_some() {
-            tracing::info!(held = until.is_some(), "the lease to reconcile");
+            tracing::info!(lease = self.name, held = until.is_some(), "a lease");
         }
     }
 
     /// Whether nobody else has it.
-    pub(crate) fn is_held(&self) -> bool {
+    #[must_use]
+    pub fn is_held(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
     }
 
     /// Waits until it is held.
-    pub(crate) async fn held(&self) {
+    pub async fn held(&self) {
         let mut until = self.until.subscribe();
         // The sender is this.
         let _ = until.wait_for(|until| until.is_some_and(|until| Instant::now() < until)).await;

@@ -6,7 +6,6 @@
 
 pub mod config;
 mod grpc;
-mod lease;
 mod observe;
 mod reconcile;
 mod service;

@@ -10,7 +10,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
-use sandmesh_mesh::{Clock, Fault, Link, Tasks};
+use sandmesh_mesh::{Clock, Fault, Lease, Link, Tasks};
 use sandmesh_proto::{
     scheduler::{DeleteSandboxRequest, GetSandboxRequest, scheduler_service_client::SchedulerServiceClient},
     session::{ReportSandboxLostRequest, session_event_service_client::SessionEventServiceClient},
@@ -20,7 +20,6 @@ use tonic::{Code, Status};
 
 use crate::{
     Config,
-    lease::Lease,
     observe::{Observer, Unseen},
     reconcile::{Action, How, Lost, plan},
 };
@@ -111,7 +110,7 @@ impl Reconciler {
         config: Config,
     ) -> Self {
         let observer = Observer::new(sessions.clone(), scheduler.clone(), &config);
-        let lease = Lease::new(sessions.clone());
+        let lease = Lease::new("state-sync", sessions.clone());
         Self { observer, sessions, scheduler, clock, tasks, config, lease, pass: Mutex::default() }
     }
 

@@ -20,6 +20,7 @@ use crate::{
     execution::{Cursor, Execution},
     feed::feed,
     isolation::layer::Layer,
+    request::check_id,
     service::Service,
     status::Error,
 };
@@ -77,6 +78,18 @@ impl ExecutorService for Grpc {
         Ok(Response::new(pb::ListExecutionsResponse {
             executions: self.0.list().iter().map(summary).collect(),
         }))
+    }
+
+    async fn claim(&self, request: Request<pb::ClaimRequest>) -> Answer<pb::ClaimResponse> {
+        let pb::ClaimRequest { claimant, expires_at } = request.into_inner();
+        check_id("claimant", &claimant)?;
+        // Not before it.
+        let seconds = |at: prost_types::Timestamp| {
+            let at = at.seconds.saturating_add(i64::from(at.nanos > 0));
+            u64::try_from(at).map_err(|_| Error::invalid("expires_at", "is not a time"))
+        };
+        self.0.claim(claimant, expires_at.map(seconds).transpose()?)?;
+        Ok(Response::new(pb::ClaimResponse {}))
     }
 
     async fn mount_layer(&self, request: Request<pb::MountLayerRequest>) -> Answer<pb::MountLayerResponse> {

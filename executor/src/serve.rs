@@ -1,7 +1,6 @@
 //! `sandmesh-executor serve`: builds the sandbox, serves it, ends it.
 
 use std::{
-    future::pending,
     os::unix::net::UnixListener,
     process::ExitCode,
     sync::Arc,
@@ -15,7 +14,8 @@ use sandmesh_proto::executor::{
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
-    time::{sleep, timeout},
+    sync::watch,
+    time::timeout,
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -77,8 +77,9 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         keep: Keep { memory_bytes: MEMORY_BYTES, total_bytes: options.max_output_bytes },
     };
     let workspace = Workspace::open(&sandbox).context("cannot open the workspace")?;
-    let versions = options.known_versions.clone();
-    let service = Arc::new(Service::new(options.sandbox_id.clone(), sandbox, workspace, capacity, versions));
+    let from_outside = (options.known_versions.clone(), options.expires_at);
+    let id = options.sandbox_id.clone();
+    let service = Arc::new(Service::new(id, sandbox, workspace, capacity, from_outside));
     // One thread: what there is to do is short, and handing it to another takes longer than doing it. It
     // also starts the jails, which live no longer than it does.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -87,12 +88,12 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         clock::spawn(Arc::clone(service.warm()).tend(options.warm));
-        serve(service, listener, options.expires_at).await
+        serve(service, listener).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option<u64>) -> anyhow::Result<()> {
+async fn serve(service: Arc<Service>, listener: UnixListener) -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let grpc = ExecutorServiceServer::new(Grpc(Arc::clone(&service)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -110,7 +111,7 @@ async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option
     tracing::info!(isolation = ?service.sandbox().isolation(), "serving");
     let reason = select! {
         served = &mut server => return served.context("cannot serve"),
-        reason = end(expires_at) => reason?,
+        reason = end(service.expiry()) => reason?,
     };
     tracing::info!(reason, "ending");
     select! {
@@ -124,7 +125,7 @@ async fn serve(service: Arc<Service>, listener: UnixListener, expires_at: Option
 }
 
 /// Waits for a reason to end, and tells it.
-async fn end(expires_at: Option<u64>) -> anyhow::Result<&'static str> {
+async fn end(expires_at: watch::Receiver<Option<u64>>) -> anyhow::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
     Ok(select! {
@@ -134,15 +135,16 @@ async fn end(expires_at: Option<u64>) -> anyhow::Result<&'static str> {
     })
 }
 
-/// Waits for a time of day, whatever the machine's clock does meanwhile.
-async fn expiry(expires_at: Option<u64>) {
+/// Waits for a time of day that may be moved, whatever the machine's clock does meanwhile.
+async fn expiry(mut expires_at: watch::Receiver<Option<u64>>) {
     const LONGEST_SLEEP: Duration = Duration::from_secs(10);
-    let Some(at) = expires_at else { return pending().await };
-    let at = UNIX_EPOCH + Duration::from_secs(at);
-    while let Ok(left) = at.duration_since(clock::now()) {
-        sleep(left.min(LONGEST_SLEEP)).await;
-        if left.is_zero() {
+    loop {
+        let at = expires_at.borrow_and_update().map(|at| UNIX_EPOCH + Duration::from_secs(at));
+        let left = at.map(|at| at.duration_since(clock::now()).unwrap_or_default());
+        if left.is_some_and(|left| left.is_zero()) {
             return;
         }
+        // Its sender lives as long as the executor.
+        let _ = timeout(left.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP), expires_at.changed()).await;
     }
 }

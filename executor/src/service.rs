@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
 use sandmesh_proto::executor as pb;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 use crate::{
     cli::Language,
@@ -56,6 +56,10 @@ pub(crate) struct Service {
     languages: OnceCell<Vec<pb::LanguageRuntime>>,
     /// Held by whoever changes the layer of packages.
     mounting: tokio::sync::Mutex<()>,
+    /// Who a warm sandbox was claimed for.
+    claimant: OnceLock<String>,
+    /// When the sandbox ends by itself, in seconds of Unix time.
+    expires_at: watch::Sender<Option<u64>>,
 }
 
 impl Service {
@@ -65,7 +69,7 @@ impl Service {
         sandbox: Sandbox,
         workspace: Workspace,
         capacity: Capacity,
-        known_versions: Vec<(Language, String)>,
+        (known_versions, expires_at): (Vec<(Language, String)>, Option<u64>),
     ) -> Self {
         let (sandbox, slots) = (Arc::new(sandbox), Arc::new(Semaphore::new(capacity.max_executions)));
         Self {
@@ -82,7 +86,33 @@ impl Service {
             arrivals: AtomicU64::new(0),
             languages: OnceCell::new(),
             mounting: tokio::sync::Mutex::default(),
+            claimant: OnceLock::new(),
+            expires_at: watch::Sender::new(expires_at),
         }
+    }
+
+    /// Takes a warm sandbox for one user, who has it until another time.
+    pub(crate) fn claim(&self, claimant: String, expires_at: Option<u64>) -> Result<(), Error> {
+        let registry = self.registry();
+        if self.claimant.get() != Some(&claimant) {
+            match () {
+                () if registry.draining => return Err(Error::Draining),
+                () if self.arrivals.load(Ordering::Relaxed) > 0 => {
+                    return Err(Error::NotClean("something was run in it"));
+                }
+                () if !self.workspace.is_empty() => {
+                    return Err(Error::NotClean("its workspace is not empty"));
+                }
+                () => self.claimant.set(claimant).map_err(|_| Error::Claimed)?,
+            }
+        }
+        self.expires_at.send_replace(expires_at);
+        Ok(())
+    }
+
+    /// When the sandbox ends by itself, as it is now and changes.
+    pub(crate) fn expiry(&self) -> watch::Receiver<Option<u64>> {
+        self.expires_at.subscribe()
     }
 
     /// The sandbox.

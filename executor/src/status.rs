@@ -30,6 +30,10 @@ pub(crate) enum Error {
     NoJail,
     /// A layer of packages could not be shown.
     NotMounted(String),
+    /// Something of another user may be left.
+    NotClean(&'static str),
+    /// Somebody else has it.
+    Claimed,
     /// The executor failed.
     Internal(String),
 }
@@ -51,6 +55,8 @@ impl Error {
             Self::NoLayer => (Code::NotFound, "LAYER_NOT_FOUND"),
             Self::NoJail => (Code::FailedPrecondition, "NO_JAIL"),
             Self::NotMounted(_) => (Code::Unavailable, "LAYER_NOT_MOUNTED"),
+            Self::NotClean(_) => (Code::FailedPrecondition, "NOT_CLEAN"),
+            Self::Claimed => (Code::FailedPrecondition, "ALREADY_CLAIMED"),
             Self::Internal(_) => (Code::Internal, "INTERNAL"),
         }
     }
@@ -66,6 +72,8 @@ impl Error {
             Self::NoLayer => "the node has no such layer of packages".to_owned(),
             Self::NoJail => "packages are only shown in a jail, and this sandbox has none".to_owned(),
             Self::NotMounted(why) => format!("the packages cannot be shown: {why}"),
+            Self::NotClean(why) => format!("the sandbox is not clean: {why}"),
+            Self::Claimed => "the sandbox was claimed for somebody else".to_owned(),
             Self::StillRunning(id) => format!("execution `{id}` still runs"),
             Self::Acknowledged(id) => format!("execution `{id}` has run, and its result was acknowledged"),
             Self::Draining => "the sandbox is about to end".to_owned(),

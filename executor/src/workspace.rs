@@ -39,6 +39,11 @@ impl Workspace {
         Ok(Self { root, quota })
     }
 
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        walk::Walk::below(Arc::clone(&self.root), beneath::RelPath::root(), 1).next(1).is_empty()
+    }
+
     /// From now on, what is changed is what [`Workspace::changes`] tells.
     pub(crate) fn now(&self) -> Since {
         Since::now()

@@ -259,6 +259,7 @@ pub(crate) fn sandbox_pb(
         workspace_path: WORKSPACE_PATH.to_owned(),
         node_lost: false,
         layer,
+        claimed: sandbox.was_claimed(),
     }
 }
 

@@ -59,6 +59,14 @@ pub(crate) enum Error {
         /// Why not.
         problem: ImageProblem,
     },
+    /// A warm sandbox could not be given to a session, and is of no more use.
+    #[error("warm sandbox `{id}` cannot be claimed: {why}")]
+    NotClaimed {
+        /// The warm sandbox.
+        id: SandboxId,
+        /// What it said.
+        why: String,
+    },
     /// The sandbox could not be destroyed; to try again is right.
     #[error("sandbox `{id}` could not be destroyed: {why}")]
     DestroyFailed {
@@ -176,6 +184,7 @@ impl Fault for Error {
             Self::Full { .. } => Code::ResourceExhausted,
             Self::Unsupported { .. }
             | Self::StartFailed { .. }
+            | Self::NotClaimed { .. }
             | Self::NoImage { .. }
             | Self::InstallFailed { .. }
             | Self::NoInstaller { .. } => Code::FailedPrecondition,
@@ -195,6 +204,7 @@ impl Fault for Error {
             Self::Full { .. } => "NO_CAPACITY",
             Self::Unsupported { .. } => "NODE_UNSUITABLE",
             Self::StartFailed { .. } => "SANDBOX_START_FAILED",
+            Self::NotClaimed { .. } => "SANDBOX_NOT_CLAIMED",
             Self::NoImage { problem, .. } => problem.reason(),
             Self::InstallFailed { .. } => "INSTALL_FAILED",
             Self::NoInstaller { .. } => "NO_INSTALLER",

@@ -5,12 +5,12 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt};
 use sandmesh_mesh::{FieldViolation, MAX_MESSAGE_BYTES, page_size, page_token, status};
 use sandmesh_proto::agent::{
-    CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
-    DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
-    GetSandboxResponse, InstallFailure, InstallPackagesRequest, InstallPackagesResponse,
-    ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest, ReadSandboxLogResponse,
-    ResumeNodeRequest, ResumeNodeResponse, Sandbox, SandboxSpec, WatchSandboxesRequest,
-    WatchSandboxesResponse,
+    ClaimSandboxRequest, ClaimSandboxResponse, CreateSandboxRequest, CreateSandboxResponse,
+    DeleteSandboxRequest, DeleteSandboxResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
+    GetNodeResponse, GetSandboxRequest, GetSandboxResponse, InstallFailure, InstallPackagesRequest,
+    InstallPackagesResponse, ListSandboxesRequest, ListSandboxesResponse, Node, ReadSandboxLogRequest,
+    ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox, SandboxSpec,
+    WatchSandboxesRequest, WatchSandboxesResponse,
     agent_service_server::{AgentService, AgentServiceServer},
     install_packages_response::Outcome,
 };
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     Error,
     convert::{known_id, layer_pb, node_pb, package_set, sandbox_id, sandbox_pb, spec},
+    packages::LayerKey,
     sandbox::{self, Spec},
     service::{Given, Service},
 };
@@ -56,6 +57,13 @@ impl Grpc {
         sandbox_pb(sandbox, &self.0.identity().node_id, self.0.runtime_name(), layer)
     }
 
+    /// A sandbox for whom it was made. Of packages that are not those, nothing is told.
+    fn encode_new(&self, sandbox: &sandbox::Sandbox, asked: Option<&LayerKey>) -> Sandbox {
+        let mut sent = self.encode(sandbox);
+        sent.layer = sent.layer.filter(|_| sandbox.facts.layer.as_ref() == asked);
+        sent
+    }
+
     /// The spec, with the key of the packages that it names.
     async fn spec(&self, sent: Option<SandboxSpec>) -> Result<Spec, Error> {
         let packages = sent.as_ref().and_then(|spec| spec.packages.clone());
@@ -80,10 +88,21 @@ impl AgentService for Grpc {
         let (id, spec) = (sandbox_id(&id).map_err(status)?, self.spec(sent).await.map_err(status)?);
         let asked = spec.packages.clone();
         let sandbox = self.0.create(id, spec).await.map_err(status)?;
-        let mut sent = self.encode(&sandbox);
-        // Of packages that are not those, nothing is told.
-        sent.layer = sent.layer.filter(|_| sandbox.facts.layer == asked);
-        Ok(Response::new(CreateSandboxResponse { sandbox: Some(sent) }))
+        let sandbox = Some(self.encode_new(&sandbox, asked.as_ref()));
+        Ok(Response::new(CreateSandboxResponse { sandbox }))
+    }
+
+    async fn claim_sandbox(
+        &self,
+        request: Request<ClaimSandboxRequest>,
+    ) -> Result<Response<ClaimSandboxResponse>, Status> {
+        let ClaimSandboxRequest { warm_id, sandbox_id: id, spec: sent } = request.into_inner();
+        let (warm, id) = (known_id(&warm_id).map_err(status)?, sandbox_id(&id).map_err(status)?);
+        let spec = self.spec(sent).await.map_err(status)?;
+        let asked = spec.packages.clone();
+        let sandbox = self.0.claim(&warm, id, spec).await.map_err(status)?;
+        let sandbox = Some(self.encode_new(&sandbox, asked.as_ref()));
+        Ok(Response::new(ClaimSandboxResponse { sandbox }))
     }
 
     async fn delete_sandbox(

@@ -69,6 +69,12 @@ impl Ledger {
         self.slots.get(id)
     }
 
+    /// What the runtime knows a sandbox by.
+    pub(crate) fn home(&self, id: &SandboxId) -> SandboxId {
+        let sandbox = self.get(id).and_then(|slot| slot.sandbox.as_ref());
+        sandbox.map_or_else(|| id.clone(), |sandbox| sandbox.home.clone())
+    }
+
     /// The sandboxes, ordered by id.
     pub(crate) fn sandboxes(&self) -> impl Iterator<Item = &Sandbox> {
         self.slots.values().filter_map(|slot| slot.sandbox.as_ref())

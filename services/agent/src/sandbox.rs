@@ -160,6 +160,18 @@ impl Spec {
         let alike = Self { packages: other.packages.clone(), ..self.clone() };
         alike == *other
     }
+
+    /// Whether a warm sandbox of this can be given to whoever wants `other`. Packages can be shown later.
+    pub(crate) fn can_become(&self, other: &Self) -> bool {
+        let who = Self {
+            labels: other.labels.clone(),
+            session_id: other.session_id.clone(),
+            expires_at: other.expires_at,
+            restarts: other.restarts,
+            ..self.clone()
+        };
+        self.session_id.is_empty() && !other.session_id.is_empty() && who.is_same(other)
+    }
 }
 
 /// The isolation that a sandbox, or a node, really has; see the proto for the words.
@@ -207,6 +219,8 @@ impl State {
 pub(crate) struct Sandbox {
     /// Its id.
     pub(crate) id: SandboxId,
+    /// What the runtime knows it by: the id that it was made under, as a warm one if it was claimed.
+    pub(crate) home: SandboxId,
     /// What was asked for.
     pub(crate) spec: Spec,
     /// Its state.
@@ -234,6 +248,13 @@ pub(crate) struct Facts {
     /// The one of them that executions find that start now.
     #[serde(default)]
     pub(crate) layer: Option<LayerKey>,
+}
+
+impl Sandbox {
+    /// Whether it was warm before its session claimed it.
+    pub(crate) fn was_claimed(&self) -> bool {
+        self.home != self.id
+    }
 }
 
 impl Facts {

@@ -3,6 +3,7 @@
 //! Each creation and each destruction is a task of its own that several callers may await and none can
 //! interrupt: a caller that goes away leaves nothing half done. There is one at a time for each id.
 
+mod claim;
 mod install;
 
 use std::{
@@ -203,17 +204,8 @@ impl Service {
 
     fn begin_create(self: &Arc<Self>, id: &SandboxId, spec: &Spec) -> Result<Begun, Error> {
         let mut ledger = self.ledger();
-        if let Some(slot) = ledger.get(id) {
-            return match (&slot.sandbox, &slot.job) {
-                (_, Some(Job::Delete(outcome))) => Ok(Begun::Busy(Job::Delete(outcome.clone()))),
-                (Some(sandbox), _) if !sandbox.spec.is_same(spec) => Err(Error::Exists(id.clone())),
-                (_, Some(Job::Create(outcome))) => Ok(Begun::Busy(Job::Create(outcome.clone()))),
-                (Some(sandbox), None) if sandbox.state == State::Dead => {
-                    Err(Error::Dead(id.clone(), sandbox.reason.clone()))
-                }
-                (Some(sandbox), None) => Ok(Begun::Exists(Box::new(sandbox.clone()))),
-                (None, None) => Err(Error::NotFound(id.to_string())),
-            };
+        if let Some(begun) = known(&ledger, id, spec)? {
+            return Ok(begun);
         }
         self.admit(&ledger, id, spec)?;
         let order = Order {
@@ -245,13 +237,18 @@ impl Service {
             let why = format!("it has no interpreter for {}", spec.language);
             return Err(Error::Unsupported { node: node(), id: id.clone(), why });
         }
-        if self.tasks.token().is_cancelled() {
-            return Err(Error::Full { node: node(), what: "it is shutting down".to_owned() });
-        }
-        if self.drain.is_draining() {
-            return Err(Error::Full { node: node(), what: "it takes no new sandboxes".to_owned() });
-        }
+        self.check_open()?;
         ledger.admit(&spec.resources).map_err(|what| Error::Full { node: node(), what })
+    }
+
+    /// Whether it takes new sandboxes at all.
+    fn check_open(&self) -> Result<(), Error> {
+        let what = match () {
+            () if self.tasks.token().is_cancelled() => "it is shutting down",
+            () if self.drain.is_draining() => "it takes no new sandboxes",
+            () => return Ok(()),
+        };
+        Err(Error::Full { node: self.identity.node_id.clone(), what: what.to_owned() })
     }
 
     /// The task of a creation, from admission to its outcome.
@@ -275,11 +272,11 @@ impl Service {
     /// Waits for the end of a running sandbox, and tells of it.
     fn follow(self: &Arc<Self>, sandbox: &Sandbox) {
         let (service, stopped) = (Arc::clone(self), self.tasks.token());
-        let (id, created_at) = (sandbox.id.clone(), sandbox.created_at);
+        let (id, home, created_at) = (sandbox.id.clone(), sandbox.home.clone(), sandbox.created_at);
         self.tasks.spawn_detached("follow sandbox", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                reason = service.runtime.wait(&id) => service.died(&id, created_at, &reason),
+                reason = service.runtime.wait(&home) => service.died(&id, created_at, &reason),
             }
         });
     }
@@ -310,15 +307,15 @@ impl Service {
         if let Some(job) = ledger.get(id).and_then(|slot| slot.job.clone()) {
             return job;
         }
-        let (service, gone) = (Arc::clone(self), id.clone());
-        let outcome = self.spawn("delete sandbox", async move { service.unmake(&gone).await });
+        let (service, gone, home) = (Arc::clone(self), id.clone(), ledger.home(id));
+        let outcome = self.spawn("delete sandbox", async move { service.unmake(&gone, &home).await });
         ledger.begin(id, Job::Delete(outcome.clone()));
         Job::Delete(outcome)
     }
 
     /// The task of a destruction.
-    async fn unmake(&self, id: &SandboxId) -> Result<(), Error> {
-        let outcome = self.runtime.delete(id).await;
+    async fn unmake(&self, id: &SandboxId, home: &SandboxId) -> Result<(), Error> {
+        let outcome = self.runtime.delete(home).await;
         let mut ledger = self.ledger();
         match &outcome {
             Ok(()) => {
@@ -418,7 +415,8 @@ impl Service {
     async fn next_log_part(&self, id: &SandboxId, mut from: LogStart, follow: bool) -> Option<LogPart> {
         loop {
             // The log goes with the sandbox.
-            let part = self.runtime.log(id, from).await.ok()?;
+            let home = self.ledger().home(id);
+            let part = self.runtime.log(&home, from).await.ok()?;
             if !part.data.is_empty() {
                 return Some(part);
             }
@@ -452,7 +450,22 @@ impl Service {
 
 fn sandbox_of(order: &Order, state: State, facts: Facts) -> Sandbox {
     let Order { id, spec, created_at, .. } = order.clone();
-    Sandbox { id, spec, state, reason: String::new(), created_at, facts }
+    Sandbox { home: id.clone(), id, spec, state, reason: String::new(), created_at, facts }
+}
+
+/// What there is of an id already.
+fn known(ledger: &Ledger, id: &SandboxId, spec: &Spec) -> Result<Option<Begun>, Error> {
+    let Some(slot) = ledger.get(id) else { return Ok(None) };
+    match (&slot.sandbox, &slot.job) {
+        (_, Some(Job::Delete(outcome))) => Ok(Some(Begun::Busy(Job::Delete(outcome.clone())))),
+        (Some(sandbox), _) if !sandbox.spec.is_same(spec) => Err(Error::Exists(id.clone())),
+        (_, Some(Job::Create(outcome))) => Ok(Some(Begun::Busy(Job::Create(outcome.clone())))),
+        (Some(sandbox), None) if sandbox.state == State::Dead => {
+            Err(Error::Dead(id.clone(), sandbox.reason.clone()))
+        }
+        (Some(sandbox), None) => Ok(Some(Begun::Exists(Box::new(sandbox.clone())))),
+        (None, None) => Err(Error::NotFound(id.to_string())),
+    }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ use self::{
 };
 use super::{
     Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
-    executor::{ids_in, mount_noted},
+    executor::{claim_noted, ids_in, mount_noted},
     life::Process,
     log,
     program::Program,
@@ -308,6 +308,12 @@ impl Runtime for ContainerRuntime {
 
     async fn images(&self) -> Result<Vec<String>, Error> {
         self.engine.images().await.map_err(Error::internal)
+    }
+
+    async fn claim(&self, home: &SandboxId, id: &SandboxId, spec: &Spec) -> Result<(), Error> {
+        claim_noted(&self.dir(home), home, id, spec).await?;
+        lock(&self.held).get_mut(home).into_iter().for_each(|held| held.expires_at = spec.expires_at);
+        Ok(())
     }
 
     async fn interpreter(&self, spec: &Spec, language: Language) -> Result<Option<String>, String> {

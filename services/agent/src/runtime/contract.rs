@@ -73,6 +73,10 @@ macro_rules! contract_suite {
                 an_agent_that_destroys_leaves_nothing
                 a_draining_node_keeps_what_it_has_and_takes_nothing_new
                 a_log_is_followed_until_its_sandbox_is_gone
+                a_warm_sandbox_becomes_that_of_its_session
+                of_many_who_claim_a_warm_sandbox_one_gets_it
+                a_warm_sandbox_that_was_used_is_destroyed_when_it_is_claimed
+                a_claimed_sandbox_ends_at_the_time_of_its_session
             ]);
         }
     };
@@ -180,7 +184,12 @@ pub(crate) async fn the_next_agent_takes_a_sandbox_over(bench: &impl Bench) {
     let found = adopted(&next).await;
     let Order { id, spec, created_at, .. } = order;
     let reason = String::new();
-    assert_eq!(found, [Sandbox { id: id.clone(), spec, state: State::Running, reason, created_at, facts }]);
+    let home = id.clone();
+    let id_there = id.clone();
+    assert_eq!(
+        found,
+        [Sandbox { id: id_there, home, spec, state: State::Running, reason, created_at, facts }]
+    );
     bench.kill(&id).await;
     tokio::time::timeout(Duration::from_secs(1), next.wait(&id)).await.unwrap();
     next.delete(&id).await.unwrap();

@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use sandmesh_mesh::Link;
+use sandmesh_mesh::{Link, timestamp};
 use sandmesh_proto::executor::{
-    GetExecutorRequest, GetExecutorResponse, MountLayerRequest,
+    ClaimRequest, GetExecutorRequest, GetExecutorResponse, MountLayerRequest,
     executor_service_client::ExecutorServiceClient,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -18,13 +18,15 @@ use crate::{
     Error,
     convert::{isolation_from_pb, language_from_pb, language_pb},
     packages::{Layer, LayerKey},
-    sandbox::{Facts, Language, SandboxId},
+    sandbox::{Facts, Language, SandboxId, Spec},
 };
 
 /// How often a new executor's socket is looked for, when nothing was heard of it.
 const POLL: Duration = Duration::from_millis(10);
 /// How soon it is tried again, when it is there and refuses.
 const RETRY: Duration = Duration::from_millis(1);
+/// How long an executor may take to serve another user.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an executor may take to show other packages: it starts its interpreters anew.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -106,6 +108,34 @@ pub(in crate::runtime) async fn mount_noted(dir: &Path, id: &SandboxId, layer: &
     note(Facts::expect_layer).map_err(not_noted)?;
     mount(dir, layer).await.map_err(failed)?;
     note(Facts::show_layer).map_err(not_noted)
+}
+
+/// Has the executor in `dir` serve another user from now on, and notes that in the record there.
+///
+/// # Errors
+/// `NotClaimed`.
+pub(in crate::runtime) async fn claim_noted(
+    dir: &Path,
+    home: &SandboxId,
+    id: &SandboxId,
+    spec: &Spec,
+) -> Result<(), Error> {
+    let failed = |why: String| Error::NotClaimed { id: home.clone(), why };
+    // The executor first: of two who claim it one is refused, whatever is recorded.
+    claim(dir, id, spec).await.map_err(failed)?;
+    let note = || {
+        let record = Record::load(dir)?;
+        Record { claimed_as: Some(id.clone()), spec: spec.clone(), ..record }.save(dir)
+    };
+    note().map_err(|error| failed(format!("cannot record it: {error}")))
+}
+
+async fn claim(dir: &Path, id: &SandboxId, spec: &Spec) -> Result<(), String> {
+    let link = Link::dial(&endpoint(dir)).map_err(|error| error.to_string())?;
+    let request = ClaimRequest { claimant: id.to_string(), expires_at: spec.expires_at.map(timestamp) };
+    let claimed = timeout(CLAIM_TIMEOUT, ExecutorServiceClient::new(link).claim(request)).await;
+    let claimed = claimed.map_err(|_| format!("its executor did not answer within {CLAIM_TIMEOUT:?}"))?;
+    claimed.map(drop).map_err(|status| status.message().to_owned())
 }
 
 /// Has the executor in `dir` show another layer.

@@ -31,7 +31,7 @@ use tokio::{
 use super::{
     Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
     arrival::Arrivals,
-    executor::{answered, facts, ids_in, mount_noted, with_log},
+    executor::{answered, claim_noted, facts, ids_in, mount_noted, with_log},
     life::{self, Mark, Process},
     log,
     program::Program,
@@ -134,6 +134,7 @@ impl ProcessRuntime {
             created_at: order.created_at,
             process: None,
             container: None,
+            claimed_as: None,
             facts: None,
         };
         let log = layers::make_root(&self.layers)
@@ -178,7 +179,10 @@ impl ProcessRuntime {
             Err(why) => (None, Err(why)),
         };
         let sandbox = record.taken_over(id, found, self.clock.now());
-        self.hold(sandbox.id.clone(), Held { process, uid: record.uid, expires_at: record.spec.expires_at });
+        self.hold(
+            sandbox.home.clone(),
+            Held { process, uid: record.uid, expires_at: record.spec.expires_at },
+        );
         Found::Whole(Box::new(sandbox))
     }
 
@@ -246,6 +250,12 @@ impl Runtime for ProcessRuntime {
                 Err(Error::StartFailed { id: id.clone(), why })
             }
         }
+    }
+
+    async fn claim(&self, home: &SandboxId, id: &SandboxId, spec: &Spec) -> Result<(), Error> {
+        claim_noted(&self.dir(home), home, id, spec).await?;
+        lock(&self.held).get_mut(home).into_iter().for_each(|held| held.expires_at = spec.expires_at);
+        Ok(())
     }
 
     async fn interpreter(&self, _: &Spec, language: Language) -> Result<Option<String>, String> {

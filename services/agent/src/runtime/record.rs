@@ -31,6 +31,9 @@ pub(in crate::runtime) struct Record {
     /// Its container, where it has one. Records of older agents do not have it.
     #[serde(default)]
     pub(in crate::runtime) container: Option<Container>,
+    /// The id that it was claimed under, if it was warm before.
+    #[serde(default)]
+    pub(in crate::runtime) claimed_as: Option<SandboxId>,
     /// What it got. Absent until its executor answered.
     pub(in crate::runtime) facts: Option<Facts>,
 }
@@ -57,7 +60,7 @@ impl Record {
     /// The sandbox as the next agent finds it: with what its executor says now, or why that ended.
     pub(in crate::runtime) fn taken_over(
         &self,
-        id: SandboxId,
+        home: SandboxId,
         found: Result<Facts, String>,
         now: DateTime<Utc>,
     ) -> Sandbox {
@@ -69,7 +72,8 @@ impl Record {
             }
             Err(why) => (State::Dead, why_dead(self.spec.expires_at, why, now), known),
         };
-        Sandbox { id, spec: self.spec.clone(), state, reason, created_at: self.created_at, facts }
+        let (id, spec) = (self.claimed_as.clone().unwrap_or_else(|| home.clone()), self.spec.clone());
+        Sandbox { id, home, spec, state, reason, created_at: self.created_at, facts }
     }
 
     /// Reads it back.

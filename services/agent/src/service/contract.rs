@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use futures::future::join_all;
-use sandmesh_mesh::SystemClock;
+use sandmesh_mesh::{Link, SystemClock};
+use sandmesh_proto::executor::{MakeDirectoryRequest, workspace_service_client::WorkspaceServiceClient};
 
 use super::*;
 use crate::{
@@ -203,4 +204,84 @@ pub(crate) async fn a_log_is_followed_until_its_sandbox_is_gone(bench: &impl Ben
     deleted.unwrap();
     ended.expect("it ends with its sandbox");
     agent.stop().await;
+}
+
+/// What a pool keeps of what [`spec`] is.
+fn warm_spec() -> Spec {
+    Spec { session_id: String::new(), labels: BTreeMap::new(), ..spec() }
+}
+
+pub(crate) async fn a_warm_sandbox_becomes_that_of_its_session(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let warm = agent.create(1, &warm_spec()).await.unwrap();
+    let mut seen = pin!(agent.service.watch());
+    let claimed = agent.service.claim(&id(1), id(2), spec.clone()).await.unwrap();
+    assert_eq!((&claimed.facts, claimed.created_at), (&warm.facts, warm.created_at), "it is the same");
+    assert_eq!((&claimed.spec, claimed.was_claimed()), (&spec, true));
+    for expected in [(1, State::Running), (1, State::Deleted), (2, State::Creating), (2, State::Running)] {
+        let next = tokio::time::timeout(Duration::from_secs(2), seen.next()).await.unwrap();
+        let next = next.unwrap().unwrap();
+        assert_eq!((next.id, next.state), (id(expected.0), expected.1));
+    }
+    assert!(matches!(agent.service.get(&id(1)), Err(Error::NotFound(_))));
+    assert_eq!(agent.service.claim(&id(1), id(2), spec.clone()).await.unwrap(), claimed, "once more");
+    assert_eq!(agent.create(2, &spec).await.unwrap(), claimed, "a repeat of the creation gets it, too");
+    agent.stop().await;
+    let next = Agent::new(bench).await;
+    assert_eq!(next.service.get(&id(2)).unwrap(), claimed, "the next agent knows it by its new id");
+    bench.kill(&id(1)).await;
+    next.until(2, State::Dead).await;
+    next.service.delete(&id(2)).await.unwrap();
+    assert_eq!(bench.traces(&id(1)), [""; 0]);
+    next.stop().await;
+}
+
+pub(crate) async fn of_many_who_claim_a_warm_sandbox_one_gets_it(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &warm_spec()).await.unwrap();
+    let warm = id(1);
+    let claims = (2..10).map(|n| agent.service.claim(&warm, id(n), spec.clone()));
+    let outcomes = join_all(claims).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    assert!(
+        outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(Error::NotFound(_)))),
+        "{outcomes:?}"
+    );
+    let other = Spec { template_id: "other".to_owned(), ..spec };
+    agent.create(11, &warm_spec()).await.unwrap();
+    let unlike = agent.service.claim(&id(11), id(12), other).await;
+    assert!(matches!(unlike, Err(Error::Unsupported { .. })), "{unlike:?}");
+    assert_eq!(agent.service.get(&id(11)).unwrap().state, State::Running, "it waits for another");
+}
+
+pub(crate) async fn a_warm_sandbox_that_was_used_is_destroyed_when_it_is_claimed(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    let warm = agent.create(1, &warm_spec()).await.unwrap();
+    let mut workspace = WorkspaceServiceClient::new(Link::dial(&warm.facts.endpoint).unwrap());
+    workspace
+        .make_directory(MakeDirectoryRequest { path: "left".into(), ..MakeDirectoryRequest::default() })
+        .await
+        .unwrap();
+    let refused = agent.service.claim(&id(1), id(2), spec.clone()).await;
+    assert!(
+        matches!(&refused, Err(Error::NotClaimed { why, .. }) if why.contains("not empty")),
+        "{refused:?}"
+    );
+    let gone = async {
+        while agent.service.get(&id(1)).is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    assert!(matches!(agent.service.get(&id(2)), Err(Error::NotFound(_))));
+    assert_eq!(bench.traces(&id(1)), [""; 0]);
+    agent.create(2, &spec).await.unwrap();
+}
+
+pub(crate) async fn a_claimed_sandbox_ends_at_the_time_of_its_session(bench: &impl Bench) {
+    let agent = Agent::new(bench).await;
+    agent.create(1, &warm_spec()).await.unwrap();
+    let soon = Spec { expires_at: Some(SystemClock.now() + Duration::from_secs(2)), ..spec() };
+    agent.service.claim(&id(1), id(2), soon).await.unwrap();
+    assert_eq!(agent.until(2, State::Dead).await.reason, "expired");
 }

@@ -229,7 +229,7 @@ impl Service {
 
     /// Gives a layer to a sandbox that runs.
     async fn give(&self, sandbox: &Sandbox, layer: &Layer) -> Result<(), Error> {
-        self.runtime.mount_layer(&sandbox.id, layer).await?;
+        self.runtime.mount_layer(&sandbox.home, layer).await?;
         self.ledger().mounted(&sandbox.id, sandbox.created_at, &layer.key);
         Ok(())
     }

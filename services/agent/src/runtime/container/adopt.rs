@@ -47,7 +47,7 @@ impl ContainerRuntime {
             uid: record.uid,
             expires_at: record.spec.expires_at,
         };
-        self.hold(&sandbox.id, held);
+        self.hold(&sandbox.home, held);
         Found::Whole(Box::new(sandbox))
     }
 

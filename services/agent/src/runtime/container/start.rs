@@ -51,6 +51,7 @@ impl ContainerRuntime {
             created_at: order.created_at,
             process: None,
             container: None,
+            claimed_as: None,
             facts: None,
         };
         record.save(&dir).map_err(not_recorded)?;

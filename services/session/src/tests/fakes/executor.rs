@@ -373,6 +373,10 @@ impl ExecutorService for FakeExecutor {
         Err(Status::unimplemented("not asked by this role"))
     }
 
+    async fn claim(&self, _: Call<ex::ClaimRequest>) -> Result<Response<ex::ClaimResponse>, Status> {
+        Err(Status::unimplemented("not asked by this role"))
+    }
+
     async fn get_executor(
         &self,
         _: Call<ex::GetExecutorRequest>,

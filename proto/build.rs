@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "sandmesh/agent/v1/agent_service.proto",
     "sandmesh/executor/v1/execution.proto",
     "sandmesh/executor/v1/executor_service.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 12] = [
     "sandmesh/session/v1/dependency_service.proto",
     "sandmesh/session/v1/file_service.proto",
     "sandmesh/session/v1/lease_service.proto",
+    "sandmesh/session/v1/sandbox_spec_service.proto",
     "sandmesh/session/v1/session_service.proto",
     "sandmesh/statesync/v1/state_sync_service.proto",
     "sandmesh/template/v1/template_service.proto",

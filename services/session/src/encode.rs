@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sandmesh_mesh::{datetime, duration_from, duration_pb, timestamp};
-use sandmesh_proto::{executor, session as pb};
+use sandmesh_proto::{
+    executor,
+    session::{self as pb, session::StartType},
+};
 
 use crate::{
     dependencies::{Dependency, InstallState, Installed},
@@ -60,6 +63,12 @@ pub(crate) fn session(row: session::Model, max_recoveries: u32) -> pb::Session {
         completed_at: row.completed_at.map(time),
         python_package_index_url: masked(&row.python_package_index_url),
         recoveries,
+        start_type: match row.warm_start {
+            None => StartType::Unspecified,
+            Some(false) => StartType::Cold,
+            Some(true) => StartType::Warm,
+        }
+        .into(),
         releasing: row.state.is_final() && !row.sandbox_removed,
         recoveries_left: max_recoveries.saturating_sub(recoveries),
     }

@@ -9,8 +9,8 @@ use sandmesh_mesh::status;
 use sandmesh_proto::session::{
     self as pb, attach_execution_response::Event as Attached, dependency_service_server::DependencyService,
     execute_response::Event as Executed, interact_execution_response::Event as Interacted,
-    lease_service_server::LeaseService, session_event_service_server::SessionEventService,
-    session_service_server::SessionService,
+    lease_service_server::LeaseService, sandbox_spec_service_server::SandboxSpecService,
+    session_event_service_server::SessionEventService, session_service_server::SessionService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -222,6 +222,17 @@ impl LeaseService for Grpc {
     ) -> Result<Response<pb::ReleaseLeaseResponse>, Status> {
         self.0.release_lease(request.get_ref()).await.map_err(status)?;
         Ok(Response::new(pb::ReleaseLeaseResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl SandboxSpecService for Grpc {
+    async fn get_sandbox_spec(
+        &self,
+        request: Request<pb::GetSandboxSpecRequest>,
+    ) -> Result<Response<pb::GetSandboxSpecResponse>, Status> {
+        let spec = self.0.sandbox_spec(request.into_inner().template_id).await.map_err(status)?;
+        Ok(Response::new(pb::GetSandboxSpecResponse { spec: Some(spec) }))
     }
 }
 

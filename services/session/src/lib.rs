@@ -42,8 +42,8 @@ use sandmesh_mesh::{
 };
 use sandmesh_proto::session::{
     dependency_service_server::DependencyServiceServer, file_service_server::FileServiceServer,
-    lease_service_server::LeaseServiceServer, session_event_service_server::SessionEventServiceServer,
-    session_service_server::SessionServiceServer,
+    lease_service_server::LeaseServiceServer, sandbox_spec_service_server::SandboxSpecServiceServer,
+    session_event_service_server::SessionEventServiceServer, session_service_server::SessionServiceServer,
 };
 use tokio::sync::Semaphore;
 
@@ -131,6 +131,7 @@ impl Role for Session {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let files = FileServiceServer::new(grpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         server.add(LeaseServiceServer::new(grpc.clone()));
+        server.add(SandboxSpecServiceServer::new(grpc.clone()));
         server.add(Routed { inner: sessions, service: Arc::clone(&self.0) });
         server.add(Routed { inner: files, service: Arc::clone(&self.0) });
         server

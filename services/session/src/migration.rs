@@ -13,6 +13,7 @@ mod m0007_recovery;
 mod m0008_databases;
 mod m0009_replicas;
 mod m0010_leases;
+mod m0011_warm_start;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_databases::Databases),
             Box::new(m0009_replicas::Replicas),
             Box::new(m0010_leases::Leases),
+            Box::new(m0011_warm_start::WarmStart),
         ]
     }
 

@@ -121,6 +121,19 @@ impl Service {
         if found.is_active { Ok(found) } else { Err(missing("is not active")) }
     }
 
+    /// What the sandbox of a session is that asks for nothing but its template; of no session, and without an
+    /// end.
+    pub(crate) async fn sandbox_spec(&self, template_id: String) -> Result<agent::SandboxSpec, Error> {
+        let new = new_session(
+            pb::CreateSessionRequest { template_id, ..pb::CreateSessionRequest::default() },
+            &self.config,
+        )?;
+        let template = self.template(&new.template_id).await?;
+        let (_, session) = self.row(new, template)?;
+        let spec = self.sandbox_request(&session, false).spec.unwrap_or_default();
+        Ok(agent::SandboxSpec { session_id: String::new(), expires_at: None, ..spec })
+    }
+
     /// The row of a new session, and whether its id was given.
     fn row(&self, new: NewSession, template: template::Template) -> Result<(bool, Model), Error> {
         let now = self.clock.now();
@@ -172,6 +185,7 @@ impl Service {
             installed: None,
             install_started_at: None,
             install_completed_at: None,
+            warm_start: None,
         };
         Ok((given, row))
     }
@@ -453,6 +467,7 @@ fn placement(sandbox: agent::Sandbox) -> Placement {
         language_runtime: sandbox.language_runtime,
         workspace_path: sandbox.workspace_path,
         isolation: encode::isolation_from(sandbox.isolation.unwrap_or_default()),
+        was_warm: sandbox.claimed,
         packages: None,
     }
 }

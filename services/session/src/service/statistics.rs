@@ -27,12 +27,15 @@ impl Service {
             count,
         });
         let (retries, recoveries) = tally.retries_and_recoveries();
+        let (warm_starts, cold_starts) = tally.warm_and_cold_starts();
         Ok(pb::GetStatisticsResponse {
             sessions: counted.0.into_iter().map(session).collect(),
             active_executions: counted.1.into_iter().map(active).collect(),
             ended_executions: ended.collect(),
             recoveries,
             retries,
+            warm_starts,
+            cold_starts,
         })
     }
 }

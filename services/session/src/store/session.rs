@@ -77,6 +77,8 @@ pub(crate) struct Model {
     pub(crate) installed: Option<Installed>,
     pub(crate) install_started_at: Option<Instant>,
     pub(crate) install_completed_at: Option<Instant>,
+    /// Whether its sandbox was warm before; unset until it runs.
+    pub(crate) warm_start: Option<bool>,
 }
 
 impl Model {
@@ -105,6 +107,8 @@ pub(crate) struct Placement {
     pub(crate) language_runtime: String,
     pub(crate) workspace_path: String,
     pub(crate) isolation: Isolation,
+    /// It was warm before.
+    pub(crate) was_warm: bool,
     /// How the installation of its packages went, where there are any.
     pub(crate) packages: Option<Result<Installed, String>>,
 }
@@ -264,12 +268,17 @@ impl Store {
             workspace_path: Set(made.workspace_path),
             isolation: Set(Some(made.isolation)),
             status_reason: Set(String::new()),
+            warm_start: Set(Some(made.was_warm)),
             ..packages
         };
         if !made.language_runtime.is_empty() {
             change.language_runtime = Set(made.language_runtime);
         }
-        self.move_alone(session, SessionEvent::SandboxReady, change, now).await
+        let moved = self.move_alone(session, SessionEvent::SandboxReady, change, now).await?;
+        if moved {
+            self.tally().started(made.was_warm);
+        }
+        Ok(moved)
     }
 
     /// Ends a session. False when the session had moved on.

@@ -23,6 +23,8 @@ pub(crate) struct Tally {
     ended: Mutex<BTreeMap<Kind, u64>>,
     retries: AtomicU64,
     recoveries: AtomicU64,
+    warm_starts: AtomicU64,
+    cold_starts: AtomicU64,
 }
 
 impl Tally {
@@ -49,6 +51,17 @@ impl Tally {
     /// A session gets another sandbox.
     pub(crate) fn recovered(&self) {
         self.recoveries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session got a sandbox, which was warm or was made for it.
+    pub(super) fn started(&self, was_warm: bool) {
+        let starts = if was_warm { &self.warm_starts } else { &self.cold_starts };
+        starts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many sandboxes of sessions were warm, and how many were made for them.
+    pub(crate) fn warm_and_cold_starts(&self) -> (u64, u64) {
+        (self.warm_starts.load(Ordering::Relaxed), self.cold_starts.load(Ordering::Relaxed))
     }
 
     /// How many executions ended, by kind.

@@ -100,6 +100,7 @@ fn session(id: &str) -> session::Model {
         installed: None,
         install_started_at: None,
         install_completed_at: None,
+        warm_start: None,
     }
 }
 

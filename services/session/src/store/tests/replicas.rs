@@ -97,6 +97,7 @@ fn placement() -> session::Placement {
         language_runtime: String::new(),
         workspace_path: "/w".into(),
         isolation: crate::values::Isolation::default(),
+        was_warm: false,
         packages: None,
     }
 }

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, RoleName, traced};
 use sandmesh_proto::{
     health::health_probe_service_client::HealthProbeServiceClient,
-    scheduler::node_service_client::NodeServiceClient,
+    scheduler::{node_service_client::NodeServiceClient, pool_service_client::PoolServiceClient},
     session::{
         dependency_service_client::DependencyServiceClient, file_service_client::FileServiceClient,
         session_event_service_client::SessionEventServiceClient,
@@ -100,7 +100,7 @@ impl App {
     }
 
     /// The services that clients may call by gRPC, and who answers.
-    pub(crate) fn public_services(&self) -> [(&'static str, Link); 6] {
+    pub(crate) fn public_services(&self) -> [(&'static str, Link); 7] {
         [
             ("sandmesh.session.v1.SessionService", self.0.session.clone()),
             ("sandmesh.session.v1.FileService", self.0.session.clone()),
@@ -108,6 +108,7 @@ impl App {
             ("sandmesh.template.v1.TemplateService", self.0.template.clone()),
             ("sandmesh.health.v1.HealthProbeService", self.0.health.clone()),
             ("sandmesh.scheduler.v1.NodeService", self.0.scheduler.clone()),
+            ("sandmesh.scheduler.v1.PoolService", self.0.scheduler.clone()),
         ]
     }
 }
@@ -177,6 +178,11 @@ impl Call {
     /// The nodes and their sandboxes, by the scheduler role.
     pub(crate) fn nodes(&self) -> NodeServiceClient<Link> {
         NodeServiceClient::new(self.app.0.scheduler.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The warm sandboxes, by the scheduler role.
+    pub(crate) fn pools(&self) -> PoolServiceClient<Link> {
+        PoolServiceClient::new(self.app.0.scheduler.clone())
     }
 
     /// The state-sync role.

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use utoipa::ToSchema;
 
+use fields::Loc;
 pub(crate) use fields::Violation;
 
 /// The body of every error.
@@ -72,6 +73,17 @@ impl ApiError {
     pub(crate) fn range_not_satisfiable(size: u64) -> Self {
         let description = format!("the range begins after the end of the file, which has {size} bytes");
         Self::new(Code::OutOfRange, "OUT_OF_RANGE", description, Detail::Text(String::new()))
+    }
+
+    /// With the fields below one of the body as the body itself: the request is for that alone.
+    pub(crate) fn only(mut self, field: &str) -> Self {
+        if let Detail::Fields(violations) = &mut self.body.detail {
+            for violation in violations.iter_mut().filter(|one| one.loc.get(1) == Some(&Loc::from(field))) {
+                violation.loc.remove(1);
+            }
+            self.body.description = summary(violations);
+        }
+        self
     }
 
     /// The body, with the id of the request that failed.

@@ -17,7 +17,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 use sandmesh_proto::{
-    scheduler::NodeStatus,
+    scheduler::{NodeStatus, Pool},
     session::{ExecutionCount, GetStatisticsResponse},
 };
 
@@ -132,6 +132,11 @@ impl Learned {
         for ExecutionCount { state, language, cause, count } in told.ended_executions {
             ended.with_label_values(&[&state, &language, &cause]).inc_by(count);
         }
+        let help = "Sandboxes that sessions got since the session role started.";
+        let starts = self.counters("sandmesh_session_starts_total", help, &["start"])?;
+        for (start, count) in [("warm", told.warm_starts), ("cold", told.cold_starts)] {
+            starts.with_label_values(&[start]).inc_by(count);
+        }
         let none: [&str; 0] = [];
         let help = "Sessions that got another sandbox since the session role started.";
         let recoveries = self.counters("sandmesh_session_recoveries_total", help, &none)?;
@@ -140,6 +145,24 @@ impl Learned {
         let retries = self.counters("sandmesh_execution_retries_total", help, &none)?;
         retries.with_label_values(&none).inc_by(told.retries);
         Ok(())
+    }
+
+    /// The pools, added up.
+    pub(crate) fn pools(&self, pools: &[Pool]) -> anyhow::Result<()> {
+        let help = "Sandboxes of templates that have a pool; `target` is how many are to be warm.";
+        let sandboxes = self.gauges("sandmesh_pool_sandboxes", help, &["state"])?;
+        let sum = |part: fn(&Pool) -> u32| pools.iter().map(|pool| f64::from(part(pool))).sum();
+        for (state, count) in [
+            ("target", sum(|pool| pool.target)),
+            ("warm", sum(|pool| pool.warm)),
+            ("starting", sum(|pool| pool.starting)),
+            ("claimed", sum(|pool| pool.claimed)),
+            ("cold", sum(|pool| pool.cold)),
+        ] {
+            sandboxes.with_label_values(&[state]).set(count);
+        }
+        let failing = pools.iter().filter(|pool| !pool.last_error.is_empty()).count();
+        self.gauge("sandmesh_pools_failing", "Pools for which none could be made last.", failing as f64)
     }
 
     /// The nodes, added up.
@@ -267,6 +290,8 @@ mod tests {
             ended_executions: vec![crashed],
             recoveries: 5,
             retries: 6,
+            warm_starts: 7,
+            cold_starts: 8,
         };
         learned.statistics(told).unwrap();
         let text = String::from_utf8(Metrics::new().unwrap().text(&learned).unwrap()).unwrap();

@@ -18,8 +18,8 @@ use crate::{
     app::App,
     error::ErrorBody,
     rest::{
-        ALIASES, artifacts, containers, dependencies, executions, files, health, metrics, nodes, sessions,
-        templates,
+        ALIASES, artifacts, containers, dependencies, executions, files, health, metrics, nodes, pools,
+        sessions, templates,
     },
 };
 
@@ -43,6 +43,7 @@ const ERRORS: [(&str, &str); 3] = [
         health::get, health::detailed, health::ready, health::sync, metrics::get,
         containers::list, containers::get, containers::logs,
         nodes::list, nodes::get, nodes::drain, nodes::resume,
+        pools::list, pools::get, pools::set,
         sessions::create, sessions::list, sessions::get, sessions::terminate, sessions::delete,
         dependencies::install,
         executions::execute, executions::execute_sync, executions::execute_stream, executions::get,
@@ -58,7 +59,7 @@ const ERRORS: [(&str, &str); 3] = [
         (name = "files", description = "The files of a session, and those that its executions made."),
         (name = "templates", description = "A template is a named environment that sessions are created from."),
         (name = "health", description = "How the service is."),
-        (name = "operators", description = "Sandboxes and nodes."),
+        (name = "operators", description = "Sandboxes, nodes and pools of warm sandboxes."),
     ),
     modifiers(&Everywhere),
 )]

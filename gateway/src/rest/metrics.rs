@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::header;
-use sandmesh_proto::{scheduler::NodeServiceListNodesRequest, session::GetStatisticsRequest};
+use sandmesh_proto::{
+    scheduler::{ListPoolsRequest, NodeServiceListNodesRequest},
+    session::GetStatisticsRequest,
+};
 
 use crate::{
     app::Call,
@@ -37,13 +40,18 @@ async fn learn(call: &Call) -> anyhow::Result<Learned> {
     let nodes = client.list_nodes(call.unary(NodeServiceListNodesRequest {}));
     let mut sessions = call.statistics();
     let statistics = sessions.get_statistics(call.unary(GetStatisticsRequest {}));
-    let (nodes, statistics) = futures::join!(within(nodes), within(statistics));
+    let mut pools = call.pools();
+    let pools = pools.list_pools(call.unary(ListPoolsRequest {}));
+    let (nodes, pools, statistics) = futures::join!(within(nodes), within(pools), within(statistics));
     learned.roles(&[("scheduler", nodes.is_some()), ("session", statistics.is_some())])?;
     if let Some(answer) = statistics {
         learned.statistics(answer)?;
     }
     if let Some(answer) = nodes {
         learned.nodes(&answer.nodes)?;
+    }
+    if let Some(answer) = pools {
+        learned.pools(&answer.pools)?;
     }
     Ok(learned)
 }

@@ -14,6 +14,7 @@ pub(crate) mod health;
 pub(crate) mod json;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
+pub(crate) mod pools;
 pub(crate) mod sessions;
 mod stream;
 pub(crate) mod templates;
@@ -85,6 +86,8 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/api/v1/nodes/{id}", get(nodes::get)),
         ("/api/v1/nodes/{id}/drain", post(nodes::drain)),
         ("/api/v1/nodes/{id}/resume", post(nodes::resume)),
+        ("/api/v1/pools", get(pools::list)),
+        ("/api/v1/pools/{template_id}", get(pools::get).put(pools::set)),
         ("/metrics", get(metrics::get)),
         ("/api/v1/templates", post(templates::create).get(templates::list)),
         ("/api/v1/templates/{id}", get(templates::get).put(templates::update).delete(templates::delete)),

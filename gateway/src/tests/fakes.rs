@@ -10,7 +10,7 @@ use sandmesh_mesh::{Fault, FieldViolation, Link, grpc_router, status};
 use sandmesh_proto::{
     executor::{ExecutionMetrics, ExecutionStarted, OutputChunk, Resources},
     health::health_probe_service_server::HealthProbeServiceServer,
-    scheduler::node_service_server::NodeServiceServer,
+    scheduler::{node_service_server::NodeServiceServer, pool_service_server::PoolServiceServer},
     session::{
         self as pb,
         attach_execution_response::Event,
@@ -113,6 +113,7 @@ impl Fakes {
             .add_service(HealthProbeServiceServer::new(self.clone()))
             .add_service(StateSyncServiceServer::new(self.clone()))
             .add_service(NodeServiceServer::new(self.clone()))
+            .add_service(PoolServiceServer::new(self.clone()))
             .add_service(HealthServer::new(HealthService::from_health_reporter(reporter)));
         Link::local(grpc_router(routes.routes()))
     }

@@ -131,6 +131,7 @@ async fn reflection_lists_the_public_services_in_both_versions() {
         "grpc.health.v1.Health",
         "sandmesh.health.v1.HealthProbeService",
         "sandmesh.scheduler.v1.NodeService",
+        "sandmesh.scheduler.v1.PoolService",
         "sandmesh.session.v1.DependencyService",
         "sandmesh.session.v1.FileService",
         "sandmesh.session.v1.SessionService",

@@ -55,6 +55,29 @@ async fn a_node_is_shown_drained_and_resumed() {
 }
 
 #[tokio::test]
+async fn a_pool_is_shown_and_set_and_a_wrong_number_is_named() {
+    let door = Door::new();
+    let pools = door.get("/api/v1/pools").await.json();
+    let expected = json!({
+        "template_id": "python-basic", "min": 1, "max": 9, "buffer": 0, "target": 2, "warm": 1, "starting": 1,
+        "claimed": 4, "cold": 5, "last_error": "no such image", "retry_at": null
+    });
+    assert_eq!((&pools["total"], &pools["items"][0]), (&json!(1), &expected));
+    assert_eq!(door.get("/api/v1/pools/python-basic").await.json()["warm"], 1);
+    let set = door.send("PUT", "/api/v1/pools/python-basic", r#"{"min": 2, "max": 3}"#).await.json();
+    assert_eq!((&set["min"], &set["max"], &set["buffer"]), (&json!(2), &json!(3), &json!(0)));
+    for (body, loc) in [("{}", json!(["body", "max"])), (r#"{"min": 4, "max": 3}"#, json!(["body", "max"]))] {
+        let refused = door.send("PUT", "/api/v1/pools/python-basic", body).await;
+        assert_eq!((refused.status, &refused.json()["detail"][0]["loc"]), (422, &loc), "{body}");
+    }
+    let unknown = door.send("PUT", "/api/v1/pools/unknown", r#"{"max": 3}"#).await;
+    assert_eq!(
+        (unknown.status, unknown.json()["error_code"].as_str()),
+        (404, Some("Sandbox.TemplateNotFound"))
+    );
+}
+
+#[tokio::test]
 async fn requests_are_counted_by_route_method_and_code_and_never_by_id() {
     let door = Door::new();
     for id in ["sbx_1", "unknown", "another"] {

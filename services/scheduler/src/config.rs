@@ -26,6 +26,50 @@ pub struct Config {
     pub call_timeout: HumanDuration,
     /// How many nodes there may be.
     pub max_nodes: u32,
+    /// Warm sandboxes.
+    pub pools: Pools,
+}
+
+/// The settings of warm sandboxes: `[scheduler.pools]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pools {
+    /// How often it is looked which templates have warm sandboxes, and what these are to be.
+    pub refresh_interval: HumanDuration,
+    /// How long a warm sandbox waits for a session at most; then another takes its place.
+    pub lifetime: HumanDuration,
+    /// How many are made at once.
+    pub starts_at_once: u32,
+    /// Up to how much of a node is given to warm sandboxes, in percent: the rest is for what is asked for.
+    pub fill_percent: u32,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
+        Self { refresh_interval: seconds(5), lifetime: seconds(3600), starts_at_once: 2, fill_percent: 75 }
+    }
+}
+
+impl Pools {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |setting: &str, problem: &str| {
+            Err(ConfigError::invalid(format!("scheduler.pools.{setting}"), problem))
+        };
+        if self.refresh_interval.0 < Duration::from_millis(100) {
+            return invalid("refresh_interval", "must be at least 100ms");
+        }
+        if self.lifetime.0 < Duration::from_secs(60) {
+            return invalid("lifetime", "must be at least 60s");
+        }
+        if !(1..=1000).contains(&self.starts_at_once) {
+            return invalid("starts_at_once", "must be from 1 to 1000");
+        }
+        if self.fill_percent > 100 {
+            return invalid("fill_percent", "must be at most 100");
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -40,6 +84,7 @@ impl Default for Config {
             create_timeout: seconds(20),
             call_timeout: seconds(10),
             max_nodes: 1000,
+            pools: Pools::default(),
         }
     }
 }
@@ -76,7 +121,7 @@ impl Config {
         if self.max_nodes == 0 {
             return Err(invalid("max_nodes", "must be at least 1"));
         }
-        Ok(())
+        self.pools.validate()
     }
 }
 

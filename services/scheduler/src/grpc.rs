@@ -111,7 +111,7 @@ impl SchedulerService for Grpc {
     }
 }
 
-fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
+pub(crate) fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     let missing = || FieldViolation::new(field, "missing", format!("`{field}` is required"));
     value.ok_or_else(|| Error::Invalid(missing()).into_status())
 }

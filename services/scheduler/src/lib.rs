@@ -2,10 +2,10 @@
 //!
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
-//! Parts: `placement.rs` (pure choice), `registry.rs` (what is known), `memory.rs`
-//! (what of it a start finds again), `view.rs` (from the one to the
-//! other), `follower.rs` (the watch held at each node), `service.rs` (what is done), `grpc.rs` and
-//! `node_service.rs` (the wire).
+//! Parts: `placement.rs` (pure choice), `pool.rs` (how many are warm, pure), `registry.rs` (what is known),
+//! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
+//! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
+//! `node_service.rs` and `pool_service.rs` (the wire).
 
 pub mod config;
 mod error;
@@ -14,6 +14,9 @@ mod grpc;
 mod memory;
 mod node_service;
 mod placement;
+mod pool;
+mod pool_service;
+mod pools;
 mod registry;
 mod service;
 mod view;
@@ -24,20 +27,22 @@ use futures::{FutureExt, future::BoxFuture};
 use sandmesh_mesh::{Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 
 pub use self::config::Config;
-use self::{error::Error, service::Service};
+use self::{error::Error, pools::Pools, service::Service};
 
 /// The role.
 #[derive(Debug)]
-struct Scheduler(Arc<Service>);
+struct Scheduler(Arc<Service>, Arc<Pools>);
 
 /// Makes the role. It knows no node yet.
 ///
 /// # Errors
-/// When a setting cannot be used.
+/// When a setting cannot be used, or there is no way to the session or the template role.
 #[expect(clippy::unused_async, reason = "the signature is that of every role")]
 pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
     config.validate()?;
-    Ok(Arc::new(Scheduler(Arc::new(Service::new(config.clone(), mesh.clone())))))
+    let service = Arc::new(Service::new(config.clone(), mesh.clone()));
+    let pools = Pools::new(Arc::clone(&service), mesh, &config.pools)?;
+    Ok(Arc::new(Scheduler(service, Arc::new(pools))))
 }
 
 impl Role for Scheduler {
@@ -48,10 +53,14 @@ impl Role for Scheduler {
     fn register(self: Arc<Self>, server: &mut ServerBuilder) {
         server.add(grpc::server(Arc::clone(&self.0)));
         server.add(node_service::server(Arc::clone(&self.0)));
+        server.add(pool_service::server(Arc::clone(&self.1)));
     }
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
         tasks.spawn("watch nodes", Arc::clone(&self.0).watch_nodes());
+        tasks.spawn("lease of pools", Arc::clone(&self.1).keep_lease());
+        tasks.spawn("demand for pools", Arc::clone(&self.1).follow_demand());
+        tasks.spawn("keep pools", Arc::clone(&self.1).run());
     }
 
     fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {

@@ -115,6 +115,41 @@ pub(crate) fn choose(wanted: &Wanted, nodes: &[NodeView]) -> Choice {
     choice
 }
 
+/// Where a warm sandbox may go: only on nodes of which less than `crowded` percent are promised, so that there
+/// is room for what is asked for; those that have the image first, and of these the emptiest.
+pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> Choice {
+    let mut choice = choose(wanted, nodes);
+    let node = |id: &String| nodes.iter().find(|node| node.id == *id);
+    let (roomy, full): (Vec<String>, Vec<String>) =
+        choice.candidates.into_iter().partition(|id| node(id).is_some_and(|node| percent(node) < crowded));
+    choice.candidates = roomy;
+    choice.candidates.sort_by_cached_key(|id| {
+        let image = node(id).is_some_and(|node| node.images.contains(&wanted.image));
+        (!image, node(id).map(percent), id.clone())
+    });
+    choice.refusals.extend(full.into_iter().map(|node_id| Refusal {
+        node_id,
+        why: format!("{crowded} percent of it are promised, the rest is not for warm sandboxes"),
+        may_change: true,
+    }));
+    choice
+}
+
+/// Whether a sandbox could run on a node if there was room.
+pub(crate) fn could_run(wanted: &Wanted, node: &NodeView) -> bool {
+    why_never(wanted, node).is_none() && node.healthy && !node.draining
+}
+
+/// Whether a node has the labels that are asked for.
+pub(crate) fn has_labels<'a>(wanted: &Wanted, label: impl Fn(&str) -> Option<&'a String>) -> bool {
+    wanted.node_labels.iter().all(|(key, value)| label(key) == Some(value))
+}
+
+/// How much of what a node has is promised, in percent: of what it has least of.
+pub(crate) fn percent(node: &NodeView) -> u64 {
+    percent_used(node.sandboxes).max(percent_used(node.memory_bytes)).max(percent_used(node.cpu_millis))
+}
+
 fn refusal(wanted: &Wanted, node: &NodeView) -> Option<Refusal> {
     let never = why_never(wanted, node);
     let may_change = never.is_none();
@@ -160,8 +195,7 @@ fn score(wanted: &Wanted, node: &NodeView) -> (bool, bool, bool, u64) {
     let warm = node.warm.contains(&wanted.template_id);
     let image = node.images.contains(&wanted.image);
     let affinity = used < CROWDED_PERCENT && node.templates.contains(&wanted.template_id);
-    let fullest = used.max(percent_used(node.memory_bytes)).max(percent_used(node.cpu_millis));
-    (warm, image, affinity, 100u64.saturating_sub(fullest))
+    (warm, image, affinity, 100u64.saturating_sub(percent(node)))
 }
 
 fn percent_used(share: Share) -> u64 {

@@ -3,6 +3,8 @@
 //! It is rebuilt from what the agents report, so it may be behind; whoever must be sure asks the node.
 //! No I/O: `follower.rs` feeds it and `service.rs` asks it.
 
+mod warm;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,6 +29,10 @@ use crate::{
 const WATCH_BACKLOG: usize = 1024;
 /// For how long a placement is remembered of which the node has told nothing.
 const PLACEMENT_MEMORY: Duration = Duration::from_secs(600);
+/// For how long nobody else is given a warm sandbox that somebody was about to have.
+const CLAIM_MEMORY: Duration = Duration::from_secs(60);
+
+pub(crate) use self::warm::Used;
 
 /// The nodes and their sandboxes.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ struct Known {
     nodes: BTreeMap<String, Entry>,
     /// Where sandboxes were sent of which their node has told nothing yet.
     placements: HashMap<String, Placement>,
+    /// Warm sandboxes that somebody is about to have, and since when.
+    claiming: HashMap<Place, DateTime<Utc>>,
 }
 
 #[derive(Debug)]
@@ -170,12 +178,13 @@ impl Registry {
         let silent = |since: DateTime<Utc>| (now - since).to_std().unwrap_or_default();
         known.nodes.retain(|_, entry| silent(entry.last_seen) <= self.config.forget_after.0);
         known.placements.retain(|_, placement| silent(placement.placed_at) <= PLACEMENT_MEMORY);
+        known.claiming.retain(|_, since| silent(*since) <= CLAIM_MEMORY);
     }
 
     /// The sandboxes of a node, all of them: it is followed from now on.
     pub(crate) fn opened(&self, node_id: &str, sandboxes: Vec<Sandbox>) {
         let mut known = self.known();
-        let Known { nodes, placements } = &mut *known;
+        let Known { nodes, placements, .. } = &mut *known;
         let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
         let before = std::mem::take(&mut entry.sandboxes);
         entry.followed = true;
@@ -196,7 +205,7 @@ impl Registry {
     /// A change that a node tells of.
     pub(crate) fn changed(&self, node_id: &str, sandbox: Sandbox) {
         let mut known = self.known();
-        let Known { nodes, placements } = &mut *known;
+        let Known { nodes, placements, claiming } = &mut *known;
         let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
         let id = sandbox.sandbox_id.clone();
         placements.remove(&id);
@@ -205,7 +214,10 @@ impl Registry {
         }
         self.tell(&sandbox);
         match sandbox.state() {
-            State::Deleted => drop(entry.sandboxes.remove(&id)),
+            State::Deleted => {
+                entry.sandboxes.remove(&id);
+                claiming.remove(&(id, node_id.to_owned()));
+            }
             _ => drop(entry.sandboxes.insert(id, sandbox)),
         }
     }
@@ -265,16 +277,15 @@ impl Registry {
 
     /// Where a sandbox may go, best first, as far as is known. What is on its way to a node counts as there.
     pub(crate) fn choose(&self, wanted: &Wanted) -> Choice {
-        let known = self.known();
-        let views: Vec<_> = known
-            .nodes
-            .values()
-            .map(|entry| {
-                let coming = known.placements.values().filter(|placed| placed.node_id == entry.node.node_id);
-                view::of(entry, coming.map(|placed| &placed.spec), self.is_healthy(entry))
-            })
-            .collect();
-        placement::choose(wanted, &views)
+        placement::choose(wanted, &self.views(&self.known()))
+    }
+
+    fn views(&self, known: &Known) -> Vec<placement::NodeView> {
+        let view = |entry: &Entry| {
+            let coming = known.placements.values().filter(|placed| placed.node_id == entry.node.node_id);
+            view::of(entry, coming.map(|placed| &placed.spec), self.is_healthy(entry))
+        };
+        known.nodes.values().map(view).collect()
     }
 
     /// Remembers that a sandbox goes to a node, unless it went to one already; returns the one that it is.

@@ -3,6 +3,7 @@
 //! A sandbox is never made twice: it is sent to one node, and goes on to another only after the first has
 //! said no. A call whose outcome is not known is made again at the same node.
 
+mod claim;
 mod operate;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -25,7 +26,7 @@ use crate::{
     Config, Error,
     follower::{Follower, agent},
     memory::Memory,
-    placement::Refusal,
+    placement::{Refusal, Wanted},
     registry::{Place, Registry},
     view,
 };
@@ -124,7 +125,27 @@ impl Service {
             }
         }
         self.registry.wait_for_node().await;
-        let choice = self.registry.choose(&view::wanted(spec));
+        if let Some(sandbox) = self.claim(id, spec).await? {
+            return Ok(sandbox);
+        }
+        let wanted = view::wanted(spec);
+        loop {
+            match self.place(id, spec, &wanted, std::mem::take(&mut refusals)).await {
+                Err(Error::NoCapacity { .. }) if self.make_room(&wanted).await => {}
+                placed => return placed,
+            }
+        }
+    }
+
+    /// Creates a sandbox on the best node that takes it; `refusals` are those of nodes that were asked before.
+    async fn place(
+        &self,
+        id: &str,
+        spec: &SandboxSpec,
+        wanted: &Wanted,
+        mut refusals: Vec<Refusal>,
+    ) -> Result<Sandbox, Error> {
+        let choice = self.registry.choose(wanted);
         refusals.retain(|refusal| !choice.candidates.contains(&refusal.node_id));
         refusals.extend(choice.refusals);
         for candidate in choice.candidates {

@@ -8,6 +8,7 @@ pub(crate) mod execution;
 pub(crate) mod file;
 pub(crate) mod health;
 pub(crate) mod node;
+pub(crate) mod pool;
 mod quantity;
 pub(crate) mod session;
 pub(crate) mod sync;

@@ -309,6 +309,9 @@ pub(crate) struct Session {
     dependency_install_completed_at: Option<String>,
     /// Its labels.
     labels: HashMap<String, String>,
+    /// Whether its sandbox was warm or was made for it; null until it has one.
+    #[schema(required = true)]
+    start_type: Option<StartType>,
     /// How often its sandbox was lost and made anew.
     recovery_count: u32,
     /// When it was created.
@@ -375,6 +378,16 @@ pub(crate) enum InstallStatus {
     Failed,
 }
 
+/// Where the sandbox of a session came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StartType {
+    /// It was there already, and the session claimed it.
+    Warm,
+    /// It was made for the session.
+    Cold,
+}
+
 /// A package that is installed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct InstalledDependency {
@@ -400,6 +413,11 @@ impl TryFrom<pb::Session> for Session {
         let is_pod = session.runtime_type == "kubernetes";
         let sandbox = |applies: bool| filled(session.sandbox_id.clone()).filter(|_| applies);
         let (container_id, pod_name) = (sandbox(is_container), sandbox(is_pod));
+        let start_type = match session.start_type() {
+            pb::session::StartType::Unspecified => None,
+            pb::session::StartType::Cold => Some(StartType::Cold),
+            pb::session::StartType::Warm => Some(StartType::Warm),
+        };
         let installation = session.dependency_installation.unwrap_or_default();
         Ok(Self {
             id: session.session_id,
@@ -426,6 +444,7 @@ impl TryFrom<pb::Session> for Session {
             dependency_install_completed_at: time(installation.completed_at.as_ref()),
             installed_dependencies: installation.installed.into_iter().map(Into::into).collect(),
             labels: session.labels,
+            start_type,
             recovery_count: session.recoveries,
             created_at: time(session.created_at.as_ref()),
             updated_at: time(session.updated_at.as_ref()),

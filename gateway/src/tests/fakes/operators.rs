@@ -1,6 +1,7 @@
 //! What operators ask: one node with one sandbox, and a health-probe role that knows it.
 
 use futures::{StreamExt, stream, stream::BoxStream};
+use sandmesh_mesh::{FieldViolation, status};
 use sandmesh_proto::{
     agent::{Node, Sandbox, SandboxSpec, sandbox::State},
     executor::ResourceUsage,
@@ -11,14 +12,17 @@ use sandmesh_proto::{
     },
     scheduler::{
         DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetNodeSandboxRequest,
-        GetNodeSandboxResponse, ListNodeSandboxesRequest, ListNodeSandboxesResponse,
-        NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, ReadSandboxLogRequest,
-        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, node_service_server::NodeService,
+        GetNodeSandboxResponse, GetPoolRequest, GetPoolResponse, ListNodeSandboxesRequest,
+        ListNodeSandboxesResponse, ListPoolsRequest, ListPoolsResponse, NodeServiceListNodesRequest,
+        NodeServiceListNodesResponse, NodeStatus, Pool, ReadSandboxLogRequest, ReadSandboxLogResponse,
+        ResumeNodeRequest, ResumeNodeResponse, SetPoolRequest, SetPoolResponse,
+        node_service_server::NodeService, pool_service_server::PoolService,
     },
+    template::PoolSettings,
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Fakes, Reply, refuse};
+use super::{Fakes, Refused, Reply, refuse};
 
 fn sandbox() -> Sandbox {
     let spec = SandboxSpec { session_id: "s1".into(), restarts: 2, ..SandboxSpec::default() };
@@ -141,5 +145,51 @@ impl NodeService for Fakes {
         let parts = if asked.follow { vec!["one\ntwo\n", "three\n"] } else { vec!["one\ntwo\n"] };
         let part = |data: &str| Ok(ReadSandboxLogResponse { data: data.to_owned().into() });
         Ok(Response::new(stream::iter(parts.into_iter().map(part).collect::<Vec<_>>()).boxed()))
+    }
+}
+
+fn of_template<T>(id: &str, reply: T) -> Reply<T> {
+    match id {
+        "unknown" => refuse(Code::NotFound, "TEMPLATE_NOT_FOUND", "template `unknown` not found"),
+        _ => Ok(Response::new(reply)),
+    }
+}
+
+fn pool(template_id: &str, settings: PoolSettings) -> Pool {
+    Pool {
+        template_id: template_id.to_owned(),
+        settings: Some(settings),
+        target: 2,
+        warm: 1,
+        starting: 1,
+        claimed: 4,
+        cold: 5,
+        last_error: "no such image".to_owned(),
+        ..Pool::default()
+    }
+}
+
+#[tonic::async_trait]
+impl PoolService for Fakes {
+    async fn list_pools(&self, _: Request<ListPoolsRequest>) -> Reply<ListPoolsResponse> {
+        let settings = PoolSettings { min: 1, max: 9, buffer: 0 };
+        Ok(Response::new(ListPoolsResponse { pools: vec![pool("python-basic", settings)] }))
+    }
+
+    async fn get_pool(&self, request: Request<GetPoolRequest>) -> Reply<GetPoolResponse> {
+        let pool = pool(&request.get_ref().template_id, PoolSettings::default());
+        of_template(&self.note(request).template_id, GetPoolResponse { pool: Some(pool) })
+    }
+
+    async fn set_pool(&self, request: Request<SetPoolRequest>) -> Reply<SetPoolResponse> {
+        let SetPoolRequest { template_id, settings } = self.note(request);
+        let settings = settings.unwrap();
+        if settings.min > settings.max {
+            let wrong =
+                FieldViolation::new("template.pool.max", "greater_than_equal", "must be at least `pool.min`");
+            let message = "fields are wrong".to_owned();
+            return Err(status(Refused(Code::InvalidArgument, "INVALID_ARGUMENT", message, vec![wrong])));
+        }
+        of_template(&template_id, SetPoolResponse { pool: Some(pool(&template_id, settings)) })
     }
 }

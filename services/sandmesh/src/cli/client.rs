@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
 use sandmesh_proto::{
-    scheduler::node_service_client::NodeServiceClient,
+    scheduler::{node_service_client::NodeServiceClient, pool_service_client::PoolServiceClient},
     session::{
         dependency_service_client::DependencyServiceClient, file_service_client::FileServiceClient,
         session_service_client::SessionServiceClient,
@@ -65,6 +65,11 @@ impl Client {
     /// Nodes and their sandboxes.
     pub(super) fn nodes(&self) -> NodeServiceClient<Keyed> {
         NodeServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Pools of warm sandboxes.
+    pub(super) fn pools(&self) -> PoolServiceClient<Keyed> {
+        PoolServiceClient::new(self.link.clone())
     }
 
     /// Packages of sessions.

@@ -24,6 +24,7 @@ mod interrupts;
 mod nodes;
 mod output;
 mod pages;
+mod pools;
 mod run;
 mod sandbox;
 mod session;
@@ -46,6 +47,7 @@ pub use doctor::DoctorArgs;
 pub use exec::ExecArgs;
 pub use execution::ExecutionCommand;
 pub use nodes::{NodeCommand, NodesArgs};
+pub use pools::{PoolCommand, PoolsArgs};
 pub use run::{LanguageArg, RunArgs};
 pub use sandbox::{SandboxCommand, SandboxListArgs, SandboxLogsArgs};
 pub use session::{CreateArgs, ListArgs, SessionCommand, StatusArg};
@@ -113,6 +115,9 @@ pub enum Command {
     /// Nodes: list, drain, resume
     #[command(alias = "node")]
     Nodes(NodesArgs),
+    /// Pools of warm sandboxes: list, set
+    #[command(alias = "pool")]
+    Pools(PoolsArgs),
     /// Sandboxes: list, logs
     #[command(subcommand)]
     Sandbox(SandboxCommand),
@@ -161,6 +166,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<u8, Failure> {
         Command::Execution(command) => execution::run(command, &context).await.map(|()| 0),
         Command::Template(command) => template::run(command, &context).await.map(|()| 0),
         Command::Nodes(args) => nodes::run(args, &context).await.map(|()| 0),
+        Command::Pools(args) => pools::run(args, &context).await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(command, &context).await.map(|()| 0),
         Command::Doctor(_) | Command::Completions { .. } => Ok(0),
     }

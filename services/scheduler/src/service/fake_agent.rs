@@ -16,11 +16,12 @@ use futures::{Stream, StreamExt, stream};
 use sandmesh_mesh::{CancellationToken, Tasks};
 use sandmesh_proto::{
     agent::{
-        CreateSandboxRequest, CreateSandboxResponse, DeleteSandboxRequest, DeleteSandboxResponse,
-        DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetSandboxRequest,
-        GetSandboxResponse, InstallPackagesRequest, InstallPackagesResponse, Layer, ListSandboxesRequest,
-        ListSandboxesResponse, Node, ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest,
-        ResumeNodeResponse, Sandbox, WatchSandboxesRequest, WatchSandboxesResponse,
+        ClaimSandboxRequest, ClaimSandboxResponse, CreateSandboxRequest, CreateSandboxResponse,
+        DeleteSandboxRequest, DeleteSandboxResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
+        GetNodeResponse, GetSandboxRequest, GetSandboxResponse, InstallPackagesRequest,
+        InstallPackagesResponse, Layer, ListSandboxesRequest, ListSandboxesResponse, Node,
+        ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, Sandbox,
+        WatchSandboxesRequest, WatchSandboxesResponse,
         agent_service_server::{AgentService, AgentServiceServer},
         install_packages_response::Outcome,
         sandbox::State,
@@ -112,6 +113,11 @@ impl FakeAgent {
         self.0.sandboxes.lock().unwrap().insert(id.to_owned(), Sandbox::default());
     }
 
+    /// A sandbox is gone of which no watcher is told.
+    pub(super) fn lose_silently(&self, id: &str) {
+        self.0.sandboxes.lock().unwrap().remove(id);
+    }
+
     pub(super) fn kill(&self, id: &str) {
         let mut sandboxes = self.0.sandboxes.lock().unwrap();
         let sandbox = sandboxes.get_mut(id).unwrap();
@@ -151,6 +157,28 @@ impl AgentService for FakeAgent {
         }
         let _ = self.0.changes.send(sandbox.clone());
         Ok(Response::new(CreateSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn claim_sandbox(
+        &self,
+        request: Request<ClaimSandboxRequest>,
+    ) -> Result<Response<ClaimSandboxResponse>, Status> {
+        self.up()?;
+        let ClaimSandboxRequest { warm_id, sandbox_id, spec } = request.into_inner();
+        let claimed = {
+            let mut sandboxes = self.0.sandboxes.lock().unwrap();
+            let warm = sandboxes.remove(&warm_id).ok_or_else(|| Status::not_found("not here"))?;
+            let _ = self.0.changes.send(Sandbox { state: State::Deleted.into(), ..warm.clone() });
+            let claimed = Sandbox { sandbox_id: sandbox_id.clone(), spec, claimed: true, ..warm };
+            sandboxes.insert(sandbox_id, claimed.clone());
+            claimed
+        };
+        let lost = self.0.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let _ = self.0.changes.send(claimed.clone());
+        match lost {
+            Ok(_) => Err(Status::unavailable("the answer was lost")),
+            Err(_) => Ok(Response::new(ClaimSandboxResponse { sandbox: Some(claimed) })),
+        }
     }
 
     async fn delete_sandbox(

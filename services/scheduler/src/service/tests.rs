@@ -9,6 +9,8 @@ use tempfile::TempDir;
 use self::fake_agent::FakeAgent;
 use super::*;
 
+#[path = "claim_tests.rs"]
+mod claims;
 #[path = "fake_agent.rs"]
 mod fake_agent;
 

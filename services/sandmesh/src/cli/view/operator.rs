@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use sandmesh_proto::{agent::Sandbox, scheduler::NodeStatus};
+use sandmesh_proto::{
+    agent::Sandbox,
+    scheduler::{NodeStatus, Pool},
+};
 use serde::Serialize;
 
 use super::{size, some, time, word};
@@ -57,6 +60,58 @@ impl NodeView {
             format!("{} of {}", self.sandboxes, self.max_sandboxes),
             format!("{} of {}", size(self.memory_allocated_bytes), size(self.memory_bytes)),
             self.last_seen_at.clone().unwrap_or_default(),
+        ]
+    }
+}
+
+/// The pool of a template.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct PoolView {
+    template_id: String,
+    min: u32,
+    max: u32,
+    buffer: u32,
+    target: u32,
+    warm: u32,
+    starting: u32,
+    claimed: u32,
+    cold: u32,
+    last_error: Option<String>,
+    retry_at: Option<String>,
+}
+
+impl From<Pool> for PoolView {
+    fn from(wire: Pool) -> Self {
+        let settings = wire.settings.unwrap_or_default();
+        Self {
+            template_id: wire.template_id,
+            min: settings.min,
+            max: settings.max,
+            buffer: settings.buffer,
+            target: wire.target,
+            warm: wire.warm,
+            starting: wire.starting,
+            claimed: wire.claimed,
+            cold: wire.cold,
+            last_error: some(wire.last_error),
+            retry_at: time(wire.retry_at.as_ref()),
+        }
+    }
+}
+
+impl PoolView {
+    /// For people, a cell each.
+    pub(in crate::cli) fn row(&self) -> [String; 9] {
+        [
+            self.template_id.clone(),
+            self.min.to_string(),
+            self.max.to_string(),
+            self.buffer.to_string(),
+            format!("{} of {}", self.warm, self.target),
+            self.starting.to_string(),
+            self.claimed.to_string(),
+            self.cold.to_string(),
+            self.last_error.clone().unwrap_or_default(),
         ]
     }
 }

@@ -1,0 +1,161 @@
+//! How many sandboxes of a template are to be warm, which are to go, and when a start is tried again.
+//!
+//! Pure: values and times in, decisions out. `pools.rs` sees what there is and carries them out.
+
+use std::{cmp::Reverse, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::registry::Place;
+
+/// After this, a request counts half as much for the demand that is expected.
+const HALF_LIFE_SECONDS: f64 = 30.0;
+
+/// How soon a start that failed is tried again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// How soon it is looked again for room where there was none.
+const NO_ROOM: Duration = Duration::from_secs(5);
+
+/// How many are to be warm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// At least.
+    pub(crate) min: u32,
+    /// At most.
+    pub(crate) max: u32,
+    /// Beyond what is expected to be asked for while one is made.
+    pub(crate) buffer: u32,
+}
+
+impl Settings {
+    /// How many, when so many are asked for in a second and one takes so long to make.
+    pub(crate) fn target(self, per_second: f64, lead: Duration) -> u32 {
+        let expected = (per_second * lead.as_secs_f64()).ceil().clamp(0.0, f64::from(self.max));
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped above")]
+        let expected = expected as u32;
+        self.buffer.saturating_add(expected).max(self.min).min(self.max)
+    }
+}
+
+/// How many are asked for, lately.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Demand {
+    per_second: f64,
+    noted_at: DateTime<Utc>,
+}
+
+impl Demand {
+    /// None so far.
+    pub(crate) fn none(now: DateTime<Utc>) -> Self {
+        Self { per_second: 0.0, noted_at: now }
+    }
+
+    /// One is asked for now.
+    pub(crate) fn note(&mut self, now: DateTime<Utc>) {
+        let rate = self.per_second(now) + std::f64::consts::LN_2 / HALF_LIFE_SECONDS;
+        *self = Self { per_second: rate, noted_at: now.max(self.noted_at) };
+    }
+
+    /// The rate as it counts now.
+    pub(crate) fn per_second(&self, now: DateTime<Utc>) -> f64 {
+        let since = (now - self.noted_at).to_std().unwrap_or_default();
+        self.per_second * (-since.as_secs_f64() / HALF_LIFE_SECONDS).exp2()
+    }
+}
+
+/// How far a warm sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// It is being made.
+    Starting,
+    /// It can be claimed.
+    Ready,
+    /// It died.
+    Dead,
+}
+
+/// A sandbox that no session has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Warm {
+    /// Which.
+    pub(crate) place: Place,
+    /// How far it is.
+    pub(crate) condition: Condition,
+    /// Whether it is what a session would get now: else its template has changed.
+    pub(crate) current: bool,
+    /// When it was made.
+    pub(crate) made_at: DateTime<Utc>,
+    /// Whether its node has little left.
+    pub(crate) stressed: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// How many to make.
+    pub(crate) start: u32,
+    /// Which to remove.
+    pub(crate) remove: Vec<Place>,
+}
+
+/// What makes the sandboxes that are warm those that are to be. One that is old is replaced, and serves until
+/// another is there. Those go first that are of no use, then the old, those on nodes with little left, and
+/// those that have waited longest.
+pub(crate) fn plan(target: u32, warm: &[Warm], lifetime: Duration, now: DateTime<Utc>) -> Plan {
+    let (live, useless): (Vec<&Warm>, Vec<&Warm>) =
+        warm.iter().partition(|one| one.current && one.condition != Condition::Dead);
+    let target = target as usize;
+    let is_old = |one: &Warm| (now - one.made_at).to_std().unwrap_or_default() >= lifetime.mul_f64(0.75);
+    let fresh = live.iter().filter(|one| !is_old(one)).count();
+    let start = u32::try_from(target.saturating_sub(fresh)).unwrap_or(u32::MAX);
+    let mut idle: Vec<&Warm> = live.into_iter().filter(|one| one.condition == Condition::Ready).collect();
+    idle.sort_by_key(|one| (Reverse(is_old(one)), Reverse(one.stressed), one.made_at, one.place.clone()));
+    let surplus = idle.len().saturating_sub(target);
+    let remove = useless.into_iter().chain(idle.into_iter().take(surplus));
+    Plan { start, remove: remove.map(|one| one.place.clone()).collect() }
+}
+
+/// Whether one may be made, after others could not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Backoff {
+    failures: u32,
+    retry_at: Option<DateTime<Utc>>,
+    last_error: String,
+}
+
+impl Backoff {
+    /// One could not be made.
+    pub(crate) fn failed(&mut self, why: String, now: DateTime<Utc>) {
+        let pause = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        self.failures = self.failures.saturating_add(1);
+        self.wait(why, now, pause);
+    }
+
+    /// There was no room for one, which is nobody's failure.
+    pub(crate) fn no_room(&mut self, why: String, now: DateTime<Utc>) {
+        self.wait(why, now, NO_ROOM);
+    }
+
+    fn wait(&mut self, why: String, now: DateTime<Utc>, pause: Duration) {
+        self.retry_at = Some(now + TimeDelta::from_std(pause).unwrap_or_default());
+        self.last_error = why;
+    }
+
+    /// How many may be made at once now, of so many: after a failure one, to see.
+    pub(crate) fn allows(&self, wanted: u32, now: DateTime<Utc>) -> u32 {
+        match self.retry_at {
+            Some(at) if now < at => 0,
+            Some(_) => wanted.min(1),
+            None => wanted,
+        }
+    }
+
+    /// Why none could be made last, and when it is tried again; empty where nothing is wrong.
+    pub(crate) fn told(&self) -> (&str, Option<DateTime<Utc>>) {
+        (&self.last_error, self.retry_at)
+    }
+}
+
+#[cfg(test)]
+mod tests;

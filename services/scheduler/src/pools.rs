@@ -1,0 +1,479 @@
+//! Keeps as many sandboxes warm as there are to be: sees what templates want and what there is, has `pool.rs`
+//! decide, and carries that out.
+//!
+//! Every scheduler looks and can tell; the one that has the lease acts. Should two act at once for a moment,
+//! there are too many for a while, and some go again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::join_all;
+use sandmesh_mesh::{Clock, Lease, Link, Mesh, Tasks, timestamp};
+use sandmesh_proto::{
+    agent::{
+        InstallPackagesRequest, InstallPackagesResponse, PackageSet, Sandbox, SandboxSpec,
+        install_packages_response::Outcome, sandbox::State,
+    },
+    scheduler as pb,
+    session::{GetSandboxSpecRequest, sandbox_spec_service_client::SandboxSpecServiceClient},
+    template::{
+        GetTemplateRequest, ListTemplatesRequest, PoolSettings, Template, UpdateTemplateRequest,
+        template_service_client::TemplateServiceClient,
+    },
+};
+use tokio::{
+    sync::{Notify, Semaphore, broadcast::error::RecvError},
+    time::Instant,
+};
+use tonic::{Request, Status};
+
+use crate::{
+    Error, config,
+    pool::{self, Backoff, Condition, Demand, Settings, Warm},
+    registry::{Place, Used},
+    service::Service,
+};
+
+/// What the lease is of.
+const LEASE: &str = "pools";
+
+/// How long another role may take to answer.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the packages of a template may take to be installed.
+const INSTALL_LIMIT: Duration = Duration::from_secs(600);
+
+/// How many templates a page has.
+const PAGE: u32 = 200;
+
+/// How long it takes to make one, as long as none was made.
+const LEAD: Duration = Duration::from_secs(2);
+
+/// How often it is looked at least whether the sandboxes are those that are to be.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How soon it is looked again after something changed: much changes at once.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Keeps sandboxes warm.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    service: Arc<Service>,
+    sessions: Link,
+    templates: Link,
+    lease: Lease,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    config: config::Pools,
+    /// By template.
+    pools: Mutex<BTreeMap<String, Pool>>,
+    /// One permit for each sandbox that may be made.
+    starts: Arc<Semaphore>,
+    /// Something happened that may call for more.
+    changed: Notify,
+}
+
+/// What is known of one pool.
+#[derive(Debug)]
+struct Pool {
+    settings: Settings,
+    /// What its sandboxes are to be; `None` while that is not known.
+    spec: Option<SandboxSpec>,
+    /// Those that were made before this are to have other packages, which nodes do not tell.
+    packages_since: Option<DateTime<Utc>>,
+    demand: Demand,
+    backoff: Backoff,
+    /// How long it took to make the last one, with those before it counted less.
+    lead: Duration,
+    /// Those that this process makes now, and since when.
+    starting: BTreeMap<String, DateTime<Utc>>,
+    /// Those that this process removes now.
+    removing: BTreeSet<Place>,
+}
+
+impl Pool {
+    fn new(now: DateTime<Utc>) -> Self {
+        Self {
+            settings: Settings::default(),
+            spec: None,
+            packages_since: None,
+            demand: Demand::none(now),
+            backoff: Backoff::default(),
+            lead: LEAD,
+            starting: BTreeMap::new(),
+            removing: BTreeSet::new(),
+        }
+    }
+
+    /// It is to be so from now on. What went wrong with others says nothing of these.
+    fn is_to_be(&mut self, settings: Settings, spec: SandboxSpec, now: DateTime<Utc>) {
+        if let Some(before) = self.spec.as_ref().filter(|before| **before != spec) {
+            self.backoff = Backoff::default();
+            if before.packages != spec.packages {
+                self.packages_since = Some(now);
+            }
+        }
+        (self.settings, self.spec) = (settings, Some(spec));
+    }
+
+    fn target(&self, now: DateTime<Utc>) -> u32 {
+        self.settings.target(self.demand.per_second(now), self.lead + LOOK_EVERY)
+    }
+}
+
+impl Pools {
+    /// Keeps what `service` knows of; asks the session and the template role what is to be.
+    ///
+    /// # Errors
+    /// When one of them cannot be reached by any configured way.
+    pub(crate) fn new(service: Arc<Service>, mesh: &Mesh, config: &config::Pools) -> anyhow::Result<Self> {
+        let sessions = mesh.link(sandmesh_mesh::RoleName::Session)?;
+        Ok(Self {
+            service,
+            templates: mesh.link(sandmesh_mesh::RoleName::Template)?,
+            lease: Lease::new(LEASE, sessions.clone()),
+            sessions,
+            clock: mesh.clock(),
+            tasks: mesh.tasks().clone(),
+            starts: Arc::new(Semaphore::new(config.starts_at_once as usize)),
+            config: config.clone(),
+            pools: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<String, Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for the lease until the process stops.
+    pub(crate) async fn keep_lease(self: Arc<Self>) {
+        self.lease.keep(self.tasks.token()).await;
+    }
+
+    /// Counts what is asked for, until the process stops.
+    pub(crate) async fn follow_demand(self: Arc<Self>) {
+        let stopped = self.tasks.token();
+        let (_, mut changes) = self.service.registry().watch();
+        while let Some(change) = stopped.run_until_cancelled(changes.recv()).await {
+            match change {
+                Ok(sandbox) => self.note(&sandbox),
+                // It is a rate: some that are missing change it little.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn note(&self, sandbox: &Sandbox) {
+        let Some(spec) = &sandbox.spec else { return };
+        let mut pools = self.pools();
+        let Some(pool) = pools.get_mut(&spec.template_id) else { return };
+        match (spec.session_id.is_empty(), sandbox.state()) {
+            (false, State::Creating) => pool.demand.note(self.clock.now()),
+            (true, State::Deleted | State::Dead) => {}
+            _ => return,
+        }
+        self.changed.notify_one();
+    }
+
+    /// Looks, and acts if it has the lease, until the process stops.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let stopped = self.tasks.token();
+        let mut refresh_at = Instant::now();
+        while !stopped.is_cancelled() {
+            if Instant::now() >= refresh_at {
+                refresh_at = Instant::now() + self.config.refresh_interval.0;
+                if let Err(why) = self.refresh().await {
+                    tracing::debug!(why = why.message(), "what is to be warm cannot be read");
+                }
+            }
+            if self.lease.is_held() {
+                self.act();
+            }
+            let again = async {
+                let _ = tokio::time::timeout(LOOK_EVERY, self.changed.notified()).await;
+                tokio::time::sleep(GATHER).await;
+            };
+            stopped.run_until_cancelled(again).await;
+        }
+    }
+
+    /// Reads which templates have pools, and what their sandboxes are to be.
+    async fn refresh(&self) -> Result<(), Status> {
+        let pooled: Vec<_> = self.templates().await?.into_iter().filter_map(pooled).collect();
+        let ids: BTreeSet<String> = pooled.iter().map(|(id, _)| id.clone()).collect();
+        self.pools()
+            .retain(|id, pool| ids.contains(id) || !pool.starting.is_empty() || !pool.removing.is_empty());
+        join_all(pooled.into_iter().map(|(id, settings)| self.refresh_one(id, settings))).await;
+        for (id, pool) in &mut *self.pools() {
+            if !ids.contains(id) {
+                pool.settings = Settings::default();
+            }
+        }
+        self.add_forgotten();
+        Ok(())
+    }
+
+    /// Warm sandboxes of templates that want none any more are to go, too.
+    fn add_forgotten(&self) {
+        let now = self.clock.now();
+        let mut pools = self.pools();
+        for template_id in self.service.registry().warm_templates() {
+            pools.entry(template_id).or_insert_with(|| Pool::new(now));
+        }
+    }
+
+    async fn refresh_one(&self, template_id: String, settings: Settings) {
+        let spec = self.spec(&template_id).await;
+        let now = self.clock.now();
+        let mut pools = self.pools();
+        let pool = pools.entry(template_id).or_insert_with(|| Pool::new(now));
+        match spec {
+            Ok(spec) => pool.is_to_be(settings, spec, now),
+            Err(why) => {
+                pool.settings = settings;
+                pool.backoff.failed(format!("it is not known what they are to be: {}", why.message()), now);
+            }
+        }
+    }
+
+    async fn templates(&self) -> Result<Vec<Template>, Status> {
+        let mut client = TemplateServiceClient::new(self.templates.clone());
+        let (mut all, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = ListTemplatesRequest { page_size: PAGE, page_token, offset: 0 };
+            let page = client.list_templates(limited(request)).await?.into_inner();
+            all.extend(page.templates);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn spec(&self, template_id: &str) -> Result<SandboxSpec, Status> {
+        let mut client = SandboxSpecServiceClient::new(self.sessions.clone());
+        let request = GetSandboxSpecRequest { template_id: template_id.to_owned() };
+        let answer = client.get_sandbox_spec(limited(request)).await?.into_inner();
+        answer.spec.ok_or_else(|| Status::internal("the session role answered without the spec"))
+    }
+
+    /// One look at every pool, and the beginning of what is to be done.
+    fn act(self: &Arc<Self>) {
+        let now = self.clock.now();
+        for (template_id, pool) in &mut *self.pools() {
+            let none = SandboxSpec::default();
+            let spec = pool.spec.as_ref().unwrap_or(&none);
+            let warm = self.seen(template_id, pool, spec);
+            let target = if pool.spec.is_some() { pool.target(now) } else { 0 };
+            if pool.spec.is_none() && pool.settings.max > 0 {
+                // It is not known what they are to be: those that are there may be just that.
+                continue;
+            }
+            let plan = pool::plan(target, &warm, self.config.lifetime.0, now);
+            for place in plan.remove {
+                if pool.removing.insert(place.clone()) {
+                    self.begin_removal(template_id.clone(), place);
+                }
+            }
+            let starting = u32::try_from(pool.starting.len()).unwrap_or(u32::MAX);
+            let allowed = pool.backoff.allows(plan.start.saturating_add(starting), now);
+            for _ in starting..allowed.min(starting.saturating_add(plan.start)) {
+                let Ok(permit) = Arc::clone(&self.starts).try_acquire_owned() else { break };
+                let id = format!("sbx_{:016x}", rand::random::<u64>());
+                pool.starting.insert(id.clone(), now);
+                self.begin_start(template_id.clone(), id, spec.clone(), permit);
+            }
+        }
+    }
+
+    /// The warm sandboxes of a pool: those that are known of, and those on their way.
+    fn seen(&self, template_id: &str, pool: &Pool, spec: &SandboxSpec) -> Vec<Warm> {
+        let crowded = self.config.fill_percent.into();
+        let mut warm = self.service.registry().warm(template_id, spec, crowded);
+        for one in &mut warm {
+            one.current &= pool.packages_since.is_none_or(|since| one.made_at >= since);
+        }
+        let known: BTreeSet<String> = warm.iter().map(|one| one.place.0.clone()).collect();
+        let coming = pool.starting.iter().filter(|(id, _)| !known.contains(*id));
+        warm.extend(coming.map(|(id, made_at)| Warm {
+            place: (id.clone(), String::new()),
+            condition: Condition::Starting,
+            current: true,
+            made_at: *made_at,
+            stressed: false,
+        }));
+        warm
+    }
+
+    fn begin_start(
+        self: &Arc<Self>,
+        template_id: String,
+        id: String,
+        spec: SandboxSpec,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) {
+        let pools = Arc::clone(self);
+        self.tasks.spawn("make a warm sandbox", async move {
+            let began = Instant::now();
+            let lifetime = TimeDelta::from_std(pools.config.lifetime.0).unwrap_or_default();
+            let spec = SandboxSpec { expires_at: Some(timestamp(pools.clock.now() + lifetime)), ..spec };
+            let made = pools.service.create_warm(&id, &spec).await;
+            if let Ok(sandbox) = &made {
+                pools.furnish(sandbox, spec.packages).await;
+            }
+            drop(permit);
+            pools.started(&template_id, &id, made, began.elapsed());
+        });
+    }
+
+    /// Has the packages of a template installed in a new sandbox, unless its node has them. Where that does not
+    /// work, it says why to the session that claims it and asks for them again.
+    async fn furnish(&self, sandbox: &Sandbox, packages: Option<PackageSet>) {
+        let Some(packages) = packages.filter(|_| sandbox.layer.is_none()) else { return };
+        let request = InstallPackagesRequest {
+            sandbox_id: sandbox.sandbox_id.clone(),
+            packages: Some(packages),
+            timeout: prost_types::Duration::try_from(INSTALL_LIMIT).ok(),
+        };
+        let why = match self.service.install(request, &sandbox.node_id).await {
+            Ok(InstallPackagesResponse { outcome: Some(Outcome::Failure(failure)), .. }) => failure.message,
+            Ok(_) => return,
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(sandbox.id = sandbox.sandbox_id, why, "packages of a warm sandbox not installed");
+    }
+
+    fn started(&self, template_id: &str, id: &str, made: Result<Sandbox, Error>, took: Duration) {
+        let now = self.clock.now();
+        if let Some(pool) = self.pools().get_mut(template_id) {
+            pool.starting.remove(id);
+            match made {
+                Ok(_) => {
+                    pool.lead = (pool.lead * 3 + took) / 4;
+                    pool.backoff = Backoff::default();
+                }
+                Err(error @ Error::NoCapacity { .. }) => pool.backoff.no_room(error.to_string(), now),
+                Err(error) => {
+                    tracing::warn!(template.id = template_id, %error, "no warm sandbox could be made");
+                    pool.backoff.failed(error.to_string(), now);
+                }
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    fn begin_removal(self: &Arc<Self>, template_id: String, place: Place) {
+        let pools = Arc::clone(self);
+        self.tasks.spawn("remove a warm sandbox", async move {
+            if let Err(error) = pools.service.remove_warm(&place).await {
+                tracing::warn!(sandbox.id = place.0, %error, "a warm sandbox was not removed");
+            }
+            if let Some(pool) = pools.pools().get_mut(&template_id) {
+                pool.removing.remove(&place);
+            }
+            pools.changed.notify_one();
+        });
+    }
+
+    /// The pools as they are, ordered by template.
+    ///
+    /// # Errors
+    /// When it cannot be read which there are.
+    pub(crate) async fn list(&self) -> Result<Vec<pb::Pool>, Error> {
+        self.refresh().await.map_err(passed_on)?;
+        let used = self.service.registry().used();
+        let pools = self.pools();
+        let there = pools.iter().filter(|(_, pool)| pool.settings.max > 0);
+        Ok(there.map(|(id, pool)| self.told(id, pool, &used)).collect())
+    }
+
+    /// The pool of a template.
+    ///
+    /// # Errors
+    /// What the template role says, as when there is no such template.
+    pub(crate) async fn get(&self, template_id: &str) -> Result<pb::Pool, Error> {
+        let mut client = TemplateServiceClient::new(self.templates.clone());
+        let request = GetTemplateRequest { template_id: template_id.to_owned() };
+        let answer = client.get_template(limited(request)).await.map_err(passed_on)?.into_inner();
+        Ok(self.now_of(answer.template.unwrap_or_default()).await)
+    }
+
+    /// Sets how many sandboxes of a template are to be warm.
+    ///
+    /// # Errors
+    /// What the template role says, as when there is no such template, or the numbers do not fit.
+    pub(crate) async fn set(&self, template_id: &str, settings: PoolSettings) -> Result<pb::Pool, Error> {
+        let mut client = TemplateServiceClient::new(self.templates.clone());
+        let template =
+            Template { template_id: template_id.to_owned(), pool: Some(settings), ..Template::default() };
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["pool".to_owned()] });
+        let request = UpdateTemplateRequest { template: Some(template), update_mask };
+        let answer = client.update_template(limited(request)).await.map_err(passed_on)?.into_inner();
+        tracing::info!(template.id = template_id, ?settings, "how many are to be warm was decided");
+        let pool = self.now_of(answer.template.unwrap_or_default()).await;
+        self.changed.notify_one();
+        Ok(pool)
+    }
+
+    /// The pool of a template as it is, by what was just read of it.
+    async fn now_of(&self, template: Template) -> pb::Pool {
+        let id = template.template_id.clone();
+        match pooled(template) {
+            Some((id, settings)) => self.refresh_one(id, settings).await,
+            None => {
+                self.pools().get_mut(&id).into_iter().for_each(|pool| pool.settings = Settings::default())
+            }
+        }
+        let used = self.service.registry().used();
+        match self.pools().get(&id) {
+            Some(pool) => self.told(&id, pool, &used),
+            None => self.told(&id, &Pool::new(self.clock.now()), &used),
+        }
+    }
+
+    fn told(&self, template_id: &str, pool: &Pool, used: &BTreeMap<String, Used>) -> pb::Pool {
+        let none = SandboxSpec::default();
+        let warm = self.seen(template_id, pool, pool.spec.as_ref().unwrap_or(&none));
+        let count = |condition| {
+            let there = warm.iter().filter(|one| one.current && one.condition == condition).count();
+            u32::try_from(there).unwrap_or(u32::MAX)
+        };
+        let Settings { min, max, buffer } = pool.settings;
+        let used = used.get(template_id).copied().unwrap_or_default();
+        let (last_error, retry_at) = pool.backoff.told();
+        pb::Pool {
+            template_id: template_id.to_owned(),
+            settings: Some(PoolSettings { min, max, buffer }),
+            target: pool.target(self.clock.now()),
+            warm: count(Condition::Ready),
+            starting: count(Condition::Starting),
+            claimed: used.claimed,
+            cold: used.cold,
+            last_error: last_error.to_owned(),
+            retry_at: retry_at.map(timestamp),
+        }
+    }
+}
+
+/// The pool of a template that has one.
+fn pooled(template: Template) -> Option<(String, Settings)> {
+    let PoolSettings { min, max, buffer } = template.pool.filter(|_| template.is_active)?;
+    (max > 0).then_some((template.template_id, Settings { min, max, buffer }))
+}
+
+fn limited<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_LIMIT);
+    request
+}
+
+/// What another role says is the caller's to know.
+fn passed_on(status: Status) -> Error {
+    Error::Node(Box::new(status))
+}

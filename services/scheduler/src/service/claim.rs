@@ -1,0 +1,130 @@
+//! Warm sandboxes: given to sessions, made for pools, and given up where their place is wanted.
+
+use std::sync::Arc;
+
+use sandmesh_proto::agent::{ClaimSandboxRequest, Sandbox, SandboxSpec};
+use tokio::time::Instant;
+use tonic::{Code, Request, Status};
+
+use super::{Answer, Service, is_ambiguous};
+use crate::{
+    Error,
+    follower::agent,
+    placement::{Refusal, Wanted},
+    registry::{Place, Registry},
+    view,
+};
+
+impl Service {
+    /// What is known of nodes and sandboxes.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Gives a session a warm sandbox that is what it wants; `None` when there is none. What a node refuses,
+    /// as somebody else has it or it was not clean, is not tried again; where it is not known what became of it,
+    /// that is settled on the same node.
+    ///
+    /// # Errors
+    /// `NodeUnavailable` (it may be there: repeat), or what the node says.
+    pub(super) async fn claim(&self, id: &str, spec: &SandboxSpec) -> Result<Option<Sandbox>, Error> {
+        if spec.session_id.is_empty() {
+            return Ok(None);
+        }
+        while let Some((warm_id, node_id)) = self.registry.take_warm(spec) {
+            if self.registry.bind(id, &node_id, spec) != node_id {
+                // A repeat that came in between is on its way somewhere else.
+                return Ok(None);
+            }
+            match self.try_claim(&node_id, &warm_id, id, spec).await {
+                Ok(sandbox) => return Ok(Some(sandbox)),
+                Err(status) if is_ambiguous(status.code()) => {
+                    if let Answer::Created(sandbox) = self.create_on(&node_id, id, spec).await? {
+                        return Ok(Some(*sandbox));
+                    }
+                }
+                Err(status) => {
+                    self.registry.unbind(id, &node_id);
+                    let why = status.message();
+                    match status.code() {
+                        Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
+                            tracing::info!(sandbox.id = id, node.id = node_id, why, "a claim was refused");
+                        }
+                        // One that is too old to be asked this.
+                        Code::Unimplemented => return Ok(None),
+                        _ => return Err(Error::Node(Box::new(status))),
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn try_claim(
+        &self,
+        node_id: &str,
+        warm_id: &str,
+        id: &str,
+        spec: &SandboxSpec,
+    ) -> Result<Sandbox, Status> {
+        let mut request = Request::new(ClaimSandboxRequest {
+            warm_id: warm_id.to_owned(),
+            sandbox_id: id.to_owned(),
+            spec: Some(spec.clone()),
+        });
+        request.set_timeout(self.config.call_timeout.0);
+        let answer = agent(self.link(node_id)?).claim_sandbox(request).await?.into_inner();
+        answer
+            .sandbox
+            .ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
+    }
+
+    /// Makes a warm sandbox where there is room for it. Whoever asks does so once for an id.
+    ///
+    /// # Errors
+    /// `NoCapacity`, `NoSuitableNode`, `NodeUnavailable`, or what the node says.
+    pub(crate) async fn create_warm(&self, id: &str, spec: &SandboxSpec) -> Result<Sandbox, Error> {
+        let choice = self.registry.choose_warm(&view::wanted(spec), self.config.pools.fill_percent.into());
+        let mut refusals = choice.refusals;
+        let deadline = Instant::now() + self.config.create_timeout.0;
+        for node_id in choice.candidates {
+            if self.registry.bind(id, &node_id, spec) != node_id {
+                continue;
+            }
+            let error = match self.try_create(&node_id, id, spec, deadline).await {
+                Ok(sandbox) => return Ok(sandbox),
+                Err(error) => error,
+            };
+            self.registry.unbind(id, &node_id);
+            match error.code() {
+                Code::ResourceExhausted => {
+                    let why = error.message().to_owned();
+                    refusals.push(Refusal { node_id, why, may_change: true });
+                }
+                // Should it be made all the same, it is found as another one that is warm.
+                code if is_ambiguous(code) => return Err(super::unavailable(&node_id, &error)),
+                _ => return Err(Error::Node(Box::new(error))),
+            }
+        }
+        let (id, may_change) = (id.to_owned(), refusals.iter().any(|refusal| refusal.may_change));
+        match refusals.is_empty() || may_change {
+            true => Err(Error::NoCapacity { id, refusals }),
+            false => Err(Error::NoSuitableNode { id, refusals }),
+        }
+    }
+
+    /// Removes a warm sandbox, so that there is room for what a session wants. False when there is none.
+    pub(super) async fn make_room(&self, wanted: &Wanted) -> bool {
+        let Some((id, node_id)) = self.registry.give_up_warm(wanted) else { return false };
+        tracing::info!(sandbox.id = id, node.id = node_id, "a warm sandbox makes room");
+        self.remove_warm(&(id, node_id)).await.is_ok()
+    }
+
+    /// Removes a warm sandbox.
+    ///
+    /// # Errors
+    /// `NodeUnavailable`, or what the node says.
+    pub(crate) async fn remove_warm(&self, (id, node_id): &Place) -> Result<(), Error> {
+        self.delete_on(node_id, id).await
+    }
+}

@@ -1,0 +1,132 @@
+//! Warm sandboxes: who gets them, and what becomes of them when their place is wanted.
+
+use futures::future::join_all;
+
+use super::*;
+
+const WARM: &str = "sbx_00000000000000a1";
+
+fn warm_spec() -> SandboxSpec {
+    SandboxSpec { template_id: "t".to_owned(), ..spec() }
+}
+
+fn wanted(session: &str) -> SandboxSpec {
+    SandboxSpec {
+        session_id: session.to_owned(),
+        labels: [("team".to_owned(), "a".to_owned())].into(),
+        expires_at: Some(prost_types::Timestamp { seconds: 2_000_000_100, nanos: 0 }),
+        ..warm_spec()
+    }
+}
+
+impl Bench {
+    /// Makes a warm sandbox, and waits until it is known.
+    async fn warm(&self, id: &str) -> Sandbox {
+        let made = self.service.create_warm(id, &warm_spec()).await.unwrap();
+        self.until(|| self.service.registry().warm_templates() == ["t"]).await;
+        made
+    }
+
+    async fn session(&self, id: &str) -> Result<Sandbox, Error> {
+        self.service.create(id, &wanted(id), false).await
+    }
+}
+
+#[tokio::test]
+async fn a_session_gets_a_warm_sandbox_of_its_kind_and_no_other() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    bench.warm(WARM).await;
+    let larger = Resources { memory_bytes: 2, ..spec().resources.unwrap() };
+    let unlike = [
+        SandboxSpec { template_id: "other".to_owned(), ..wanted("s") },
+        SandboxSpec { resources: Some(larger), ..wanted("s") },
+        SandboxSpec { image: "other".to_owned(), ..wanted("s") },
+        SandboxSpec { labels: [("node/zone".to_owned(), "b".to_owned())].into(), ..wanted("s") },
+    ];
+    for (n, spec) in unlike.iter().enumerate() {
+        let made = bench.service.create(&format!("sbx_c{n:015x}"), spec, false).await;
+        assert!(made.is_err() || !made.unwrap().claimed, "{spec:?}");
+    }
+    let claimed = bench.session(ID).await.unwrap();
+    assert!(claimed.claimed && a.ids().contains(&ID.to_owned()) && !a.ids().contains(&WARM.to_owned()));
+    assert_eq!(bench.session(ID).await.unwrap(), claimed, "a repeat gets the same");
+    assert!(!bench.session("sbx_00000000000000ff").await.unwrap().claimed, "there is no other");
+}
+
+#[tokio::test]
+async fn of_many_sessions_at_once_each_warm_sandbox_goes_to_one() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 100).await;
+    for n in 0..3 {
+        bench.warm(&format!("sbx_a{n:015x}")).await;
+    }
+    bench.until(|| bench.service.registry().warm("t", &warm_spec(), 75).len() == 3).await;
+    let ids: Vec<String> = (0..20).map(|n| format!("sbx_b{n:015x}")).collect();
+    let made = join_all(ids.iter().map(|id| bench.session(id))).await;
+    let claimed = made.iter().filter(|made| made.as_ref().unwrap().claimed).count();
+    assert_eq!((claimed, a.ids().len()), (3, 20));
+}
+
+#[tokio::test]
+async fn where_a_warm_sandbox_is_gone_the_next_is_taken_or_one_is_made() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    bench.warm(WARM).await;
+    a.lose_silently(WARM);
+    let made = bench.session(ID).await.unwrap();
+    assert_eq!((made.claimed, a.ids()), (false, vec![ID.to_owned()]));
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_a_claim_is_settled_on_the_same_node() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 10).await;
+    let (b, _b) = bench.node("b", 10).await;
+    let warm = bench.warm(WARM).await;
+    let (has, other) = if warm.node_id == "a" { (a, b) } else { (b, a) };
+    let before = (has.creations(), other.creations());
+    has.lose_answers(1);
+    let claimed = bench.session(ID).await.unwrap();
+    assert!(claimed.claimed, "it had been claimed, and that was found out");
+    assert_eq!((has.creations(), other.creations()), before);
+}
+
+#[tokio::test]
+async fn a_warm_sandbox_makes_room_for_what_a_session_wants() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 2).await;
+    bench.warm(WARM).await;
+    let other =
+        |n: u32| (format!("sbx_{n:016x}"), SandboxSpec { template_id: "u".to_owned(), ..wanted("s") });
+    for n in 0..2 {
+        let (id, spec) = other(n);
+        bench.service.create(&id, &spec, false).await.unwrap();
+    }
+    assert!(!a.ids().contains(&WARM.to_owned()));
+    let (id, spec) = other(2);
+    assert_eq!(bench.service.create(&id, &spec, false).await.unwrap_err().reason(), "NO_CAPACITY");
+}
+
+#[tokio::test]
+async fn warm_sandboxes_leave_room_on_every_node_and_spread() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 4).await;
+    let (b, _b) = bench.node("b", 4).await;
+    let mut refused = 0;
+    for n in 0..8 {
+        match bench.service.create_warm(&format!("sbx_{n:016x}"), &warm_spec()).await {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.reason(), "NO_CAPACITY");
+                refused += 1;
+            }
+        }
+        bench
+            .until(|| {
+                bench.service.registry().warm("t", &warm_spec(), 75).len() == a.ids().len() + b.ids().len()
+            })
+            .await;
+    }
+    assert_eq!((a.ids().len(), b.ids().len(), refused), (3, 3, 2), "at 75 percent of four");
+}

@@ -63,6 +63,7 @@ mod health;
 mod nodes;
 mod object_store;
 mod operators;
+mod pools;
 mod recovery;
 mod replicas;
 mod slow_readers;

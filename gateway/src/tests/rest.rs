@@ -35,7 +35,7 @@ async fn a_session_has_the_fields_of_the_contract_and_no_internals() {
         runtime_type language_runtime runtime_node container_id pod_name env_vars timeout idle_timeout expires_at \
         python_package_index_url requested_dependencies installed_dependencies dependency_install_status \
         dependency_install_error dependency_install_started_at dependency_install_completed_at created_at \
-        updated_at last_activity_at completed_at labels recovery_count"
+        updated_at last_activity_at completed_at labels recovery_count start_type"
         .split_whitespace()
         .collect::<Vec<_>>();
     expected.sort_unstable();

@@ -261,8 +261,15 @@ mod tests {
     }
 
     /// Those that any process answers from the database, or that make something new.
-    const ANYWHERE: [&str; 6] =
-        ["CreateSession", "GetSession", "ListSessions", "GetStatistics", "HoldLease", "ReleaseLease"];
+    const ANYWHERE: [&str; 7] = [
+        "CreateSession",
+        "GetSession",
+        "ListSessions",
+        "GetStatistics",
+        "GetSandboxSpec",
+        "HoldLease",
+        "ReleaseLease",
+    ];
 
     #[test]
     fn every_method_of_this_role_is_about_something_or_done_anywhere() {

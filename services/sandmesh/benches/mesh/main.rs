@@ -13,6 +13,7 @@ mod line;
 mod machine;
 mod measure;
 mod memory;
+mod pools;
 mod process;
 mod report;
 mod server;

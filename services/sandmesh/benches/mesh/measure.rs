@@ -24,8 +24,8 @@ const SETTLE: Duration = Duration::from_millis(150);
 /// How often in a round each subject has its turn: what is compared is then closer together in time.
 const PASSES: usize = 3;
 
-/// The fewest samples of a turn, however long they take; and the most, however short they are.
-const SAMPLES: std::ops::Range<usize> = 3..2000;
+/// The most samples of a turn, however short they are.
+const SAMPLES: usize = 2000;
 
 /// A turn ends after this many failures.
 const FAILURES: usize = 10;
@@ -97,7 +97,7 @@ fn order(subjects: &[Subject], round: usize) -> Vec<usize> {
 
 /// Runs a subject a few times, so that files and connections are warm.
 async fn warm_up(bench: &Bench, subject: &Subject) -> anyhow::Result<()> {
-    for sample in 0..3 * subject.sessions {
+    for sample in 0..subject.at_least * subject.sessions {
         subject.work.once(bench, sample % subject.sessions).await?;
     }
     Ok(())
@@ -123,8 +123,8 @@ async fn samples(bench: &Bench, subject: &Subject) -> Vec<anyhow::Result<Took>> 
     let end = Instant::now() + time;
     let (taken, failed) = (Cell::new(0), Cell::new(0));
     let wants_more = || {
-        let early = Instant::now() < end && taken.get() < SAMPLES.end;
-        failed.get() < FAILURES && (early || taken.get() < SAMPLES.start)
+        let early = Instant::now() < end && taken.get() < SAMPLES;
+        failed.get() < FAILURES && (early || taken.get() < subject.at_least)
     };
     let worker = |number: usize| {
         let (taken, failed, wants_more) = (&taken, &failed, &wants_more);

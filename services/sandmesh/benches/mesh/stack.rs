@@ -122,6 +122,14 @@ impl Stack {
         answered(path, self.post_for_stream(path, body).await?).await
     }
 
+    /// Puts JSON to a path below the API.
+    ///
+    /// # Errors
+    /// When the answer is not a success.
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        answered(path, self.http.put(format!("{}{path}", self.api)).json(body).send().await?).await
+    }
+
     /// Posts JSON and returns the answer as it comes.
     ///
     /// # Errors

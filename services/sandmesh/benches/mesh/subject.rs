@@ -24,6 +24,8 @@ pub(crate) struct Subject {
     pub(crate) pause: Duration,
     /// How long it is measured in a round, as a multiple of what is asked for.
     pub(crate) share: f64,
+    /// The fewest samples of a turn, however long they take.
+    pub(crate) at_least: usize,
     /// Subjects of the same group are measured next to each other.
     pub(crate) group: Group,
 }
@@ -67,6 +69,8 @@ pub(crate) const SHELL_EXECUTOR: &str = "shell, executor";
 pub(crate) const SHELL_GATEWAY: &str = "shell, gateway, gRPC";
 pub(crate) const CREATE: &str = "session create, REST";
 pub(crate) const FIRST_RESULT: &str = "session create to first result, REST";
+pub(crate) const CREATE_WARM: &str = "session create with a warm sandbox, REST";
+pub(crate) const CREATE_100: &str = "p99 of 100 session creates at once, 50 warm sandboxes, REST";
 pub(crate) const NOTHING: &str = "unary call, unix socket";
 pub(crate) const GET_DIRECT: &str = "GetSession, unix socket";
 pub(crate) const GET_GATEWAY: &str = "GetSession, gateway, gRPC";
@@ -76,7 +80,7 @@ pub(crate) const ACCEPT: &str = "StartExecution, unix socket";
 
 impl Subject {
     fn new(group: Group, name: &'static str, work: Work) -> Self {
-        Self { name, work, in_flight: 1, sessions: 1, pause: Duration::ZERO, share: 1.0, group }
+        Self { name, work, in_flight: 1, sessions: 1, pause: Duration::ZERO, share: 1.0, at_least: 3, group }
     }
 
     fn share(self, share: f64) -> Self {
@@ -89,6 +93,10 @@ impl Subject {
 
     fn sessions(self, sessions: usize) -> Self {
         Self { sessions, ..self }
+    }
+
+    fn at_least(self, samples: usize) -> Self {
+        Self { at_least: samples, ..self }
     }
 
     fn pause(self, milliseconds: u64) -> Self {
@@ -158,6 +166,8 @@ fn calls() -> Vec<Subject> {
     vec![
         session(CREATE, Work::CreateSession),
         session(FIRST_RESULT, Work::FirstResult),
+        session(CREATE_WARM, Work::ClaimSession),
+        session(CREATE_100, Work::Burst).at_least(1),
         call(NOTHING, Work::Nothing),
         call(GET_DIRECT, Work::GetSession(Door::SessionRole)),
         call(GET_GATEWAY, Work::GetSession(Door::Gateway)),

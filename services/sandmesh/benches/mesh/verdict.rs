@@ -102,9 +102,10 @@ impl Results<'_> {
 
     fn got(&self, line: &Line) -> Got {
         match line.figure {
-            Figure::P50 { of, over } => self.quotient(of, over, Round::p50, "ms"),
-            Figure::Cpu { of, over } => self.quotient(of, over, Round::cpu, "ms"),
-            Figure::Rate { of, over } => self.quotient(of, over, Round::rate, "/s"),
+            Figure::P50 { of, over } => self.quotient((of, over), (Round::p50, Round::p50), "ms"),
+            Figure::P99 { of, over } => self.quotient((of, over), (Round::p99, Round::p50), "ms"),
+            Figure::Cpu { of, over } => self.quotient((of, over), (Round::cpu, Round::cpu), "ms"),
+            Figure::Rate { of, over } => self.quotient((of, over), (Round::rate, Round::rate), "/s"),
             Figure::Tail { of } => self.tail(of),
             Figure::Difference { of, without, over } => steady(self.difference(of, without, over), line.goal),
             Figure::Memory => self.memory(),
@@ -113,9 +114,14 @@ impl Results<'_> {
         }
     }
 
-    fn quotient(&self, of: &str, over: &str, figure: impl Fn(&Round) -> f64 + Copy, unit: &str) -> Got {
+    fn quotient(
+        &self,
+        (of, over): (&str, &str),
+        figures: (impl Fn(&Round) -> f64 + Copy, impl Fn(&Round) -> f64 + Copy),
+        unit: &str,
+    ) -> Got {
         let (Some(of), Some(over)) = (self.find(of), self.find(over)) else { return not_chosen() };
-        let (ours, theirs) = (of.each(figure), over.each(figure));
+        let (ours, theirs) = (of.each(figures.0), over.each(figures.1));
         Got {
             measured: format!("{} of {} {unit}", short(median(&ours)), short(median(&theirs))),
             rounds: ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect(),

@@ -18,6 +18,7 @@ use tonic_health::pb::HealthCheckRequest;
 
 use crate::{
     baseline::{self, Jail, Program},
+    pools,
     settings::Settings,
     stack::{Session, Stack},
 };
@@ -68,6 +69,11 @@ pub(crate) enum Work {
     CreateSession,
     /// Create a session, run code in it and wait for the result.
     FirstResult,
+    /// Create a session that gets a warm sandbox; that there is one is waited for without being timed.
+    ClaimSession,
+    /// Create many sessions at once, of which some find a warm sandbox, and wait until all run: the slowest of
+    /// a hundred but one.
+    Burst,
     /// A unary call that does nothing, on a unix socket.
     Nothing,
     /// Read a session.
@@ -139,6 +145,8 @@ impl Work {
             Self::Record => record(bench.stack(On::Logged)?).await?,
             Self::CreateSession => create(&bench.warm, false).await?,
             Self::FirstResult => create(&bench.warm, true).await?,
+            Self::ClaimSession => pools::claim(&bench.warm).await?,
+            Self::Burst => pools::burst(&bench.warm).await?,
             Self::Nothing => {
                 let began = Instant::now();
                 bench.warm.health.clone().check(HealthCheckRequest::default()).await?;

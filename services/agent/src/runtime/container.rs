@@ -18,7 +18,7 @@ mod tools;
 pub(in crate::runtime) mod watch;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -38,6 +38,7 @@ use tokio::{
 
 use self::{
     engine::{Engine, Trouble},
+    left::Left,
     plan::{LABEL_OWNER, Walls, name},
     reference::is_reference,
     tools::Tools,
@@ -102,8 +103,8 @@ pub(crate) struct ContainerRuntime {
     clock: Arc<dyn Clock>,
     uids: Mutex<Uids>,
     held: Mutex<HashMap<SandboxId, Held>>,
-    /// What is left of creations that failed while their engine was away. Held by whoever clears them away.
-    left: AsyncMutex<BTreeSet<SandboxId>>,
+    /// What could not be removed while the engine was away. Held by whoever clears it away.
+    left: AsyncMutex<BTreeMap<SandboxId, Left>>,
     /// By the id of an image: what its interpreters are, so that no sandbox has to start them all to know.
     versions: Mutex<HashMap<String, String>>,
     ready: OnceCell<Ready>,

@@ -373,7 +373,7 @@ fn warnings() -> Vec<String> {
 fn note(envelope: &Envelope, notes: &Notes) {
     let told = envelope.event.as_ref().map(|event| <TaskOom as prost::Message>::decode(&*event.value));
     if let Some(Ok(TaskOom { container_id })) = told {
-        notes.note(container_id, |note| note.oom = true);
+        notes.note(container_id, |note| note.oom = Some(Instant::now()));
     }
 }
 

@@ -15,6 +15,7 @@ use bollard::{
 };
 use futures::{StreamExt, TryStreamExt};
 use sandmesh_mesh::Clock;
+use tokio::time::Instant;
 
 use self::{
     client::{Client, TITLE},
@@ -197,7 +198,7 @@ fn note(event: &EventMessage, notes: &Notes) {
     let attribute = |name: &str| attributes.and_then(|attributes| attributes.get(name)).cloned();
     let Some(container) = attribute("name") else { return };
     match event.action.as_deref() {
-        Some("oom") => notes.note(container, |note| note.oom = true),
+        Some("oom") => notes.note(container, |note| note.oom = Some(Instant::now())),
         Some("kill") => notes.note(container, |note| note.signal = attribute("signal")),
         _ => {}
     }

@@ -32,9 +32,7 @@ impl ContainerRuntime {
     pub(super) async fn probe(&self, ready: &Ready) -> Result<Ability, Problems> {
         let id = SandboxId::random();
         let probed = self.probe_in(&id, ready).await;
-        if let Err(why) = self.clear(&id, &self.installs.join(id.as_str())).await {
-            tracing::warn!(why, "left over from a check");
-        }
+        self.put_away(&id, self.installs.join(id.as_str()), None).await;
         let mut ability = probed?;
         // What an image has is known when there is a sandbox of it.
         ability.languages = vec![Language::Python, Language::Javascript, Language::Shell];

@@ -10,7 +10,7 @@ use sandmesh_proto::executor::GetExecutorResponse;
 use tokio::{sync::watch as channel, time::Instant};
 
 use super::{
-    ContainerRuntime, lock,
+    ContainerRuntime,
     plan::{OWN, Plan, name, place_args},
 };
 use crate::{
@@ -54,10 +54,7 @@ impl ContainerRuntime {
             Ok(()) => self.take_out(&place, set, files).await,
             Err(error) => Err(error),
         };
-        match self.clear(&place.id, &place.dir).await {
-            Ok(()) => lock(&self.uids).free(uid),
-            Err(why) => tracing::error!(sandbox.id = %place.id, why, "left over from an installation"),
-        }
+        self.put_away(&place.id, place.dir, Some(uid)).await;
         outcome
     }
 

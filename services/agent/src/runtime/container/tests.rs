@@ -36,6 +36,7 @@ macro_rules! container_suite {
             a_container_that_somebody_removes_is_seen_with_its_cause
             a_sandbox_can_be_ended_while_no_engine_is_there_and_is_cleared_when_it_is_back
             what_a_failed_creation_left_while_no_engine_was_there_is_cleared_when_it_is_back
+            memory_that_runs_out_in_a_container_is_the_cause_of_its_death
             nothing_of_the_agents_environment_reaches_an_executor
             orphans_of_a_container_are_reaped_by_its_first_process
             a_container_that_is_left_over_is_replaced_and_one_of_somebody_else_is_not
@@ -306,6 +307,31 @@ pub(crate) async fn what_a_failed_creation_left_while_no_engine_was_there_is_cle
     runtime.tend().await;
     assert_eq!(bench.traces(&id(2)), [""; 0]);
     assert_eq!(bench.container_of(&id(1)).len(), 1, "the new one of this id is left alone");
+}
+
+pub(crate) async fn memory_that_runs_out_in_a_container_is_the_cause_of_its_death(kind: Kind) {
+    let bench = ContainerBench::new(kind);
+    let runtime = bench.made();
+    let tasks = Tasks::new();
+    runtime.start(&tasks);
+    runtime.create(&order(1)).await.unwrap();
+    // Something beside the executor that takes all the memory of the container, and dies of it.
+    let pid = bench.pid(1);
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let fields = own.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>()).collect::<Vec<_>>();
+    let version_1 = fields.iter().find(|line| line[1] == "memory");
+    let group = match version_1 {
+        Some(line) => format!("/sys/fs/cgroup/memory{}", line[2]),
+        None => format!("/sys/fs/cgroup{}", fields[0][2]),
+    };
+    let script = format!("echo $$ > {group}/cgroup.procs && exec tail /dev/zero");
+    let taken = Command::new("sh").args(["-c", &script]).status().unwrap();
+    assert!(!taken.success(), "{taken}");
+    bench.kill(&id(1)).await;
+    let reason = tokio::time::timeout(Duration::from_secs(1), runtime.wait(&id(1))).await.unwrap();
+    assert!(reason.contains("ran out of memory"), "{reason}");
+    runtime.delete(&id(1)).await.unwrap();
+    assert_eq!(tasks.shut_down(Duration::from_secs(5)).await, 0);
 }
 
 pub(crate) async fn nothing_of_the_agents_environment_reaches_an_executor(kind: Kind) {

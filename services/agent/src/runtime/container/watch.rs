@@ -21,14 +21,19 @@ const PAUSE: Duration = Duration::from_millis(15);
 /// How soon an engine that is away is looked for again, and how long it may take to answer then.
 const RETRY: Duration = Duration::from_millis(250);
 const PING: Duration = Duration::from_secs(5);
+/// How soon a process is dead that is killed because memory ran out, on a busy machine.
+const OOM_KILLS_WITHIN: Duration = Duration::from_secs(5);
+/// How a process ends that is killed.
+const KILLED: i64 = 137;
 /// How many containers something is known of, which is forgotten otherwise.
 const MOST_NOTES: usize = 4096;
 
 /// What the engine told of a container before it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::runtime) struct Note {
-    /// Memory ran out in it.
-    pub(in crate::runtime) oom: bool,
+    /// When memory ran out in it. With control groups of version 2 that is told, too, when it was only that of
+    /// an execution, which its container survives.
+    pub(in crate::runtime) oom: Option<Instant>,
     /// The last signal that somebody had the engine send.
     pub(in crate::runtime) signal: Option<String>,
 }
@@ -152,7 +157,8 @@ impl Ended {
             Some(code) => format!("executor exited with status {code}"),
             None => "executor ended".to_owned(),
         };
-        if note.oom || self.oom {
+        let ran_out = note.oom.is_some_and(|at| at.elapsed() < OOM_KILLS_WITHIN);
+        if self.oom || ran_out && self.code == Some(KILLED) {
             return format!("the container ran out of memory: {how}");
         }
         match (&note.signal, self.error.as_str()) {
@@ -172,11 +178,15 @@ mod tests {
         let ended = |code, oom| Ended { code: Some(code), oom, error: String::new() };
         let told = |ended: &Ended, note: &Note, lost| told(Some(ended), note, "the Docker engine", lost);
         let nothing = Note::default();
+        let ran_out = Note { oom: Some(Instant::now()), signal: None };
         assert_eq!(told(&ended(137, false), &nothing, false), "executor was killed by signal 9");
         assert_eq!(told(&ended(3, false), &nothing, false), "executor exited with status 3");
         assert!(told(&ended(137, true), &nothing, false).contains("memory"));
-        assert!(told(&ended(137, false), &Note { oom: true, signal: None }, false).contains("memory"));
-        let killed = Note { oom: false, signal: Some("9".to_owned()) };
+        assert!(told(&ended(137, false), &ran_out, false).contains("memory"));
+        assert!(!told(&ended(3, false), &ran_out, false).contains("memory"), "it survived that");
+        let long_ago = Note { oom: Instant::now().checked_sub(Duration::from_secs(60)), signal: None };
+        assert!(!told(&ended(137, false), &long_ago, false).contains("memory"));
+        let killed = Note { oom: None, signal: Some("9".to_owned()) };
         assert!(told(&ended(137, false), &killed, false).contains("the engine was told"));
         assert!(told(&ended(137, false), &nothing, true).contains("the Docker engine was lost"));
         assert!(super::told(None, &nothing, "containerd", false).contains("containerd was lost"));
@@ -185,11 +195,10 @@ mod tests {
     #[test]
     fn what_is_noted_is_bounded_and_can_be_forgotten() {
         let notes = Notes::default();
-        notes.note("a".to_owned(), |note| note.oom = true);
         notes.note("a".to_owned(), |note| note.signal = Some("9".to_owned()));
-        assert_eq!(notes.of("a"), Note { oom: true, signal: Some("9".to_owned()) });
+        assert_eq!(notes.of("a"), Note { oom: None, signal: Some("9".to_owned()) });
         for n in 0..=MOST_NOTES {
-            notes.note(n.to_string(), |note| note.oom = true);
+            notes.note(n.to_string(), |note| note.oom = Some(Instant::now()));
         }
         assert_eq!(notes.of("a"), Note::default());
         assert!(notes.inside().len() <= MOST_NOTES);

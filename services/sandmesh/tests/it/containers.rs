@@ -60,6 +60,8 @@ macro_rules! on_each {
                 control::run_beyond_a_limit_ends_with_its_cause_and_the_session_goes_on,
                 crash::killed_server_loses_no_execution_and_runs_none_twice,
                 dependencies::packages_are_installed_when_a_session_is_created,
+                pools::a_warm_sandbox_is_all_that_a_cold_one_is,
+                pools::a_claimed_sandbox_outlives_a_killed_server,
             );
 
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Index, Server, Wiring, eventually, process::signal};
+use crate::harness::{Api, Index, Server, Wiring, eventually, leftovers::sandbox_dirs, process::signal};
 
 in_both_wirings!(
     a_session_gets_a_warm_sandbox_and_another_takes_its_place,
@@ -79,7 +79,7 @@ async fn a_session_gets_a_warm_sandbox_and_another_takes_its_place(wiring: Wirin
     assert_eq!(pool(api, "python-basic").await["warm"], 2, "they are nobody's and stay: {synced}");
 }
 
-async fn a_warm_sandbox_is_all_that_a_cold_one_is(wiring: Wiring) {
+pub(crate) async fn a_warm_sandbox_is_all_that_a_cold_one_is(wiring: Wiring) {
     let server = wiring.start().await;
     let api = &server.api;
     let body = json!({"template_id": "python-basic", "timeout": 3, "env_vars": {"WHO": "me"},
@@ -200,7 +200,7 @@ impl Server {
     }
 }
 
-async fn a_claimed_sandbox_outlives_a_killed_server(wiring: Wiring) {
+pub(crate) async fn a_claimed_sandbox_outlives_a_killed_server(wiring: Wiring) {
     let mut server = wiring.start_with(&[("SANDMESH_AGENT__ON_SHUTDOWN", "keep")]).await;
     set(&server.api, "shell-basic", json!({"min": 1, "max": 1})).await;
     let session = {
@@ -217,7 +217,7 @@ async fn a_claimed_sandbox_outlives_a_killed_server(wiring: Wiring) {
     assert_eq!(run["stdout"], "kept\n", "{run}");
     assert_eq!(api.get(&format!("/sessions/{}", id(&session))).await.is(200)["recovery_count"], 0);
     warm(api, "shell-basic", 1).await;
-    assert_eq!(server.executors().len(), 2, "what was warm is warm still");
+    assert_eq!(sandbox_dirs(&server.data_dir()).len(), 2, "what was warm is warm still");
     set(api, "shell-basic", json!({"max": 0})).await;
     api.delete(&format!("/sessions/{}", id(&session))).await.is(204);
     server.expect_nothing_left(FILLS).await;

@@ -26,8 +26,26 @@ pub struct Config {
     pub call_timeout: HumanDuration,
     /// How many nodes there may be.
     pub max_nodes: u32,
+    /// Who waits for room.
+    pub queue: Queue,
     /// Warm sandboxes.
     pub pools: Pools,
+}
+
+/// The settings of those who wait for room: `[scheduler.queue]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// How many creations may wait; others are refused at once.
+    pub max_waiting: u32,
+    /// How long one waits.
+    pub max_wait: HumanDuration,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { max_waiting: 1000, max_wait: HumanDuration(Duration::from_secs(1)) }
+    }
 }
 
 /// The settings of warm sandboxes: `[scheduler.pools]`.
@@ -84,6 +102,7 @@ impl Default for Config {
             create_timeout: seconds(20),
             call_timeout: seconds(10),
             max_nodes: 1000,
+            queue: Queue::default(),
             pools: Pools::default(),
         }
     }
@@ -120,6 +139,9 @@ impl Config {
         }
         if self.max_nodes == 0 {
             return Err(invalid("max_nodes", "must be at least 1"));
+        }
+        if self.queue.max_wait.0 > Duration::from_secs(20) {
+            return Err(invalid("queue.max_wait", "must be at most 20s"));
         }
         self.pools.validate()
     }

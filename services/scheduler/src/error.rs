@@ -10,6 +10,12 @@ use crate::placement::Refusal;
 /// When a caller that found no room is to try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// The latest that it is told to.
+const RETRY_AFTER_MOST: Duration = Duration::from_secs(30);
+
+/// Behind so many others it is to try a [`RETRY_AFTER`] later.
+const SERVED_PER_RETRY: usize = 20;
+
 /// An error of the scheduler.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Error {
@@ -26,12 +32,14 @@ pub(crate) enum Error {
     #[error("node `{0}` not found")]
     NodeNotFound(String),
     /// Every node that could run it is full or away.
-    #[error("no node has room for sandbox `{id}`: {}", list(.refusals))]
+    #[error("no node has room for sandbox `{id}`: {}", full(.refusals, *.before))]
     NoCapacity {
         /// The sandbox.
         id: String,
         /// What each node said.
         refusals: Vec<Refusal>,
+        /// How many others wait for room who came before.
+        before: usize,
     },
     /// No node can run it, now or later.
     #[error("no node can run sandbox `{id}`: {}", list(.refusals))]
@@ -72,7 +80,23 @@ fn list(refusals: &[Refusal]) -> String {
     texts.join("; ")
 }
 
+fn full(refusals: &[Refusal], before: usize) -> String {
+    match (refusals.is_empty(), before) {
+        (_, 0) => list(refusals),
+        (true, before) => format!("{before} others wait for it"),
+        (false, before) => format!("{}; {before} others wait for it", list(refusals)),
+    }
+}
+
 impl Error {
+    /// Of somebody who waited for room behind so many others.
+    pub(crate) fn behind(mut self, others: usize) -> Self {
+        if let Self::NoCapacity { before, .. } = &mut self {
+            *before = others;
+        }
+        self
+    }
+
     /// As it travels. What a node answered goes on unchanged, with its details.
     pub(crate) fn into_status(self) -> Status {
         match self {
@@ -125,6 +149,14 @@ impl Fault for Error {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        matches!(self, Self::NoCapacity { .. } | Self::NoNodes).then_some(RETRY_AFTER)
+        match self {
+            Self::NoNodes => Some(RETRY_AFTER),
+            // The more wait, the later there is room.
+            Self::NoCapacity { before, .. } => {
+                let longer = u32::try_from(before / SERVED_PER_RETRY).unwrap_or(u32::MAX);
+                Some(RETRY_AFTER.saturating_mul(longer.saturating_add(1)).min(RETRY_AFTER_MOST))
+            }
+            _ => None,
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
-//! Parts: `placement.rs` (pure choice), `pool.rs` (how many are warm, pure), `registry.rs` (what is known),
+//! Parts: `placement.rs` (pure choice), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
+//! for room), `registry.rs` (what is known),
 //! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
 //! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
 //! `node_service.rs` and `pool_service.rs` (the wire).
@@ -17,6 +18,7 @@ mod placement;
 mod pool;
 mod pool_service;
 mod pools;
+mod queue;
 mod registry;
 mod service;
 mod view;
@@ -58,6 +60,7 @@ impl Role for Scheduler {
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
         tasks.spawn("watch nodes", Arc::clone(&self.0).watch_nodes());
+        tasks.spawn("serve those who wait", Arc::clone(&self.0).serve_queue());
         tasks.spawn("lease of pools", Arc::clone(&self.1).keep_lease());
         tasks.spawn("demand for pools", Arc::clone(&self.1).follow_demand());
         tasks.spawn("keep pools", Arc::clone(&self.1).run());

@@ -43,6 +43,8 @@ pub(crate) struct Registry {
     known: Mutex<Known>,
     changes: broadcast::Sender<Sandbox>,
     reported: Notify,
+    /// Told whenever there may be room that was not there before.
+    room: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -98,7 +100,13 @@ impl Registry {
             known: Mutex::default(),
             changes: broadcast::channel(WATCH_BACKLOG).0,
             reported: Notify::new(),
+            room: Notify::new(),
         }
+    }
+
+    /// Told whenever there may be room that was not there before, once for all that happened since.
+    pub(crate) fn room(&self) -> &Notify {
+        &self.room
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -131,6 +139,7 @@ impl Registry {
         };
         drop(known);
         self.reported.notify_waiters();
+        self.room.notify_one();
         Ok(follow)
     }
 
@@ -213,6 +222,9 @@ impl Registry {
             return;
         }
         self.tell(&sandbox);
+        if matches!(sandbox.state(), State::Deleted | State::Dead) {
+            self.room.notify_one();
+        }
         match sandbox.state() {
             State::Deleted => {
                 entry.sandboxes.remove(&id);
@@ -260,6 +272,7 @@ impl Registry {
         let mut known = self.known();
         let entry = known.nodes.get_mut(&node.node_id)?;
         entry.node = Node { endpoint: std::mem::take(&mut entry.node.endpoint), ..node };
+        self.room.notify_one();
         Some(self.status(entry))
     }
 
@@ -288,16 +301,17 @@ impl Registry {
         known.nodes.values().map(view).collect()
     }
 
+    /// Chooses the best node for a sandbox and remembers that it goes there: nobody else gets that room.
+    pub(crate) fn reserve(&self, sandbox_id: &str, spec: &SandboxSpec, wanted: &Wanted) -> Option<String> {
+        let mut known = self.known();
+        let choice = placement::choose(wanted, &self.views(&known));
+        let node_id = choice.candidates.into_iter().next()?;
+        Some(known.bind(sandbox_id, node_id, spec, self.clock.now()))
+    }
+
     /// Remembers that a sandbox goes to a node, unless it went to one already; returns the one that it is.
     pub(crate) fn bind(&self, sandbox_id: &str, node_id: &str, spec: &SandboxSpec) -> String {
-        let mut known = self.known();
-        if let Some(node_id) = known.node_of(sandbox_id) {
-            return node_id;
-        }
-        let (node_id, placed_at) = (node_id.to_owned(), self.clock.now());
-        let placement = Placement { node_id: node_id.clone(), spec: spec.clone(), placed_at };
-        known.placements.insert(sandbox_id.to_owned(), placement);
-        node_id
+        self.known().bind(sandbox_id, node_id.to_owned(), spec, self.clock.now())
     }
 
     /// The node said that it has not got the sandbox.
@@ -305,6 +319,7 @@ impl Registry {
         let mut known = self.known();
         if known.placements.get(sandbox_id).is_some_and(|placed| placed.node_id == node_id) {
             known.placements.remove(sandbox_id);
+            self.room.notify_one();
         }
         if let Some(entry) = known.nodes.get_mut(node_id)
             && let Some(gone) = entry.sandboxes.remove(sandbox_id)
@@ -391,6 +406,21 @@ impl Registry {
 }
 
 impl Known {
+    fn bind(
+        &mut self,
+        sandbox_id: &str,
+        node_id: String,
+        spec: &SandboxSpec,
+        placed_at: DateTime<Utc>,
+    ) -> String {
+        if let Some(node_id) = self.node_of(sandbox_id) {
+            return node_id;
+        }
+        let placement = Placement { node_id: node_id.clone(), spec: spec.clone(), placed_at };
+        self.placements.insert(sandbox_id.to_owned(), placement);
+        node_id
+    }
+
     fn node_of(&self, sandbox_id: &str) -> Option<String> {
         if let Some(placed) = self.placements.get(sandbox_id) {
             return Some(placed.node_id.clone());

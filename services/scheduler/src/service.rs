@@ -5,6 +5,7 @@
 
 mod claim;
 mod operate;
+mod wait;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -44,6 +45,7 @@ pub(crate) struct Service {
     mesh: Mesh,
     registry: Arc<Registry>,
     memory: Memory,
+    waiters: wait::Waiters,
 }
 
 /// What a node answered to a creation.
@@ -57,7 +59,8 @@ impl Service {
     pub(crate) fn new(config: Config, mesh: Mesh) -> Self {
         let registry = Arc::new(Registry::new(config.clone(), mesh.clock(), mesh.tasks().token()));
         let (memory, places) = Memory::load(mesh.data_dir().join("scheduler.nodes"));
-        let service = Self { config, mesh, registry, memory };
+        let waiters = wait::Waiters::new(config.queue.max_waiting as usize);
+        let service = Self { config, mesh, registry, memory, waiters };
         for (node_id, endpoint) in places {
             // Where it cannot be dialled any more, it is what reports that counts.
             if let Ok(link) = service.dial(&endpoint) {
@@ -129,9 +132,27 @@ impl Service {
             return Ok(sandbox);
         }
         let wanted = view::wanted(spec);
+        let full = match self.others_wait() {
+            true => Error::NoCapacity { id: id.to_owned(), refusals, before: 0 },
+            false => match self.place_now(id, spec, &wanted, refusals).await {
+                Err(full @ Error::NoCapacity { .. }) => full,
+                placed => return placed,
+            },
+        };
+        self.create_when_there_is_room(id, spec, &wanted, full).await
+    }
+
+    /// Creates a sandbox where there is room, or where warm ones make some.
+    async fn place_now(
+        &self,
+        id: &str,
+        spec: &SandboxSpec,
+        wanted: &Wanted,
+        mut refusals: Vec<Refusal>,
+    ) -> Result<Sandbox, Error> {
         loop {
-            match self.place(id, spec, &wanted, std::mem::take(&mut refusals)).await {
-                Err(Error::NoCapacity { .. }) if self.make_room(&wanted).await => {}
+            match self.place(id, spec, wanted, std::mem::take(&mut refusals)).await {
+                Err(Error::NoCapacity { .. }) if self.make_room(wanted).await => {}
                 placed => return placed,
             }
         }
@@ -158,7 +179,7 @@ impl Service {
         let id = id.to_owned();
         // No node at all, or one that may change its mind: to wait may help.
         match refusals.is_empty() || refusals.iter().any(|refusal| refusal.may_change) {
-            true => Err(Error::NoCapacity { id, refusals }),
+            true => Err(Error::NoCapacity { id, refusals, before: 0 }),
             false => Err(Error::NoSuitableNode { id, refusals }),
         }
     }

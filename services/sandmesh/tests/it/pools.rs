@@ -12,6 +12,7 @@ in_both_wirings!(
     a_session_gets_a_warm_sandbox_and_another_takes_its_place,
     a_warm_sandbox_is_all_that_a_cold_one_is,
     a_burst_of_more_than_the_pool_fails_nobody,
+    a_burst_of_more_than_there_is_room_for_waits_its_turn,
     a_changed_template_drains_its_pool,
     a_pool_that_is_ended_leaves_nothing,
     whatever_dies_a_pool_fills_again,
@@ -120,6 +121,23 @@ async fn a_burst_of_more_than_the_pool_fails_nobody(wiring: Wiring) {
     for run in futures::future::join_all(runs).await {
         assert_eq!(run["stdout"], "0\n", "each has a sandbox of its own: {run}");
     }
+}
+
+async fn a_burst_of_more_than_there_is_room_for_waits_its_turn(wiring: Wiring) {
+    let settings = [("SANDMESH_AGENT__MAX_SANDBOXES", "3"), ("SANDMESH_SCHEDULER__QUEUE__MAX_WAIT", "15s")];
+    let server = wiring.start_with(&settings).await;
+    let api = &server.api;
+    let use_one = async || {
+        let session = create(api, "shell-basic").await;
+        let id = id(&session);
+        api.session_is(id, "running").await;
+        let run = api.run(id, "shell", "echo on").await;
+        api.delete(&format!("/sessions/{id}")).await.is(204);
+        run["stdout"].as_str().unwrap().to_owned()
+    };
+    let all = futures::future::join_all((0..12).map(|_| use_one())).await;
+    assert_eq!(all, ["on\n"; 12], "nobody is refused where there is room in time");
+    server.expect_nothing_left(FILLS).await;
 }
 
 async fn a_changed_template_drains_its_pool(wiring: Wiring) {

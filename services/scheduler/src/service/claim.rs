@@ -108,7 +108,7 @@ impl Service {
         }
         let (id, may_change) = (id.to_owned(), refusals.iter().any(|refusal| refusal.may_change));
         match refusals.is_empty() || may_change {
-            true => Err(Error::NoCapacity { id, refusals }),
+            true => Err(Error::NoCapacity { id, refusals, before: 0 }),
             false => Err(Error::NoSuitableNode { id, refusals }),
         }
     }

@@ -8,11 +8,14 @@ use tempfile::TempDir;
 
 use self::fake_agent::FakeAgent;
 use super::*;
+use crate::config;
 
 #[path = "claim_tests.rs"]
 mod claims;
 #[path = "fake_agent.rs"]
 mod fake_agent;
+#[path = "wait_tests.rs"]
+mod waits;
 
 const ID: &str = "sbx_0000000000000001";
 
@@ -31,12 +34,14 @@ impl Bench {
             node_wait: millis(300),
             create_timeout: millis(1500),
             call_timeout: millis(500),
+            queue: config::Queue { max_waiting: 4, max_wait: millis(400) },
             ..Config::default()
         };
         let dir = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(DateTime::from_timestamp(2_000_000_000, 0).unwrap());
         let mesh = Mesh::builder(dir.path()).clock(Arc::new(clock.clone())).build();
         let service = Arc::new(Service::new(config, mesh.clone()));
+        mesh.tasks().spawn("serve those who wait", Arc::clone(&service).serve_queue());
         Self { dir, clock, mesh, service }
     }
 

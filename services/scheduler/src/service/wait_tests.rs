@@ -1,0 +1,109 @@
+//! Who finds no room waits a little, in turn.
+
+use futures::{FutureExt, future::join_all};
+
+use super::*;
+
+fn id(n: u32) -> String {
+    format!("sbx_{n:016x}")
+}
+
+/// Of a tenant.
+fn wanted(tenant: &str) -> SandboxSpec {
+    let labels = [("tenant".to_owned(), tenant.to_owned())].into();
+    SandboxSpec { session_id: "s".to_owned(), labels, ..spec() }
+}
+
+impl Bench {
+    /// Fills a node of so many places.
+    async fn full(&self, places: u32) -> FakeAgent {
+        let (agent, _) = self.node("a", places).await;
+        for n in 0..places {
+            self.service.create(&id(n), &wanted("first"), false).await.unwrap();
+        }
+        self.until(|| self.service.list(&Place::default(), 10).unwrap().0.len() == places as usize).await;
+        agent
+    }
+}
+
+#[tokio::test]
+async fn one_that_finds_no_room_gets_the_next_that_is_free() {
+    let bench = Bench::new();
+    let agent = bench.full(1).await;
+    let (late, spec) = (id(9), wanted("a"));
+    let free = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.service.delete(&id(0), "a", false).await
+    };
+    let (made, freed) = tokio::join!(bench.service.create(&late, &spec, false), free);
+    freed.unwrap();
+    assert_eq!((made.unwrap().sandbox_id, agent.ids()), (late.clone(), vec![late]));
+}
+
+#[tokio::test]
+async fn who_waited_in_vain_is_told_when_to_come_back_and_leaves_nothing() {
+    let bench = Bench::new();
+    let agent = bench.full(1).await;
+    let refused = bench.service.create(&id(9), &wanted("a"), false).await.unwrap_err();
+    assert_eq!((refused.reason(), refused.retry_after()), ("NO_CAPACITY", Some(Duration::from_secs(1))));
+    bench.service.delete(&id(0), "a", false).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(agent.ids(), [""; 0]);
+    bench.service.create(&id(8), &wanted("b"), false).await.unwrap();
+}
+
+#[tokio::test]
+async fn tenants_take_turns() {
+    let bench = Bench::new();
+    let agent = bench.full(1).await;
+    let order = std::sync::Mutex::new(Vec::new());
+    let waits = ["a", "a", "a", "b"].iter().zip(10..).map(async |(tenant, n)| {
+        // In the order of their numbers.
+        tokio::time::sleep(Duration::from_millis(u64::from(n))).await;
+        if bench.service.create(&id(n), &wanted(tenant), false).await.is_ok() {
+            order.lock().unwrap().push(n);
+        }
+    });
+    let free = async {
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let there = agent.ids();
+            bench.service.delete(&there[0], "a", false).await.unwrap();
+        }
+    };
+    tokio::join!(join_all(waits), free);
+    assert_eq!(*order.lock().unwrap(), [10, 13, 11, 12]);
+}
+
+#[tokio::test]
+async fn when_as_many_wait_as_may_the_next_is_refused_at_once() {
+    let bench = Bench::new();
+    let _agent = bench.full(1).await;
+    let (ids, spec) = ((10..14).map(id).collect::<Vec<_>>(), wanted("a"));
+    let mut waiting: Vec<_> = ids.iter().map(|id| Box::pin(bench.service.create(id, &spec, false))).collect();
+    for one in &mut waiting {
+        assert!(one.now_or_never().is_none());
+    }
+    let late = id(20);
+    let refused = bench.service.create(&late, &spec, false);
+    let refused = tokio::time::timeout(Duration::from_millis(100), refused).await.expect("it does not wait");
+    assert_eq!(refused.unwrap_err().reason(), "NO_CAPACITY");
+}
+
+#[tokio::test]
+async fn room_that_was_given_to_a_caller_who_has_gone_is_given_to_the_next() {
+    let bench = Bench::new();
+    let agent = bench.full(1).await;
+    let (gone, next, spec) = (id(10), id(11), wanted("a"));
+    let mut impatient = Box::pin(bench.service.create(&gone, &spec, false));
+    assert!((&mut impatient).now_or_never().is_none());
+    let free = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Served while its caller does not look, which then goes away.
+        bench.service.delete(&id(0), "a", false).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(impatient);
+    };
+    let (made, ()) = tokio::join!(bench.service.create(&next, &spec, false), free);
+    assert_eq!((made.unwrap().sandbox_id, agent.ids()), (next.clone(), vec![next]));
+}

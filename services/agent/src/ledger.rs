@@ -75,6 +75,11 @@ impl Ledger {
         sandbox.map_or_else(|| id.clone(), |sandbox| sandbox.home.clone())
     }
 
+    /// Whether another sandbox is at home under this id: a warm one had it, which was claimed.
+    pub(crate) fn is_home_of_another(&self, id: &SandboxId) -> bool {
+        self.sandboxes().any(|sandbox| sandbox.home == *id && sandbox.id != *id)
+    }
+
     /// The sandboxes, ordered by id.
     pub(crate) fn sandboxes(&self) -> impl Iterator<Item = &Sandbox> {
         self.slots.values().filter_map(|slot| slot.sandbox.as_ref())

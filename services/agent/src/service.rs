@@ -307,6 +307,10 @@ impl Service {
         if let Some(job) = ledger.get(id).and_then(|slot| slot.job.clone()) {
             return job;
         }
+        if ledger.is_home_of_another(id) {
+            // The warm one is gone already; what is there is somebody's.
+            return Job::Delete(futures::future::ready(Ok(())).boxed().shared());
+        }
         let (service, gone, home) = (Arc::clone(self), id.clone(), ledger.home(id));
         let outcome = self.spawn("delete sandbox", async move { service.unmake(&gone, &home).await });
         ledger.begin(id, Job::Delete(outcome.clone()));
@@ -455,6 +459,9 @@ fn sandbox_of(order: &Order, state: State, facts: Facts) -> Sandbox {
 
 /// What there is of an id already.
 fn known(ledger: &Ledger, id: &SandboxId, spec: &Spec) -> Result<Option<Begun>, Error> {
+    if ledger.is_home_of_another(id) {
+        return Err(Error::Exists(id.clone()));
+    }
     let Some(slot) = ledger.get(id) else { return Ok(None) };
     match (&slot.sandbox, &slot.job) {
         (_, Some(Job::Delete(outcome))) => Ok(Some(Begun::Busy(Job::Delete(outcome.clone())))),

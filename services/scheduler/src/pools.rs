@@ -85,6 +85,8 @@ struct Pool {
     spec: Option<SandboxSpec>,
     /// Those that were made before this are to have other packages, which nodes do not tell.
     packages_since: Option<DateTime<Utc>>,
+    /// Why that is not known now; empty where it is.
+    unclear: String,
     demand: Demand,
     backoff: Backoff,
     /// How long it took to make the last one, with those before it counted less.
@@ -101,6 +103,7 @@ impl Pool {
             settings: Settings::default(),
             spec: None,
             packages_since: None,
+            unclear: String::new(),
             demand: Demand::none(now),
             backoff: Backoff::default(),
             lead: LEAD,
@@ -117,7 +120,7 @@ impl Pool {
                 self.packages_since = Some(now);
             }
         }
-        (self.settings, self.spec) = (settings, Some(spec));
+        (self.settings, self.spec, self.unclear) = (settings, Some(spec), String::new());
     }
 
     fn target(&self, now: DateTime<Utc>) -> u32 {
@@ -237,7 +240,7 @@ impl Pools {
             Ok(spec) => pool.is_to_be(settings, spec, now),
             Err(why) => {
                 pool.settings = settings;
-                pool.backoff.failed(format!("it is not known what they are to be: {}", why.message()), now);
+                pool.unclear = format!("it is not known what they are to be: {}", why.message());
             }
         }
     }
@@ -446,7 +449,8 @@ impl Pools {
         };
         let Settings { min, max, buffer } = pool.settings;
         let used = used.get(template_id).copied().unwrap_or_default();
-        let (last_error, retry_at) = pool.backoff.told();
+        let (failed, retry_at) = pool.backoff.told();
+        let last_error = if pool.unclear.is_empty() { failed } else { &pool.unclear };
         pb::Pool {
             template_id: template_id.to_owned(),
             settings: Some(PoolSettings { min, max, buffer }),

@@ -285,3 +285,22 @@ pub(crate) async fn a_claimed_sandbox_ends_at_the_time_of_its_session(bench: &im
     agent.service.claim(&id(1), id(2), soon).await.unwrap();
     assert_eq!(agent.until(2, State::Dead).await.reason, "expired");
 }
+
+pub(crate) async fn what_is_asked_of_a_warm_sandbox_too_late_does_no_harm(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &warm_spec()).await.unwrap();
+    agent.service.claim(&id(1), id(2), spec.clone()).await.unwrap();
+    agent.service.delete(&id(1)).await.unwrap();
+    assert!(matches!(agent.create(1, &warm_spec()).await, Err(Error::Exists(_))));
+    let other = agent.service.claim(&id(1), id(3), spec.clone()).await;
+    assert!(matches!(other, Err(Error::NotFound(_))), "{other:?}");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let claimed = agent.service.get(&id(2)).unwrap();
+    assert_eq!(claimed.state, State::Running);
+    let mut workspace = WorkspaceServiceClient::new(Link::dial(&claimed.facts.endpoint).unwrap());
+    let directory = MakeDirectoryRequest { path: "works".into(), ..MakeDirectoryRequest::default() };
+    workspace.make_directory(directory).await.unwrap();
+    agent.service.delete(&id(2)).await.unwrap();
+    assert_eq!(bench.traces(&id(1)), [""; 0]);
+    assert_eq!(agent.create(1, &warm_spec()).await.unwrap().state, State::Running, "the id is free again");
+}

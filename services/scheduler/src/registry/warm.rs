@@ -46,11 +46,12 @@ impl Registry {
         Some(best)
     }
 
-    /// The warm sandboxes of a template, of which `spec` says what they are to be.
+    /// The warm sandboxes of a template, of which `spec` says what they are to be. Those on a node that is silent
+    /// are not counted, and those on one that drains are of no use.
     pub(crate) fn warm(&self, template_id: &str, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {
         let known = self.known();
         let mut all = Vec::new();
-        for entry in known.nodes.values().filter(|entry| !entry.lost) {
+        for entry in known.nodes.values().filter(|entry| !entry.lost && self.is_healthy(entry)) {
             let stressed = placement::percent(&view::of(entry, std::iter::empty(), true)) >= crowded;
             for sandbox in entry.sandboxes.values().filter(|sandbox| is_warm_of(sandbox, template_id)) {
                 let condition = match sandbox.state() {
@@ -58,7 +59,8 @@ impl Registry {
                     State::Running => Condition::Ready,
                     _ => Condition::Dead,
                 };
-                let current = sandbox.spec.as_ref().is_some_and(|has| is_like(has, spec));
+                let alike = sandbox.spec.as_ref().is_some_and(|has| is_like(has, spec));
+                let current = alike && !entry.node.draining;
                 let made_at = made_at(sandbox).unwrap_or_else(|| self.clock.now());
                 all.push(Warm { place: place(sandbox), condition, current, made_at, stressed });
             }

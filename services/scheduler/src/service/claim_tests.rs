@@ -130,3 +130,17 @@ async fn warm_sandboxes_leave_room_on_every_node_and_spread() {
     }
     assert_eq!((a.ids().len(), b.ids().len(), refused), (3, 3, 2), "at 75 percent of four");
 }
+
+#[tokio::test]
+async fn warm_sandboxes_on_a_node_that_drains_are_of_no_use() {
+    let bench = Bench::new();
+    let (_agent, _a) = bench.node("a", 10).await;
+    bench.warm(WARM).await;
+    let current =
+        || bench.service.registry().warm("t", &warm_spec(), 75).iter().filter(|one| one.current).count();
+    assert_eq!(current(), 1);
+    bench.service.set_draining("a", true).await.unwrap();
+    assert_eq!(current(), 0);
+    let refused = bench.session(ID).await.unwrap_err();
+    assert_eq!(refused.reason(), "NO_CAPACITY", "nor is one claimed there");
+}

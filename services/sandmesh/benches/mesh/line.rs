@@ -82,7 +82,7 @@ impl Line {
 pub(crate) const LETTERS: &str = "A = `python3 -c pass`, N = `node -e 0`, S = bwrap + `sh -c :`, \
     U = a unary call that does nothing, on a unix socket; x = times";
 
-const NO_CONTAINER: Figure = Figure::Unknown("there are no container runtimes yet");
+const NO_CONTAINER: Figure = Figure::Unknown("it needs an engine of containers, and this starts none");
 
 /// Every line, in the order of the table.
 pub(crate) fn all(with_fresh: bool) -> Vec<Line> {

@@ -1,9 +1,15 @@
 //! The mesh that is attacked: one of everything, or two.
 
+use std::time::Duration;
+
 use sandmesh_mesh::database::testing::OwnServer;
+use serde_json::Value;
 
 use super::Parts;
-use crate::harness::{Api, Bucket, Server, Wiring, twofold::Twofold};
+use crate::harness::{Api, Bucket, Server, Wiring, eventually, twofold::Twofold};
+
+/// How long it may take until a mesh that nobody attacks does as it is asked.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) enum Mesh {
@@ -24,6 +30,16 @@ impl Mesh {
             Self::One(server) => server,
             Self::Two(twofold) => &mut twofold.server,
         }
+    }
+
+    /// Has sandboxes of the clients' sessions warm.
+    pub(super) async fn set_pool(&mut self, pool: Value) {
+        let api = self.server().api.clone();
+        eventually("the pool is set", PATIENCE, async || {
+            let set = api.try_send(api.request("PUT", "/pools/python-basic").json(&pool)).await;
+            set.is_some_and(|reply| reply.status == 200)
+        })
+        .await;
     }
 
     /// What clients use, with its port.

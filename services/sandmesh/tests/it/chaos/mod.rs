@@ -20,6 +20,7 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 use sandmesh_mesh::database::testing::Kind;
+use serde_json::json;
 use tokio::{sync::Notify, task::JoinSet};
 
 pub(crate) use self::report::Report;
@@ -78,6 +79,7 @@ impl Campaign {
             ("SANDMESH_SESSION__MAX_RECOVERIES", "0"),
         ];
         let mut mesh = Mesh::start(self.parts, &settings).await;
+        mesh.set_pool(json!({"min": 2, "max": 4})).await;
         let began = Instant::now();
         let shared = Arc::new(Shared::default());
         let cuts: Vec<Arc<Notify>> = (0..self.clients).map(|_| Arc::default()).collect();
@@ -136,6 +138,7 @@ impl Campaign {
             took,
             kills,
             sessions: log.sessions.len(),
+            sessions_warm: verdict.warm,
             sessions_bereft: log.bereft.len(),
             accepted: log.accepted.len(),
             listed: verdict.listed,

@@ -12,6 +12,7 @@ pub(crate) struct Report {
     pub(super) took: Duration,
     pub(super) kills: BTreeMap<String, u32>,
     pub(super) sessions: usize,
+    pub(super) sessions_warm: u64,
     pub(super) sessions_bereft: usize,
     pub(super) accepted: usize,
     pub(super) listed: u64,
@@ -44,6 +45,7 @@ impl fmt::Display for Report {
             row(&format!("  {victim}"), count)?;
         }
         row("sessions", &self.sessions)?;
+        row("  that got a warm sandbox", &self.sessions_warm)?;
         row("  whose executor was killed", &self.sessions_bereft)?;
         row("executions accepted, as clients were told", &self.accepted)?;
         row("executions listed by the server", &self.listed)?;

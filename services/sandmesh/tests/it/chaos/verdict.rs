@@ -36,6 +36,8 @@ pub(super) struct Verdict {
     pub(super) listed: u64,
     /// How many have ended.
     pub(super) terminal: u64,
+    /// How many sessions got a warm sandbox.
+    pub(super) warm: u64,
     /// Watchers that saw more than is recorded, as the session role was killed before the executor was.
     pub(super) seen_beyond: u32,
     pub(super) violations: Vec<String>,
@@ -187,6 +189,7 @@ impl Verdict {
     async fn check_sessions(&mut self, server: &Server, log: &Log) {
         for id in &log.sessions {
             let session = server.api.get(&format!("/sessions/{id}")).await.is(200);
+            self.warm += u64::from(session["start_type"] == "warm");
             let used = log.accepted.iter().any(|accepted| accepted.session == *id);
             let bereft = log.bereft.contains(&(id.clone(), session["runtime_node"] == SECOND_NODE));
             let expected = match session["status"].as_str() {
@@ -209,7 +212,8 @@ impl Verdict {
         let listed = server.api.get("/containers?limit=200").await.is(200);
         let mut of_sessions = BTreeSet::new();
         for sandbox in listed["items"].as_array().unwrap() {
-            let id = sandbox["session_id"].as_str().unwrap_or_default();
+            // Without a session it is warm.
+            let Some(id) = sandbox["session_id"].as_str() else { continue };
             let session = server.api.get(&format!("/sessions/{id}")).await;
             if session.body["status"] != "running" || !of_sessions.insert(id.to_owned()) {
                 self.violations.push(format!("sandbox {sandbox} of {}", session.text));
@@ -219,6 +223,7 @@ impl Verdict {
 
     /// Deletes every session; then nothing may be left of any.
     pub(super) async fn clean_up(&mut self, mesh: &mut Mesh, log: &Log) {
+        mesh.set_pool(json!({"max": 0})).await;
         let server = &*mesh.server();
         for id in &log.sessions {
             let reply = server.api.delete(&format!("/sessions/{id}")).await;

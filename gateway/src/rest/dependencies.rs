@@ -1,7 +1,7 @@
 //! `/sessions/{id}/dependencies`: install.
 
 use super::{
-    json::session::{InstallDependencies, Session},
+    json::{dependency::InstallDependencies, session::Session},
     sent,
 };
 use crate::{

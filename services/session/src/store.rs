@@ -10,6 +10,7 @@ pub(crate) mod execution;
 mod install;
 mod leases;
 mod pen;
+pub(crate) mod placement;
 mod recovery;
 mod replicas;
 pub(crate) mod session;

@@ -4,6 +4,7 @@
 //! becomes a number; whether the number is acceptable is for the roles to say.
 
 pub(crate) mod container;
+pub(crate) mod dependency;
 pub(crate) mod execution;
 pub(crate) mod file;
 pub(crate) mod health;

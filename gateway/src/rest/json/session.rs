@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use sandmesh_proto::{
     executor::{Isolation, Resources},
-    session::{self as pb, dependency_installation::State as InstallState},
+    session as pb,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Mistakes, filled,
+    Mistakes,
+    dependency::{Dependency, InstallStatus, InstalledDependency, install_status},
+    filled,
     quantity::{self, Cpu},
     time,
 };
@@ -85,48 +87,6 @@ pub(crate) struct ResourceRequest {
 pub(crate) enum Network {
     /// Nothing.
     None,
-}
-
-/// A package to install.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-pub(crate) struct Dependency {
-    /// Its name.
-    #[schema(example = "click")]
-    name: String,
-    /// A version specifier; left out: the newest.
-    #[schema(example = "==8.1.7")]
-    version: Option<String>,
-}
-
-/// Packages to install into a session that runs.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[schema(as = InstallDependencies)]
-pub(crate) struct InstallDependencies {
-    /// The packages.
-    #[schema(required = true, nullable = false, min_items = 1, max_items = 50)]
-    dependencies: Option<Vec<Dependency>>,
-    /// The index to install from; left out: the session's.
-    python_package_index_url: Option<String>,
-}
-
-impl InstallDependencies {
-    /// The message for the session role.
-    pub(crate) fn into_request(self, session_id: String) -> Result<pb::InstallDependenciesRequest, ApiError> {
-        let mut mistakes = Mistakes::default();
-        mistakes.required("dependencies", self.dependencies.as_ref());
-        mistakes.check()?;
-        Ok(pb::InstallDependenciesRequest {
-            session_id,
-            dependencies: self.dependencies.unwrap_or_default().into_iter().map(Into::into).collect(),
-            python_package_index_url: self.python_package_index_url.unwrap_or_default(),
-        })
-    }
-}
-
-impl From<Dependency> for pb::Dependency {
-    fn from(dependency: Dependency) -> Self {
-        Self { name: dependency.name, version: dependency.version.unwrap_or_default() }
-    }
 }
 
 impl CreateSession {
@@ -364,20 +324,6 @@ pub(crate) struct EffectiveIsolation {
     interpreters: String,
 }
 
-/// How far the installation of dependencies is.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum InstallStatus {
-    /// Asked for and not started.
-    Pending,
-    /// The installer runs.
-    Installing,
-    /// Everything is there.
-    Completed,
-    /// It failed.
-    Failed,
-}
-
 /// Where the sandbox of a session came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -386,22 +332,6 @@ pub(crate) enum StartType {
     Warm,
     /// It was made for the session.
     Cold,
-}
-
-/// A package that is installed.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct InstalledDependency {
-    /// Its name.
-    name: String,
-    /// Its version.
-    version: String,
-    /// Where it is, as user code sees it.
-    install_location: String,
-    /// When it was installed.
-    #[schema(required = true, format = DateTime)]
-    install_time: Option<String>,
-    /// True when it came with the template.
-    is_from_template: bool,
 }
 
 impl TryFrom<pb::Session> for Session {
@@ -469,33 +399,5 @@ impl From<Isolation> for EffectiveIsolation {
     fn from(isolation: Isolation) -> Self {
         let Isolation { sandbox, jail, seccomp, network, user, limits, interpreters } = isolation;
         Self { sandbox, jail, seccomp, network, user, limits, interpreters }
-    }
-}
-
-impl From<pb::Dependency> for Dependency {
-    fn from(dependency: pb::Dependency) -> Self {
-        Self { name: dependency.name, version: filled(dependency.version) }
-    }
-}
-
-impl From<pb::InstalledDependency> for InstalledDependency {
-    fn from(installed: pb::InstalledDependency) -> Self {
-        Self {
-            name: installed.name,
-            version: installed.version,
-            install_location: installed.install_location,
-            install_time: time(installed.installed_at.as_ref()),
-            is_from_template: installed.is_from_template,
-        }
-    }
-}
-
-fn install_status(state: InstallState) -> Option<InstallStatus> {
-    match state {
-        InstallState::Unspecified => None,
-        InstallState::Pending => Some(InstallStatus::Pending),
-        InstallState::Installing => Some(InstallStatus::Installing),
-        InstallState::Completed => Some(InstallStatus::Completed),
-        InstallState::Failed => Some(InstallStatus::Failed),
     }
 }

@@ -26,7 +26,10 @@ use crate::{
     id,
     lifecycle::{SessionEvent, SessionState},
     peers::{Backoff, call},
-    store::session::{Inserted, Model, Placement},
+    store::{
+        placement::Placement,
+        session::{Inserted, Model},
+    },
     validate::{NewSession, check_resources, dependencies, new_session, template_package},
     values::{Language, Pairs, Resources},
 };

@@ -14,7 +14,7 @@ use sea_orm::{
     sea_query::{Condition, ExprTrait, Query, SelectStatement},
 };
 
-use super::{Instant, Lock, Page, Position, Store, execution, install, is_no_text, only};
+use super::{Instant, Lock, Page, Position, Store, execution, is_no_text, only};
 use crate::{
     dependencies::{InstallState, Installed, Packages},
     error::Error,
@@ -97,21 +97,6 @@ impl Model {
 pub(crate) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
-
-/// What the scheduler made for a session.
-#[derive(Debug, Clone)]
-pub(crate) struct Placement {
-    pub(crate) endpoint: String,
-    pub(crate) node_id: String,
-    pub(crate) runtime_type: String,
-    pub(crate) language_runtime: String,
-    pub(crate) workspace_path: String,
-    pub(crate) isolation: Isolation,
-    /// It was warm before.
-    pub(crate) was_warm: bool,
-    /// How the installation of its packages went, where there are any.
-    pub(crate) packages: Option<Result<Installed, String>>,
-}
 
 /// How an insert of a session went.
 #[derive(Debug)]
@@ -247,38 +232,6 @@ impl Store {
         let rows = rows.order_by(Column::CreatedAt, Order::Desc).order_by(Column::Id, Order::Desc);
         let rows = rows.offset(page.offset).limit(page.limit).all(&self.readers).await?;
         Ok((rows.into_iter().map(|session| self.as_used(session)).collect(), total))
-    }
-
-    /// CREATING -> RUNNING with what the scheduler made. False when the session had moved on.
-    pub(crate) async fn session_ready(
-        &self,
-        session: &Model,
-        made: Placement,
-        now: DateTime<Utc>,
-    ) -> Result<bool, Error> {
-        let packages = match made.packages {
-            Some(Ok(installed)) => install::done(session, installed, now),
-            Some(Err(why)) => install::failed(session, &why, now),
-            None => <ActiveModel as Default>::default(),
-        };
-        let mut change = ActiveModel {
-            endpoint: Set(made.endpoint),
-            node_id: Set(made.node_id),
-            runtime_type: Set(made.runtime_type),
-            workspace_path: Set(made.workspace_path),
-            isolation: Set(Some(made.isolation)),
-            status_reason: Set(String::new()),
-            warm_start: Set(Some(made.was_warm)),
-            ..packages
-        };
-        if !made.language_runtime.is_empty() {
-            change.language_runtime = Set(made.language_runtime);
-        }
-        let moved = self.move_alone(session, SessionEvent::SandboxReady, change, now).await?;
-        if moved {
-            self.tally().started(made.was_warm);
-        }
-        Ok(moved)
     }
 
     /// Ends a session. False when the session had moved on.

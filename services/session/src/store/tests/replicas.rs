@@ -89,8 +89,8 @@ async fn execution_that_was_accepted_is_not_in_a_session_that_ended_or_went_befo
     }
 }
 
-fn placement() -> session::Placement {
-    session::Placement {
+fn placement() -> super::super::placement::Placement {
+    super::super::placement::Placement {
         endpoint: "unix:/e".into(),
         node_id: "n".into(),
         runtime_type: "process".into(),

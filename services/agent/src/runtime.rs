@@ -137,12 +137,12 @@ pub(crate) trait Runtime: Debug + Send + Sync + 'static {
     /// `StartFailed` with the end of its log, `NoImage`, or `Full`.
     async fn create(&self, order: &Order) -> Result<Facts, Error>;
 
-    /// Gives a warm sandbox that it knows as `home` to whoever wants this, under another id; when this returns,
+    /// Gives a warm sandbox that it knows as `home` to whoever ordered this, under another id; when this returns,
     /// that outlives the agent. Idempotent.
     ///
     /// # Errors
     /// `NotClaimed`: it is of no more use.
-    async fn claim(&self, home: &SandboxId, id: &SandboxId, spec: &Spec) -> Result<(), Error>;
+    async fn claim(&self, home: &SandboxId, order: &Order) -> Result<(), Error>;
 
     /// What packages for a language depend on in a sandbox of this: the interpreter. `None` while that is not
     /// known, as of an image that is not there yet.

@@ -92,7 +92,7 @@ impl Error {
     /// Of somebody who waited for room behind so many others.
     pub(crate) fn behind(mut self, others: usize) -> Self {
         if let Self::NoCapacity { before, .. } = &mut self {
-            *before = others;
+            *before = others.max(*before);
         }
         self
     }

@@ -75,6 +75,17 @@ pub(crate) struct NodeView {
     pub(crate) warm: BTreeSet<String>,
 }
 
+/// What is promised to some sandboxes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Promised {
+    /// How many they are.
+    pub(crate) sandboxes: u64,
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u64,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: u64,
+}
+
 /// Why a node is not a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -138,6 +149,15 @@ pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> 
 /// Whether a sandbox could run on a node if there was room.
 pub(crate) fn could_run(wanted: &Wanted, node: &NodeView) -> bool {
     why_never(wanted, node).is_none() && node.healthy && !node.draining
+}
+
+/// Whether there would be room on a node without these sandboxes of it.
+pub(crate) fn fits_without(wanted: &Wanted, node: &NodeView, gone: Promised) -> bool {
+    let less = |share: Share, gone: u64| Share { used: share.used.saturating_sub(gone), ..share };
+    could_run(wanted, node)
+        && less(node.sandboxes, gone.sandboxes).fits(1)
+        && less(node.memory_bytes, gone.memory_bytes).fits(wanted.memory_bytes)
+        && less(node.cpu_millis, gone.cpu_millis).fits(wanted.cpu_millis)
 }
 
 /// Whether a node has the labels that are asked for.

@@ -11,6 +11,9 @@ use crate::registry::Place;
 /// After this, a request counts half as much for the demand that is expected.
 const HALF_LIFE_SECONDS: f64 = 30.0;
 
+/// So many are as good as none.
+const SELDOM: f64 = 0.02;
+
 /// How soon a start that failed is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -31,7 +34,10 @@ pub(crate) struct Settings {
 impl Settings {
     /// How many, when so many are asked for in a second and one takes so long to make.
     pub(crate) fn target(self, per_second: f64, lead: Duration) -> u32 {
-        let expected = (per_second * lead.as_secs_f64()).ceil().clamp(0.0, f64::from(self.max));
+        let expected = per_second * lead.as_secs_f64();
+        // What is asked for once in a while is not expected.
+        let expected = if expected < SELDOM { 0.0 } else { expected.ceil() };
+        let expected = expected.clamp(0.0, f64::from(self.max));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped above")]
         let expected = expected as u32;
         self.buffer.saturating_add(expected).max(self.min).min(self.max)

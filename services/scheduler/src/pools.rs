@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,6 +50,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// How long the packages of a template may take to be installed.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 
+/// How soon it is tried again to remove one that could not be removed.
+const REMOVE_AGAIN: Duration = Duration::from_secs(5);
+
 /// How many templates a page has.
 const PAGE: u32 = 200;
 
@@ -75,6 +81,8 @@ pub(crate) struct Pools {
     starts: Arc<Semaphore>,
     /// Something happened that may call for more.
     changed: Notify,
+    /// Which pool comes first.
+    turn: AtomicUsize,
 }
 
 /// What is known of one pool.
@@ -146,6 +154,7 @@ impl Pools {
             config: config.clone(),
             pools: Mutex::default(),
             changed: Notify::new(),
+            turn: AtomicUsize::new(0),
         })
     }
 
@@ -269,7 +278,12 @@ impl Pools {
     /// One look at every pool, and the beginning of what is to be done.
     fn act(self: &Arc<Self>) {
         let now = self.clock.now();
-        for (template_id, pool) in &mut *self.pools() {
+        let mut pools = self.pools();
+        // Each time another one comes first, so that none is last whenever few may be made.
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % pools.len().max(1);
+        let mut in_turn: Vec<_> = pools.iter_mut().collect();
+        in_turn.rotate_left(first);
+        for (template_id, pool) in in_turn {
             let none = SandboxSpec::default();
             let spec = pool.spec.as_ref().unwrap_or(&none);
             let warm = self.seen(template_id, pool, spec);
@@ -327,11 +341,12 @@ impl Pools {
             let lifetime = TimeDelta::from_std(pools.config.lifetime.0).unwrap_or_default();
             let spec = SandboxSpec { expires_at: Some(timestamp(pools.clock.now() + lifetime)), ..spec };
             let made = pools.service.create_warm(&id, &spec).await;
+            drop(permit);
+            let took = began.elapsed();
             if let Ok(sandbox) = &made {
                 pools.furnish(sandbox, spec.packages).await;
             }
-            drop(permit);
-            pools.started(&template_id, &id, made, began.elapsed());
+            pools.started(&template_id, &id, made, took);
         });
     }
 
@@ -376,6 +391,7 @@ impl Pools {
         self.tasks.spawn("remove a warm sandbox", async move {
             if let Err(error) = pools.service.remove_warm(&place).await {
                 tracing::warn!(sandbox.id = place.0, %error, "a warm sandbox was not removed");
+                tokio::time::sleep(REMOVE_AGAIN).await;
             }
             if let Some(pool) = pools.pools().get_mut(&template_id) {
                 pool.removing.remove(&place);

@@ -37,13 +37,18 @@ impl<T> Lines<T> {
         self.lines.iter().map(|(_, waiting)| waiting.len()).sum()
     }
 
-    /// Takes the last place in a line.
+    /// Takes the last place in a line. When as many wait as may, the last of the longest line leaves for it.
     ///
     /// # Errors
-    /// Gives it back when as many wait as may.
+    /// Gives it back when its own line is as long as any.
     pub(crate) fn join(&mut self, line: Line, one: T) -> Result<(), T> {
         if self.len() >= self.most {
-            return Err(one);
+            let own = self.lines.iter().find(|(known, _)| *known == line).map_or(0, |(_, own)| own.len());
+            let longest = self.lines.iter_mut().max_by_key(|(_, waiting)| waiting.len());
+            let Some((_, longest)) = longest.filter(|(_, longest)| longest.len() > own + 1) else {
+                return Err(one);
+            };
+            longest.pop_back();
         }
         match self.lines.iter_mut().find(|(known, _)| *known == line) {
             Some((_, waiting)) => waiting.push_back(one),

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::{
     Config, Error,
-    placement::{self, Choice, Wanted},
+    placement::{self, Choice, Refusal, Wanted},
     view,
 };
 
@@ -293,6 +293,13 @@ impl Registry {
         placement::choose(wanted, &self.views(&self.known()))
     }
 
+    /// Whether there is a node that could run this, now or when others are gone, besides those that refused.
+    pub(crate) fn could_run(&self, wanted: &Wanted, refused: &[Refusal]) -> bool {
+        let views = self.views(&self.known());
+        let asked = |node: &placement::NodeView| refused.iter().any(|refusal| refusal.node_id == node.id);
+        views.iter().any(|node| placement::could_run(wanted, node) && !asked(node))
+    }
+
     fn views(&self, known: &Known) -> Vec<placement::NodeView> {
         let view = |entry: &Entry| {
             let coming = known.placements.values().filter(|placed| placed.node_id == entry.node.node_id);
@@ -301,11 +308,17 @@ impl Registry {
         known.nodes.values().map(view).collect()
     }
 
-    /// Chooses the best node for a sandbox and remembers that it goes there: nobody else gets that room.
-    pub(crate) fn reserve(&self, sandbox_id: &str, spec: &SandboxSpec, wanted: &Wanted) -> Option<String> {
+    /// Chooses the best node for a sandbox, but for those to `avoid`, and remembers that it goes there: nobody
+    /// else gets that room.
+    pub(crate) fn reserve(
+        &self,
+        sandbox_id: &str,
+        spec: &SandboxSpec,
+        (wanted, avoid): (&Wanted, &[String]),
+    ) -> Option<String> {
         let mut known = self.known();
         let choice = placement::choose(wanted, &self.views(&known));
-        let node_id = choice.candidates.into_iter().next()?;
+        let node_id = choice.candidates.into_iter().find(|node_id| !avoid.contains(node_id))?;
         Some(known.bind(sandbox_id, node_id, spec, self.clock.now()))
     }
 

@@ -132,14 +132,20 @@ impl Service {
             return Ok(sandbox);
         }
         let wanted = view::wanted(spec);
-        let full = match self.others_wait() {
-            true => Error::NoCapacity { id: id.to_owned(), refusals, before: 0 },
+        // Behind those who wait, unless there is nothing that they could have.
+        let in_turn = self.others_wait() && !self.registry.choose(&wanted).candidates.is_empty();
+        let full = match in_turn {
+            true => Error::NoCapacity { id: id.to_owned(), refusals, before: 1 },
             false => match self.place_now(id, spec, &wanted, refusals).await {
                 Err(full @ Error::NoCapacity { .. }) => full,
                 placed => return placed,
             },
         };
-        self.create_when_there_is_room(id, spec, &wanted, full).await
+        // Where no node takes it whatever ends, to wait a moment is of no use.
+        match self.registry.could_run(&wanted, &[]) {
+            true => self.create_when_there_is_room(id, spec, &wanted, full).await,
+            false => Err(full),
+        }
     }
 
     /// Creates a sandbox where there is room, or where warm ones make some.

@@ -76,6 +76,7 @@ macro_rules! contract_suite {
                 a_warm_sandbox_becomes_that_of_its_session
                 of_many_who_claim_a_warm_sandbox_one_gets_it
                 a_warm_sandbox_that_was_used_is_destroyed_when_it_is_claimed
+                a_sandbox_that_is_being_given_packages_is_nobodys_yet
                 a_claimed_sandbox_ends_at_the_time_of_its_session
                 what_is_asked_of_a_warm_sandbox_too_late_does_no_harm
             ]);

@@ -13,7 +13,7 @@ use sandmesh_proto::executor::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{arrival::Arrivals, log, program, record::Record};
+use super::{Order, arrival::Arrivals, log, program, record::Record};
 use crate::{
     Error,
     convert::{isolation_from_pb, language_from_pb, language_pb},
@@ -117,15 +117,15 @@ pub(in crate::runtime) async fn mount_noted(dir: &Path, id: &SandboxId, layer: &
 pub(in crate::runtime) async fn claim_noted(
     dir: &Path,
     home: &SandboxId,
-    id: &SandboxId,
-    spec: &Spec,
+    Order { id, spec, created_at, .. }: &Order,
 ) -> Result<(), Error> {
     let failed = |why: String| Error::NotClaimed { id: home.clone(), why };
     // The executor first: of two who claim it one is refused, whatever is recorded.
     claim(dir, id, spec).await.map_err(failed)?;
     let note = || {
         let record = Record::load(dir)?;
-        Record { claimed_as: Some(id.clone()), spec: spec.clone(), ..record }.save(dir)
+        let (claimed_as, spec, created_at) = (Some(id.clone()), spec.clone(), *created_at);
+        Record { claimed_as, spec, created_at, ..record }.save(dir)
     };
     note().map_err(|error| failed(format!("cannot record it: {error}")))
 }

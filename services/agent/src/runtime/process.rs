@@ -252,9 +252,10 @@ impl Runtime for ProcessRuntime {
         }
     }
 
-    async fn claim(&self, home: &SandboxId, id: &SandboxId, spec: &Spec) -> Result<(), Error> {
-        claim_noted(&self.dir(home), home, id, spec).await?;
-        lock(&self.held).get_mut(home).into_iter().for_each(|held| held.expires_at = spec.expires_at);
+    async fn claim(&self, home: &SandboxId, order: &Order) -> Result<(), Error> {
+        claim_noted(&self.dir(home), home, order).await?;
+        let expires_at = order.spec.expires_at;
+        lock(&self.held).get_mut(home).into_iter().for_each(|held| held.expires_at = expires_at);
         Ok(())
     }
 

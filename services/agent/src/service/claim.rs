@@ -9,6 +9,7 @@ use super::{Begun, Service, known};
 use crate::{
     Error,
     ledger::Job,
+    runtime::Order,
     sandbox::{Sandbox, SandboxId, Spec, State},
 };
 
@@ -48,10 +49,16 @@ impl Service {
                 (self.identity.node_id.clone(), format!("warm sandbox `{warm}` is another one"));
             return Err(Error::Unsupported { node, id: id.clone(), why });
         }
+        // Nobody may get packages that they did not ask for, now or a moment later.
+        if self.installs.is_for(warm) || (free.facts.layer.is_some() && spec.packages.is_none()) {
+            return Err(Error::NotFound(warm.to_string()));
+        }
         for key in &free.facts.layers {
             self.installs.layers.hold(id, key, self.clock.now());
         }
-        let taken = Sandbox { id: id.clone(), spec: spec.clone(), state: State::Creating, ..free.clone() };
+        // To whoever looks for sandboxes that nobody needs, it is as new as its session's use of it.
+        let (spec, created_at) = (spec.clone(), self.clock.now());
+        let taken = Sandbox { id: id.clone(), spec, state: State::Creating, created_at, ..free.clone() };
         let (service, becoming) = (Arc::clone(self), taken.clone());
         let outcome = self.spawn("claim sandbox", async move { service.take(free, becoming).await });
         ledger.remove(warm);
@@ -62,7 +69,8 @@ impl Service {
 
     /// The task of a claim. A warm sandbox that cannot be had is destroyed.
     async fn take(self: &Arc<Self>, warm: Sandbox, taken: Sandbox) -> Result<Sandbox, Error> {
-        match self.runtime.claim(&taken.home, &taken.id, &taken.spec).await {
+        let Sandbox { id, spec, created_at, .. } = taken.clone();
+        match self.runtime.claim(&taken.home, &Order { id, spec, created_at, layer: None }).await {
             Ok(()) => {
                 let sandbox = Sandbox { state: State::Running, ..taken };
                 self.ledger().put(sandbox.clone(), None);

@@ -216,7 +216,8 @@ pub(crate) async fn a_warm_sandbox_becomes_that_of_its_session(bench: &impl Benc
     let warm = agent.create(1, &warm_spec()).await.unwrap();
     let mut seen = pin!(agent.service.watch());
     let claimed = agent.service.claim(&id(1), id(2), spec.clone()).await.unwrap();
-    assert_eq!((&claimed.facts, claimed.created_at), (&warm.facts, warm.created_at), "it is the same");
+    assert_eq!(claimed.facts, warm.facts, "it is the same");
+    assert!(claimed.created_at > warm.created_at, "and is as new as its use");
     assert_eq!((&claimed.spec, claimed.was_claimed()), (&spec, true));
     for expected in [(1, State::Running), (1, State::Deleted), (2, State::Creating), (2, State::Running)] {
         let next = tokio::time::timeout(Duration::from_secs(2), seen.next()).await.unwrap();
@@ -276,6 +277,16 @@ pub(crate) async fn a_warm_sandbox_that_was_used_is_destroyed_when_it_is_claimed
     assert!(matches!(agent.service.get(&id(2)), Err(Error::NotFound(_))));
     assert_eq!(bench.traces(&id(1)), [""; 0]);
     agent.create(2, &spec).await.unwrap();
+}
+
+pub(crate) async fn a_sandbox_that_is_being_given_packages_is_nobodys_yet(bench: &impl Bench) {
+    let (agent, spec) = (Agent::new(bench).await, spec());
+    agent.create(1, &warm_spec()).await.unwrap();
+    let giving = agent.service.installs.begin_for(&id(1));
+    let early = agent.service.claim(&id(1), id(2), spec.clone()).await;
+    assert!(matches!(early, Err(Error::NotFound(_))), "{early:?}");
+    drop(giving);
+    agent.service.claim(&id(1), id(2), spec).await.unwrap();
 }
 
 pub(crate) async fn a_claimed_sandbox_ends_at_the_time_of_its_session(bench: &impl Bench) {

@@ -34,6 +34,20 @@ pub(crate) struct Installs {
     /// One permit for each installer that may run.
     slots: Semaphore,
     running: Mutex<HashMap<LayerKey, Install>>,
+    /// The sandboxes that are being given packages, each as often as it is.
+    wanted_for: Mutex<Vec<SandboxId>>,
+}
+
+/// A sandbox that is being given packages.
+pub(super) struct WantedFor<'a>(&'a Installs, SandboxId);
+
+impl Drop for WantedFor<'_> {
+    fn drop(&mut self) {
+        let mut all = self.0.wanted_for();
+        if let Some(at) = all.iter().position(|id| *id == self.1) {
+            all.swap_remove(at);
+        }
+    }
 }
 
 /// An installation that runs.
@@ -54,7 +68,22 @@ pub(crate) struct Given {
 impl Installs {
     /// Nothing is being installed.
     pub(crate) fn new(layers: Layers, at_once: u32) -> Self {
-        Self { layers, slots: Semaphore::new(at_once as usize), running: Mutex::default() }
+        let slots = Semaphore::new(at_once as usize);
+        Self { layers, slots, running: Mutex::default(), wanted_for: Mutex::default() }
+    }
+
+    fn wanted_for(&self) -> MutexGuard<'_, Vec<SandboxId>> {
+        self.wanted_for.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin_for(&self, id: &SandboxId) -> WantedFor<'_> {
+        self.wanted_for().push(id.clone());
+        WantedFor(self, id.clone())
+    }
+
+    /// Whether a sandbox is being given packages.
+    pub(crate) fn is_for(&self, id: &SandboxId) -> bool {
+        self.wanted_for().contains(id)
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LayerKey, Install>> {
@@ -94,6 +123,8 @@ impl Service {
         set: PackageSet,
         limit: Duration,
     ) -> Result<Given, Error> {
+        // First, so that a warm one is not claimed meanwhile, or is gone already.
+        let _giving = self.installs.begin_for(id);
         let sandbox = self.get(id)?;
         if sandbox.state != State::Running {
             return Err(Error::NotFound(id.to_string()));

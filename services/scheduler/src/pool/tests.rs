@@ -28,6 +28,15 @@ fn a_target_lies_between_min_and_max_and_grows_with_demand() {
 }
 
 #[test]
+fn a_pool_goes_back_to_its_minimum_when_nobody_asks_any_more() {
+    let (settings, lead) = (Settings { min: 0, max: 10, buffer: 0 }, Duration::from_secs(2));
+    let mut demand = Demand::none(at(0));
+    demand.note(at(0));
+    let target = |second| settings.target(demand.per_second(at(second)), lead);
+    assert_eq!((target(0), target(300)), (1, 0));
+}
+
+#[test]
 fn demand_is_a_rate_that_fades() {
     let mut demand = Demand::none(at(0));
     for second in 0..300 {

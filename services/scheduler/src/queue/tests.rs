@@ -44,10 +44,22 @@ fn no_more_wait_than_may_and_one_who_leaves_makes_a_place() {
     let mut lines = Lines::new(2);
     lines.join(line("a"), "one").unwrap();
     lines.join(line("a"), "two").unwrap();
-    assert_eq!(lines.join(line("b"), "three"), Err("three"));
+    assert_eq!(lines.join(line("a"), "three"), Err("three"));
     assert_eq!(lines.leave(|who| *who == "two"), Some(1), "one was before it");
     assert_eq!(lines.leave(|who| *who == "two"), None);
     lines.join(line("b"), "three").unwrap();
+}
+
+#[test]
+fn when_as_many_wait_as_may_the_longest_line_gives_way_to_others() {
+    let mut lines = Lines::new(3);
+    for who in ["a1", "a2", "a3"] {
+        lines.join(line("a"), who).unwrap();
+    }
+    assert_eq!(lines.join(line("a"), "a4"), Err("a4"));
+    lines.join(line("b"), "b1").unwrap();
+    assert_eq!(lines.join(line("b"), "b2"), Err("b2"), "the lines are of one length then");
+    assert_eq!(serve(&mut lines, 9), ["a1", "b1", "a2"]);
 }
 
 #[tokio::test]

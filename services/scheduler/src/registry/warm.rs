@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use sandmesh_mesh::datetime;
 use sandmesh_proto::agent::{Sandbox, SandboxSpec, sandbox::State};
 
-use super::{Entry, Place, Registry};
+use super::{Entry, Known, Place, Registry};
 use crate::{
-    placement::{self, Wanted},
+    placement::{self, Promised, Wanted},
     pool::{Condition, Warm},
     view,
 };
@@ -103,22 +103,43 @@ impl Registry {
         placement::choose_warm(wanted, &self.views(&self.known()), crowded)
     }
 
-    /// A warm sandbox that may go, as its place is wanted: the one that has waited longest where it would
-    /// help. Nobody of this process claims it any more.
+    /// A warm sandbox that may go, as its place is wanted: the one that has waited longest on a node where there
+    /// is room without those that are warm. Nobody of this process claims it any more.
     pub(crate) fn give_up_warm(&self, wanted: &Wanted) -> Option<Place> {
         let now = self.clock.now();
         let mut known = self.known();
         let views = self.views(&known);
-        let helps = views.iter().filter(|node| placement::could_run(wanted, node));
-        let nodes = helps.filter_map(|node| known.nodes.get(&node.id));
-        let free = nodes.flat_map(|entry| entry.sandboxes.values()).filter(|sandbox| {
-            let unclaimed = sandbox.spec.as_ref().is_some_and(|spec| spec.session_id.is_empty());
-            unclaimed && sandbox.state() == State::Running && !known.claiming.contains_key(&place(sandbox))
+        let longest = views.iter().find_map(|node| {
+            let free: Vec<&Sandbox> = known.free_on(&node.id).collect();
+            let helps = placement::fits_without(wanted, node, promised(&free));
+            free.into_iter().filter(|_| helps).min_by_key(|sandbox| (made_at(sandbox), place(sandbox)))
         });
-        let longest = free.min_by_key(|sandbox| (made_at(sandbox), place(sandbox))).map(place)?;
+        let longest = place(longest?);
         known.claiming.insert(longest.clone(), now);
         Some(longest)
     }
+}
+
+impl Known {
+    /// The warm sandboxes of a node that nobody is about to have.
+    fn free_on(&self, node_id: &str) -> impl Iterator<Item = &Sandbox> {
+        let sandboxes = self.nodes.get(node_id).into_iter().flat_map(|entry| entry.sandboxes.values());
+        sandboxes.filter(|sandbox| {
+            let unclaimed = sandbox.spec.as_ref().is_some_and(|spec| spec.session_id.is_empty());
+            unclaimed && sandbox.state() == State::Running && !self.claiming.contains_key(&place(sandbox))
+        })
+    }
+}
+
+/// What is promised to these.
+fn promised(sandboxes: &[&Sandbox]) -> Promised {
+    let resources = sandboxes.iter().filter_map(|sandbox| sandbox.spec.as_ref()?.resources);
+    let none = Promised { sandboxes: sandboxes.len() as u64, ..Promised::default() };
+    resources.fold(none, |sum, one| Promised {
+        cpu_millis: sum.cpu_millis + u64::from(one.cpu_millis),
+        memory_bytes: sum.memory_bytes.saturating_add(one.memory_bytes),
+        ..sum
+    })
 }
 
 fn place(sandbox: &Sandbox) -> Place {

@@ -96,15 +96,12 @@ impl Service {
                 Err(error) => error,
             };
             self.registry.unbind(id, &node_id);
-            match error.code() {
-                Code::ResourceExhausted => {
-                    let why = error.message().to_owned();
-                    refusals.push(Refusal { node_id, why, may_change: true });
-                }
-                // Should it be made all the same, it is found as another one that is warm.
-                code if is_ambiguous(code) => return Err(super::unavailable(&node_id, &error)),
-                _ => return Err(Error::Node(Box::new(error))),
+            // Should it be made all the same, as is not known, it is found as another one that is warm.
+            let may_change = error.code() == Code::ResourceExhausted || is_ambiguous(error.code());
+            if !may_change && error.code() != Code::FailedPrecondition {
+                return Err(Error::Node(Box::new(error)));
             }
+            refusals.push(Refusal { node_id, why: error.message().to_owned(), may_change });
         }
         let (id, may_change) = (id.to_owned(), refusals.iter().any(|refusal| refusal.may_change));
         match refusals.is_empty() || may_change {

@@ -144,3 +144,21 @@ async fn warm_sandboxes_on_a_node_that_drains_are_of_no_use() {
     let refused = bench.session(ID).await.unwrap_err();
     assert_eq!(refused.reason(), "NO_CAPACITY", "nor is one claimed there");
 }
+
+#[tokio::test]
+async fn warm_sandboxes_stay_where_their_place_would_not_be_enough() {
+    let bench = Bench::new();
+    let agent = bench.limited_node("a", 10).await;
+    bench.warm(WARM).await;
+    let most = |memory_bytes| {
+        let resources = Some(Resources { memory_bytes, ..spec().resources.unwrap() });
+        SandboxSpec { template_id: "u".to_owned(), resources, ..wanted("s") }
+    };
+    bench.service.create("sbx_00000000000000b1", &most(5), false).await.unwrap();
+    bench.until(|| bench.service.registry().used().contains_key("u")).await;
+    let refused = bench.service.create("sbx_00000000000000b2", &most(8), false).await.unwrap_err();
+    assert_eq!(refused.reason(), "NO_CAPACITY");
+    assert!(agent.ids().contains(&WARM.to_owned()), "it would have been in vain");
+    bench.service.create("sbx_00000000000000b3", &most(5), false).await.unwrap();
+    assert!(!agent.ids().contains(&WARM.to_owned()), "it made room");
+}

@@ -54,6 +54,16 @@ impl Bench {
         (agent, stop)
     }
 
+    /// A node that hands out so much memory.
+    async fn limited_node(&self, id: &str, memory_bytes: u64) -> FakeAgent {
+        let agent = FakeAgent::new(self.dir.path(), id, 100);
+        agent.serve(self.mesh.tasks());
+        let capacity = Some(Resources { memory_bytes, ..Resources::default() });
+        self.service.register(Node { capacity, ..agent.node() }).unwrap();
+        self.until(|| !self.unreachable().contains(&id.to_owned())).await;
+        agent
+    }
+
     fn unreachable(&self) -> Vec<String> {
         self.service.list(&Place::default(), 10).unwrap().2
     }

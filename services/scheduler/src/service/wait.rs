@@ -6,10 +6,10 @@ use std::sync::Arc;
 use sandmesh_proto::agent::{Sandbox, SandboxSpec};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answer, Service};
+use super::{Answer, PAUSES, Service};
 use crate::{
     Error,
-    placement::Wanted,
+    placement::{Refusal, Wanted},
     queue::{Line, Queue},
     registry::Registry,
 };
@@ -26,6 +26,8 @@ pub(super) struct Waiter {
     id: String,
     spec: SandboxSpec,
     wanted: Wanted,
+    /// Nodes that will never take it.
+    avoid: Vec<String>,
 }
 
 /// Room on a node that is kept for one; given back when it is dropped before it is used.
@@ -72,20 +74,31 @@ impl Service {
         let deadline = Instant::now() + self.config.queue.max_wait.0;
         let tenant = spec.labels.get(TENANT).cloned().unwrap_or_default();
         let line = Line { tenant, template_id: spec.template_id.clone() };
+        let (mut never, mut pause): (Vec<Refusal>, _) = (Vec::new(), PAUSES.0);
         loop {
-            let waiter = Waiter { id: id.to_owned(), spec: spec.clone(), wanted: wanted.clone() };
-            let Some(mut place) = self.waiters.join(line.clone(), waiter) else { return Err(full) };
+            let avoid = never.iter().map(|refusal| refusal.node_id.clone()).collect();
+            let waiter = Waiter { id: id.to_owned(), spec: spec.clone(), wanted: wanted.clone(), avoid };
+            let Some(mut place) = self.waiters.join(line.clone(), waiter) else {
+                return Err(full.behind(self.waiters.len()));
+            };
             // There may have been room since it was looked.
             self.registry.room().notify_one();
-            let Ok(reserved) = timeout_at(deadline, place.granted()).await else {
+            let Ok(Some(reserved)) = timeout_at(deadline, place.granted()).await else {
                 return Err(full.behind(place.leave()));
             };
-            let Some(reserved) = reserved else { return Err(full) };
-            match self.create_on(&reserved.take(), id, spec).await? {
+            let refusal = match self.create_on(&reserved.take(), id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
-                // It was not what it looked like.
-                Answer::Refused(_) => {}
+                Answer::Refused(refusal) => refusal,
+            };
+            // It was not what it looked like: one that will never take it is not asked again.
+            if !refusal.may_change {
+                never.push(refusal);
+                if !self.registry.could_run(wanted, &never) {
+                    return Err(Error::NoSuitableNode { id: id.to_owned(), refusals: never });
+                }
             }
+            tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -93,8 +106,17 @@ impl Service {
     pub(crate) async fn serve_queue(self: Arc<Self>) {
         let stopped = self.mesh.tasks().token();
         while stopped.run_until_cancelled(self.registry.room().notified()).await.is_some() {
+            // Where there is none for one, there is none for others that want the same.
+            let mut in_vain: Vec<(Wanted, Vec<String>)> = Vec::new();
             self.waiters.serve(|waiter| {
-                let node_id = self.registry.reserve(&waiter.id, &waiter.spec, &waiter.wanted)?;
+                let Waiter { id, spec, wanted, avoid } = waiter;
+                if in_vain.iter().any(|(other, avoided)| other == wanted && avoided == avoid) {
+                    return None;
+                }
+                let Some(node_id) = self.registry.reserve(id, spec, (wanted, avoid)) else {
+                    in_vain.push((wanted.clone(), avoid.clone()));
+                    return None;
+                };
                 let (registry, id) = (Arc::clone(&self.registry), waiter.id.clone());
                 Some(Reserved { registry, id, node_id: Some(node_id) })
             });

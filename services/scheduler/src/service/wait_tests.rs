@@ -107,3 +107,18 @@ async fn room_that_was_given_to_a_caller_who_has_gone_is_given_to_the_next() {
     let (made, ()) = tokio::join!(bench.service.create(&next, &spec, false), free);
     assert_eq!((made.unwrap().sandbox_id, agent.ids()), (next.clone(), vec![next]));
 }
+
+#[tokio::test]
+async fn where_no_waiting_helps_nobody_waits() {
+    let bench = Bench::new();
+    let agent = bench.full(1).await;
+    bench.service.set_draining("a", true).await.unwrap();
+    let began = Instant::now();
+    let (late, spec) = (id(9), wanted("a"));
+    assert_eq!(bench.service.create(&late, &spec, false).await.unwrap_err().reason(), "NO_CAPACITY");
+    let elsewhere = SandboxSpec { labels: [("node/zone".to_owned(), "b".to_owned())].into(), ..wanted("a") };
+    let never = bench.service.create(&late, &elsewhere, false).await.unwrap_err();
+    assert_eq!(never.reason(), "NODE_UNSUITABLE", "also while others wait");
+    assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
+    assert_eq!(agent.ids().len(), 1);
+}

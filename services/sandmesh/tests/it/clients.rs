@@ -48,6 +48,7 @@ async fn grpcurl_runs_the_main_job_by_reflection(wiring: Wiring) {
         "grpc.health.v1.Health",
         "sandmesh.health.v1.HealthProbeService",
         "sandmesh.scheduler.v1.NodeService",
+        "sandmesh.scheduler.v1.PoolService",
         "sandmesh.session.v1.DependencyService",
         "sandmesh.session.v1.FileService",
         "sandmesh.session.v1.SessionService",

@@ -17,10 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use sandmesh_mesh::{Clock, Lease, Link, Mesh, Tasks, timestamp};
 use sandmesh_proto::{
-    agent::{
-        InstallPackagesRequest, InstallPackagesResponse, PackageSet, Sandbox, SandboxSpec,
-        install_packages_response::Outcome, sandbox::State,
-    },
+    agent::{Sandbox, SandboxSpec, sandbox::State},
     scheduler as pb,
     session::{GetSandboxSpecRequest, sandbox_spec_service_client::SandboxSpecServiceClient},
     template::{
@@ -46,9 +43,6 @@ const LEASE: &str = "pools";
 
 /// How long another role may take to answer.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the packages of a template may take to be installed.
-const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 
 /// How soon it is tried again to remove one that could not be removed.
 const REMOVE_AGAIN: Duration = Duration::from_secs(5);
@@ -314,6 +308,10 @@ impl Pools {
         let crowded = self.config.fill_percent.into();
         let mut warm = self.service.registry().warm(template_id, spec, crowded);
         for one in &mut warm {
+            // Its packages may not be there yet.
+            if pool.starting.contains_key(&one.place.0) && one.condition == Condition::Ready {
+                one.condition = Condition::Starting;
+            }
             one.current &= pool.packages_since.is_none_or(|since| one.made_at >= since);
         }
         let known: BTreeSet<String> = warm.iter().map(|one| one.place.0.clone()).collect();
@@ -344,27 +342,10 @@ impl Pools {
             drop(permit);
             let took = began.elapsed();
             if let Ok(sandbox) = &made {
-                pools.furnish(sandbox, spec.packages).await;
+                pools.service.furnish_warm(sandbox, spec.packages).await;
             }
             pools.started(&template_id, &id, made, took);
         });
-    }
-
-    /// Has the packages of a template installed in a new sandbox, unless its node has them. Where that does not
-    /// work, it says why to the session that claims it and asks for them again.
-    async fn furnish(&self, sandbox: &Sandbox, packages: Option<PackageSet>) {
-        let Some(packages) = packages.filter(|_| sandbox.layer.is_none()) else { return };
-        let request = InstallPackagesRequest {
-            sandbox_id: sandbox.sandbox_id.clone(),
-            packages: Some(packages),
-            timeout: prost_types::Duration::try_from(INSTALL_LIMIT).ok(),
-        };
-        let why = match self.service.install(request, &sandbox.node_id).await {
-            Ok(InstallPackagesResponse { outcome: Some(Outcome::Failure(failure)), .. }) => failure.message,
-            Ok(_) => return,
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(sandbox.id = sandbox.sandbox_id, why, "packages of a warm sandbox not installed");
     }
 
     fn started(&self, template_id: &str, id: &str, made: Result<Sandbox, Error>, took: Duration) {

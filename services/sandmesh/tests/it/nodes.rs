@@ -98,7 +98,7 @@ async fn when_the_process_that_reconciles_dies_the_other_does() {
     let holds = |process: &Process| {
         let log = std::fs::read_to_string(&process.launch.log).unwrap();
         log.lines()
-            .rfind(|line| line.contains("the lease to reconcile"))
+            .rfind(|line| line.contains("a lease") && line.contains("state-sync"))
             .is_some_and(|line| line.contains("true"))
     };
     let holders = |server: &mut Server| -> Vec<&'static str> {

@@ -46,6 +46,16 @@ impl Registry {
         Some(best)
     }
 
+    /// Nobody of this process claims a warm sandbox for a while: it is not ready yet.
+    pub(crate) fn keep_from_claims(&self, place: &Place) {
+        self.known().claiming.insert(place.clone(), self.clock.now());
+    }
+
+    /// It may be claimed again.
+    pub(crate) fn give_to_claims(&self, place: &Place) {
+        self.known().claiming.remove(place);
+    }
+
     /// The warm sandboxes of a template, of which `spec` says what they are to be. Those on a node that is silent
     /// are not counted, and those on one that drains are of no use.
     pub(crate) fn warm(&self, template_id: &str, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {

@@ -1,8 +1,11 @@
 //! Warm sandboxes: given to sessions, made for pools, and given up where their place is wanted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use sandmesh_proto::agent::{ClaimSandboxRequest, Sandbox, SandboxSpec};
+use sandmesh_proto::agent::{
+    ClaimSandboxRequest, InstallPackagesRequest, InstallPackagesResponse, PackageSet, Sandbox, SandboxSpec,
+    install_packages_response::Outcome,
+};
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
@@ -14,6 +17,9 @@ use crate::{
     registry::{Place, Registry},
     view,
 };
+
+/// How long the packages of a template may take to be installed.
+const PACKAGES_LIMIT: Duration = Duration::from_secs(600);
 
 impl Service {
     /// What is known of nodes and sandboxes.
@@ -108,6 +114,27 @@ impl Service {
             true => Err(Error::NoCapacity { id, refusals, before: 0 }),
             false => Err(Error::NoSuitableNode { id, refusals }),
         }
+    }
+
+    /// Has the packages of a template installed in a new warm sandbox, unless its node has them; nobody claims it
+    /// meanwhile. Where that does not work, it says why to the session that claims it and asks for them again.
+    pub(crate) async fn furnish_warm(&self, sandbox: &Sandbox, packages: Option<PackageSet>) {
+        let Some(packages) = packages.filter(|_| sandbox.layer.is_none()) else { return };
+        let request = InstallPackagesRequest {
+            sandbox_id: sandbox.sandbox_id.clone(),
+            packages: Some(packages),
+            timeout: prost_types::Duration::try_from(PACKAGES_LIMIT).ok(),
+        };
+        let place = (sandbox.sandbox_id.clone(), sandbox.node_id.clone());
+        self.registry.keep_from_claims(&place);
+        let installed = self.install(request, &sandbox.node_id).await;
+        self.registry.give_to_claims(&place);
+        let why = match installed {
+            Ok(InstallPackagesResponse { outcome: Some(Outcome::Failure(failure)), .. }) => failure.message,
+            Ok(_) => return,
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(sandbox.id = sandbox.sandbox_id, why, "packages of a warm sandbox not installed");
     }
 
     /// Removes a warm sandbox, so that there is room for what a session wants. False when there is none.

@@ -43,6 +43,9 @@ const LARGE_AT_ONCE: usize = 4;
 const PIECE: usize = 1 << 20;
 const PIECES_AT_ONCE: usize = 2;
 
+/// How many objects are listed before they are deleted: a page of S3.
+const DELETED_AT_ONCE: usize = 1000;
+
 /// How long a look at the store may take: less than who asks for the health of this role waits for it.
 const PING_LIMIT: Duration = Duration::from_millis(800);
 
@@ -237,15 +240,23 @@ impl Objects {
     /// Deletes every object below the prefix of an execution. One that somebody else deletes meanwhile is
     /// deleted too.
     pub(crate) async fn delete_below(&self, prefix: &str) -> Result<(), Error> {
-        let found = self.store.list(Some(&Path::from(prefix))).map_ok(|object| object.location).boxed();
-        let mut deleted = self.store.delete_stream(found);
-        while let Some(result) = deleted.next().await {
-            match result {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
+        let prefix = Path::from(prefix);
+        loop {
+            // First listed and then deleted: not every store can list what goes meanwhile.
+            let found = self.store.list(Some(&prefix)).map_ok(|object| object.location).take(DELETED_AT_ONCE);
+            let found: Vec<Path> = found.try_collect().await?;
+            let is_last = found.len() < DELETED_AT_ONCE;
+            let mut deleted = self.store.delete_stream(stream::iter(found.into_iter().map(Ok)).boxed());
+            while let Some(result) = deleted.next().await {
+                match result {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if is_last {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Deletes every object of a session, and what a process that was killed left of one that it wrote.

@@ -89,6 +89,16 @@ fn full(refusals: &[Refusal], before: usize) -> String {
 }
 
 impl Error {
+    /// Every node that was asked refused. Where there was none, or one that may change its mind, to wait may
+    /// help.
+    pub(crate) fn refused(id: &str, refusals: Vec<Refusal>) -> Self {
+        let id = id.to_owned();
+        match refusals.is_empty() || refusals.iter().any(|refusal| refusal.may_change) {
+            true => Self::NoCapacity { id, refusals, before: 0 },
+            false => Self::NoSuitableNode { id, refusals },
+        }
+    }
+
     /// Of somebody who waited for room behind so many others.
     pub(crate) fn behind(mut self, others: usize) -> Self {
         if let Self::NoCapacity { before, .. } = &mut self {

@@ -85,10 +85,10 @@ struct Pool {
     settings: Settings,
     /// What its sandboxes are to be; `None` while that is not known.
     spec: Option<SandboxSpec>,
-    /// Those that were made before this are to have other packages, which nodes do not tell.
-    packages_since: Option<DateTime<Utc>>,
     /// Why that is not known now; empty where it is.
     unclear: String,
+    /// Those that were made before this are to have other packages, which nodes do not tell.
+    packages_since: Option<DateTime<Utc>>,
     demand: Demand,
     backoff: Backoff,
     /// How long it took to make the last one, with those before it counted less.
@@ -278,15 +278,13 @@ impl Pools {
         let mut in_turn: Vec<_> = pools.iter_mut().collect();
         in_turn.rotate_left(first);
         for (template_id, pool) in in_turn {
-            let none = SandboxSpec::default();
-            let spec = pool.spec.as_ref().unwrap_or(&none);
-            let warm = self.seen(template_id, pool, spec);
-            let target = if pool.spec.is_some() { pool.target(now) } else { 0 };
             if pool.spec.is_none() && pool.settings.max > 0 {
                 // It is not known what they are to be: those that are there may be just that.
                 continue;
             }
-            let plan = pool::plan(target, &warm, self.config.lifetime.0, now);
+            let spec = pool.spec.clone().unwrap_or_default();
+            let warm = self.seen(template_id, pool, &spec);
+            let plan = pool::plan(pool.target(now), &warm, self.config.lifetime.0, now);
             for place in plan.remove {
                 if pool.removing.insert(place.clone()) {
                     self.begin_removal(template_id.clone(), place);
@@ -294,7 +292,7 @@ impl Pools {
             }
             let starting = u32::try_from(pool.starting.len()).unwrap_or(u32::MAX);
             let allowed = pool.backoff.allows(plan.start.saturating_add(starting), now);
-            for _ in starting..allowed.min(starting.saturating_add(plan.start)) {
+            for _ in starting..allowed {
                 let Ok(permit) = Arc::clone(&self.starts).try_acquire_owned() else { break };
                 let id = format!("sbx_{:016x}", rand::random::<u64>());
                 pool.starting.insert(id.clone(), now);

@@ -182,12 +182,7 @@ impl Service {
                 Answer::Refused(refusal) => refusals.push(refusal),
             }
         }
-        let id = id.to_owned();
-        // No node at all, or one that may change its mind: to wait may help.
-        match refusals.is_empty() || refusals.iter().any(|refusal| refusal.may_change) {
-            true => Err(Error::NoCapacity { id, refusals, before: 0 }),
-            false => Err(Error::NoSuitableNode { id, refusals }),
-        }
+        Err(Error::refused(id, refusals))
     }
 
     /// The node that says that it has a sandbox. One that cannot be asked may have it, too: should it, the
@@ -241,9 +236,7 @@ impl Service {
             Request::new(CreateSandboxRequest { sandbox_id: id.to_owned(), spec: Some(spec.clone()) });
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let answer = agent(self.link(node_id)?).create_sandbox(request).await?.into_inner();
-        answer
-            .sandbox
-            .ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
+        sent(node_id, answer.sandbox)
     }
 
     /// Destroys a sandbox wherever it may be, or `only_there`. Idempotent.
@@ -406,6 +399,11 @@ impl Service {
     pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
         self.registry.statuses()
     }
+}
+
+/// The sandbox that a node must have sent.
+fn sent(node_id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
+    sandbox.ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
 }
 
 /// Whether a call that ended so may have had its effect.

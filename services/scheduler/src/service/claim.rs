@@ -9,7 +9,7 @@ use sandmesh_proto::agent::{
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
-use super::{Answer, Service, is_ambiguous};
+use super::{Answer, Service, is_ambiguous, sent};
 use crate::{
     Error,
     follower::agent,
@@ -80,15 +80,13 @@ impl Service {
         });
         request.set_timeout(self.config.call_timeout.0);
         let answer = agent(self.link(node_id)?).claim_sandbox(request).await?.into_inner();
-        answer
-            .sandbox
-            .ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
+        sent(node_id, answer.sandbox)
     }
 
     /// Makes a warm sandbox where there is room for it. Whoever asks does so once for an id.
     ///
     /// # Errors
-    /// `NoCapacity`, `NoSuitableNode`, `NodeUnavailable`, or what the node says.
+    /// `NoCapacity`, `NoSuitableNode`, or what the node says.
     pub(crate) async fn create_warm(&self, id: &str, spec: &SandboxSpec) -> Result<Sandbox, Error> {
         let choice = self.registry.choose_warm(&view::wanted(spec), self.config.pools.fill_percent.into());
         let mut refusals = choice.refusals;
@@ -109,11 +107,7 @@ impl Service {
             }
             refusals.push(Refusal { node_id, why: error.message().to_owned(), may_change });
         }
-        let (id, may_change) = (id.to_owned(), refusals.iter().any(|refusal| refusal.may_change));
-        match refusals.is_empty() || may_change {
-            true => Err(Error::NoCapacity { id, refusals, before: 0 }),
-            false => Err(Error::NoSuitableNode { id, refusals }),
-        }
+        Err(Error::refused(id, refusals))
     }
 
     /// Has the packages of a template installed in a new warm sandbox, unless its node has them; nobody claims it

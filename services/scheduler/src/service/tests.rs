@@ -29,12 +29,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_wait(400)
+    }
+
+    /// One where creations wait for room for so many milliseconds.
+    fn with_wait(max_wait: u64) -> Self {
         let millis = |millis| HumanDuration(Duration::from_millis(millis));
         let config = Config {
             node_wait: millis(300),
             create_timeout: millis(1500),
             call_timeout: millis(500),
-            queue: config::Queue { max_waiting: 4, max_wait: millis(400) },
+            queue: config::Queue { max_waiting: 4, max_wait: millis(max_wait) },
             ..Config::default()
         };
         let dir = tempfile::tempdir().unwrap();

@@ -62,7 +62,19 @@ const USED_BY: [(&str, &[&str]); 15] = [
 ];
 
 /// The files of the domain: pure functions of values, which do not know the wire.
-const DOMAIN: [&str; 5] = ["lifecycle.rs", "placement.rs", "reconcile.rs", "pool.rs", "plan.rs"];
+const DOMAIN: [&str; 11] = [
+    "lifecycle.rs",
+    "placement.rs",
+    "index.rs",
+    "index/query.rs",
+    "index/tree.rs",
+    "index/features.rs",
+    "shelf.rs",
+    "tally.rs",
+    "reconcile.rs",
+    "pool.rs",
+    "plan.rs",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()

@@ -5,7 +5,10 @@ use std::time::Duration;
 use sandmesh_mesh::{Fault, FieldViolation};
 use tonic::{Code, Status};
 
-use crate::placement::Refusal;
+use crate::placement::Refusals;
+
+/// So many nodes are named that refuse.
+const NAMED: usize = 16;
 
 /// When a caller that found no room is to try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -36,8 +39,8 @@ pub(crate) enum Error {
     NoCapacity {
         /// The sandbox.
         id: String,
-        /// What each node said.
-        refusals: Vec<Refusal>,
+        /// What the nodes said.
+        refusals: Refusals,
         /// How many others wait for room who came before.
         before: usize,
     },
@@ -46,8 +49,8 @@ pub(crate) enum Error {
     NoSuitableNode {
         /// The sandbox.
         id: String,
-        /// What each node said.
-        refusals: Vec<Refusal>,
+        /// What the nodes said.
+        refusals: Refusals,
     },
     /// Nothing is known yet, so nothing can be said.
     #[error("no node has registered yet")]
@@ -71,17 +74,27 @@ pub(crate) enum Error {
     Node(Box<Status>),
 }
 
-fn list(refusals: &[Refusal]) -> String {
-    if refusals.is_empty() {
+/// What some nodes say, and how many more there are: an error has to fit into a header.
+fn list(refusals: &Refusals) -> String {
+    if is_nobody(refusals) {
         return "no node has registered yet".to_owned();
     }
-    let texts: Vec<String> =
-        refusals.iter().map(|refusal| format!("`{}`: {}", refusal.node_id, refusal.why)).collect();
+    let named = refusals.named.iter().take(NAMED);
+    let mut texts: Vec<String> =
+        named.map(|refusal| format!("`{}`: {}", refusal.node_id, refusal.why)).collect();
+    let others = refusals.others + refusals.named.len().saturating_sub(NAMED);
+    if others > 0 {
+        texts.push(format!("{others} more nodes refuse"));
+    }
     texts.join("; ")
 }
 
-fn full(refusals: &[Refusal], before: usize) -> String {
-    match (refusals.is_empty(), before) {
+fn is_nobody(refusals: &Refusals) -> bool {
+    refusals.named.is_empty() && refusals.others == 0
+}
+
+fn full(refusals: &Refusals, before: usize) -> String {
+    match (is_nobody(refusals), before) {
         (_, 0) => list(refusals),
         (true, before) => format!("{before} others wait for it"),
         (false, before) => format!("{}; {before} others wait for it", list(refusals)),
@@ -91,9 +104,11 @@ fn full(refusals: &[Refusal], before: usize) -> String {
 impl Error {
     /// Every node that was asked refused. Where there was none, or one that may change its mind, to wait may
     /// help.
-    pub(crate) fn refused(id: &str, refusals: Vec<Refusal>) -> Self {
+    pub(crate) fn refused(id: &str, refusals: Refusals) -> Self {
         let id = id.to_owned();
-        match refusals.is_empty() || refusals.iter().any(|refusal| refusal.may_change) {
+        let may_change =
+            refusals.others_may_change || refusals.named.iter().any(|refusal| refusal.may_change);
+        match is_nobody(&refusals) || may_change {
             true => Self::NoCapacity { id, refusals, before: 0 },
             false => Self::NoSuitableNode { id, refusals },
         }

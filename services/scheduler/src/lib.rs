@@ -2,7 +2,8 @@
 //!
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
-//! Parts: `placement.rs` (pure choice), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
+//! Parts: `placement.rs` (pure choice), `index.rs` (the same without a look at every node, pure), `tally.rs` and
+//! `shelf.rs` (what a node has, and which warm sandbox is given next, pure), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
 //! for room), `registry.rs` (what is known),
 //! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
 //! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
@@ -12,6 +13,7 @@ pub mod config;
 mod error;
 mod follower;
 mod grpc;
+mod index;
 mod memory;
 mod node_service;
 mod placement;
@@ -21,6 +23,8 @@ mod pools;
 mod queue;
 mod registry;
 mod service;
+mod shelf;
+mod tally;
 mod view;
 
 use std::sync::Arc;

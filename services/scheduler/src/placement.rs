@@ -1,15 +1,17 @@
 //! Which nodes a sandbox may go to, best first. Pure: a function of what is wanted and what is known.
 //!
+//! `choose` and its like look at every node: they say what is right, and tests compare with it what `index.rs` finds
+//! without that. Where nothing fits, why is told from here.
+//!
 //! What is known may be old, so the first choice may refuse; the agent's own admission is the last
 //! authority, and the rest of the candidates are there for that.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+#[cfg(test)]
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A language by its number on the wire; placement only compares it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Language(pub(crate) i32);
 
 /// What a sandbox needs and would like.
@@ -45,6 +47,17 @@ impl Share {
 
     fn could_fit(self, more: u64) -> bool {
         self.limit.is_none_or(|limit| more <= limit)
+    }
+
+    /// How much more fits, and one: zero is more than fits when too much is promised.
+    pub(crate) fn room(self) -> u64 {
+        let Some(limit) = self.limit else { return u64::MAX };
+        limit.saturating_add(1).saturating_sub(self.used)
+    }
+
+    /// Without so much of what is promised.
+    pub(crate) fn less(self, gone: u64) -> Self {
+        Self { used: self.used.saturating_sub(gone), ..self }
     }
 }
 
@@ -97,7 +110,39 @@ pub(crate) struct Refusal {
     pub(crate) may_change: bool,
 }
 
+/// Why no node is a candidate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Refusals {
+    /// What some nodes say.
+    pub(crate) named: Vec<Refusal>,
+    /// How many more refuse.
+    pub(crate) others: usize,
+    /// False when no waiting changes any of these others.
+    pub(crate) others_may_change: bool,
+}
+
+impl Refusals {
+    /// What these say, and nobody else was asked.
+    pub(crate) fn of(named: Vec<Refusal>) -> Self {
+        Self { named, ..Self::default() }
+    }
+}
+
+/// How good a node is, the weightiest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Score {
+    /// It has a warm sandbox of the template.
+    pub(crate) warm: bool,
+    /// It has the image.
+    pub(crate) image: bool,
+    /// It has other sandboxes of the template, and is not crowded.
+    pub(crate) affinity: bool,
+    /// How much of it is free, in percent: of what it has least of.
+    pub(crate) free_percent: u8,
+}
+
 /// Where a sandbox may go.
+#[cfg(test)]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Choice {
     /// The ids of the nodes, best first.
@@ -108,9 +153,10 @@ pub(crate) struct Choice {
 
 /// Above this share of its sandboxes, in percent, a node no longer draws those of the same template: else
 /// one node would fill while others idle.
-const CROWDED_PERCENT: u64 = 75;
+pub(crate) const CROWDED_PERCENT: u64 = 75;
 
 /// Filters and orders the nodes. The same input gives the same answer, whatever the order of `nodes`.
+#[cfg(test)]
 pub(crate) fn choose(wanted: &Wanted, nodes: &[NodeView]) -> Choice {
     let mut choice = Choice::default();
     let mut fitting = Vec::new();
@@ -128,6 +174,7 @@ pub(crate) fn choose(wanted: &Wanted, nodes: &[NodeView]) -> Choice {
 
 /// Where a warm sandbox may go: only on nodes of which less than `crowded` percent are promised, so that there
 /// is room for what is asked for; those that have the image first, and of these the emptiest.
+#[cfg(test)]
 pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> Choice {
     let mut choice = choose(wanted, nodes);
     let node = |id: &String| nodes.iter().find(|node| node.id == *id);
@@ -138,26 +185,29 @@ pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> 
         let image = node(id).is_some_and(|node| node.images.contains(&wanted.image));
         (!image, node(id).map(percent), id.clone())
     });
-    choice.refusals.extend(full.into_iter().map(|node_id| Refusal {
-        node_id,
-        why: format!("{crowded} percent of it are promised, the rest is not for warm sandboxes"),
-        may_change: true,
-    }));
+    choice.refusals.extend(full.into_iter().map(|node_id| crowded_out(node_id, crowded)));
     choice
 }
 
+/// Why a node takes no more warm sandboxes that takes others.
+pub(crate) fn crowded_out(node_id: String, crowded: u64) -> Refusal {
+    let why = format!("{crowded} percent of it are promised, the rest is not for warm sandboxes");
+    Refusal { node_id, why, may_change: true }
+}
+
 /// Whether a sandbox could run on a node if there was room.
+#[cfg(test)]
 pub(crate) fn could_run(wanted: &Wanted, node: &NodeView) -> bool {
     why_never(wanted, node).is_none() && node.healthy && !node.draining
 }
 
 /// Whether there would be room on a node without these sandboxes of it.
+#[cfg(test)]
 pub(crate) fn fits_without(wanted: &Wanted, node: &NodeView, gone: Promised) -> bool {
-    let less = |share: Share, gone: u64| Share { used: share.used.saturating_sub(gone), ..share };
     could_run(wanted, node)
-        && less(node.sandboxes, gone.sandboxes).fits(1)
-        && less(node.memory_bytes, gone.memory_bytes).fits(wanted.memory_bytes)
-        && less(node.cpu_millis, gone.cpu_millis).fits(wanted.cpu_millis)
+        && node.sandboxes.less(gone.sandboxes).fits(1)
+        && node.memory_bytes.less(gone.memory_bytes).fits(wanted.memory_bytes)
+        && node.cpu_millis.less(gone.cpu_millis).fits(wanted.cpu_millis)
 }
 
 /// Whether a node has the labels that are asked for.
@@ -170,11 +220,17 @@ pub(crate) fn percent(node: &NodeView) -> u64 {
     percent_used(node.sandboxes).max(percent_used(node.memory_bytes)).max(percent_used(node.cpu_millis))
 }
 
-fn refusal(wanted: &Wanted, node: &NodeView) -> Option<Refusal> {
+/// Why a node is not a candidate, if it is not.
+pub(crate) fn refusal(wanted: &Wanted, node: &NodeView) -> Option<Refusal> {
     let never = why_never(wanted, node);
     let may_change = never.is_none();
     let why = never.or_else(|| why_not_now(wanted, node).map(str::to_owned))?;
     Some(Refusal { node_id: node.id.clone(), why, may_change })
+}
+
+/// Whether a node may be a candidate some time.
+pub(crate) fn may_change(wanted: &Wanted, node: &NodeView) -> bool {
+    why_never(wanted, node).is_none()
 }
 
 /// What no waiting changes.
@@ -208,17 +264,20 @@ fn why_not_now(wanted: &Wanted, node: &NodeView) -> Option<&'static str> {
     }
 }
 
-/// What makes one node better than another, the weightiest first: a warm sandbox, the image, the template's
-/// other sandboxes, room.
-fn score(wanted: &Wanted, node: &NodeView) -> (bool, bool, bool, u64) {
-    let used = percent_used(node.sandboxes);
-    let warm = node.warm.contains(&wanted.template_id);
-    let image = node.images.contains(&wanted.image);
-    let affinity = used < CROWDED_PERCENT && node.templates.contains(&wanted.template_id);
-    (warm, image, affinity, 100u64.saturating_sub(percent(node)))
+/// What makes one node better than another: a warm sandbox, the image, the template's other sandboxes, room.
+#[cfg(test)]
+fn score(wanted: &Wanted, node: &NodeView) -> Score {
+    let is_crowded = percent_used(node.sandboxes) >= CROWDED_PERCENT;
+    Score {
+        warm: node.warm.contains(&wanted.template_id),
+        image: node.images.contains(&wanted.image),
+        affinity: !is_crowded && node.templates.contains(&wanted.template_id),
+        free_percent: u8::try_from(100u64.saturating_sub(percent(node))).unwrap_or_default(),
+    }
 }
 
-fn percent_used(share: Share) -> u64 {
+/// How much of a share is promised, in percent.
+pub(crate) fn percent_used(share: Share) -> u64 {
     match share.limit {
         Some(limit) if limit > 0 => share.used.saturating_mul(100) / limit,
         Some(_) => 100,

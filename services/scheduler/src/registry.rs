@@ -1,12 +1,16 @@
 //! The nodes and their sandboxes in memory, as last reported, and what is on its way to them.
 //!
 //! It is rebuilt from what the agents report, so it may be behind; whoever must be sure asks the node.
-//! No I/O: `follower.rs` feeds it and `service.rs` asks it.
+//! No I/O: `follower.rs` feeds it and `service.rs` asks it. `known.rs` is what is known, with the sums and orders by
+//! which decisions (`choice.rs`, `warm.rs`) are made.
 
+mod choice;
+mod known;
 mod warm;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,11 +23,8 @@ use sandmesh_proto::{
 };
 use tokio::sync::{Notify, broadcast};
 
-use crate::{
-    Config, Error,
-    placement::{self, Choice, Refusal, Wanted},
-    view,
-};
+use self::known::{Entry, Known};
+use crate::{Config, Error, view};
 
 /// How many changes a slow watcher may be behind.
 const WATCH_BACKLOG: usize = 1024;
@@ -47,48 +48,8 @@ pub(crate) struct Registry {
     room: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    nodes: BTreeMap<String, Entry>,
-    /// Where sandboxes were sent of which their node has told nothing yet.
-    placements: HashMap<String, Placement>,
-    /// Warm sandboxes that somebody is about to have, and since when.
-    claiming: HashMap<Place, DateTime<Utc>>,
-}
-
-#[derive(Debug)]
-struct Placement {
-    node_id: String,
-    spec: SandboxSpec,
-    placed_at: DateTime<Utc>,
-}
-
 /// The id of a sandbox, and its node.
 pub(crate) type Place = (String, String);
-
-/// One node.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// As it reported last.
-    pub(crate) node: Node,
-    /// Its sandboxes, by id.
-    pub(crate) sandboxes: BTreeMap<String, Sandbox>,
-    /// Whether `sandboxes` is all of them, and up to date.
-    pub(crate) followed: bool,
-    /// It reported to this process; one that did not is known of from before.
-    reported: bool,
-    /// It was silent for so long that its sandboxes count as dead, until it reports again.
-    lost: bool,
-    last_seen: DateTime<Utc>,
-    link: Link,
-    follower: CancellationToken,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.follower.cancel();
-    }
-}
 
 impl Registry {
     /// One without nodes; followers end when `stopped` is cancelled.
@@ -109,13 +70,20 @@ impl Registry {
         &self.room
     }
 
+    /// What is known as of now: nodes that are silent are not healthy any more.
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_of = known.as_of.max(self.clock.now());
+        let since = before(known.as_of, self.config.heartbeat_timeout.0);
+        known.silence(since);
+        known
     }
 
-    fn is_healthy(&self, entry: &Entry) -> bool {
-        let silent = (self.clock.now() - entry.last_seen).to_std().unwrap_or_default();
-        silent <= self.config.heartbeat_timeout.0
+    /// Has those who wait look, if there may be more room now.
+    fn tell_room(&self, known: &mut Known) {
+        if known.take_more_room() {
+            self.room.notify_one();
+        }
     }
 
     /// Takes a report. `Some` when the node is new or has moved: its sandboxes are then to be followed until
@@ -124,136 +92,141 @@ impl Registry {
     /// # Errors
     /// `TooManyNodes`.
     pub(crate) fn report(&self, node: Node, link: Link) -> Result<Option<CancellationToken>, Error> {
-        let now = self.clock.now();
         let mut known = self.known();
-        self.sweep(&mut known, now);
-        let entry = known.nodes.get_mut(&node.node_id);
-        // One that was lost is followed anew: what it has is not what is known here.
-        let same = |entry: &&mut Entry| entry.node.endpoint == node.endpoint && entry.reported && !entry.lost;
-        let follow = match entry.filter(same) {
+        self.sweep(&mut known);
+        let id = node.node_id.clone();
+        let is_full = known.nodes.len() >= self.config.max_nodes as usize;
+        let follow = match known.nodes.get_mut(&id) {
             Some(entry) => {
-                (entry.node, entry.last_seen) = (node, now);
-                None
+                let alike = view::facts(&entry.node) == view::facts(&node);
+                // One that was lost is followed anew: what it has is not what is known here.
+                let same = entry.node.endpoint == node.endpoint && entry.reported && !entry.lost;
+                entry.node = node;
+                let follow = (!same).then(|| self.follow_anew(entry, link));
+                if !alike {
+                    known.describe(&id);
+                }
+                follow
             }
-            None => Some(self.add(&mut known, node, link)?),
+            None if is_full => return Err(Error::TooManyNodes(self.config.max_nodes)),
+            None => {
+                let follower = self.stopped.child_token();
+                let entry = Entry::new(node, link, follower.clone(), known.as_of);
+                known.add(Entry::reporting(entry));
+                Some(follower)
+            }
         };
+        known.hear(&id);
+        known.refresh(&id);
+        self.tell_room(&mut known);
         drop(known);
         self.reported.notify_waiters();
-        self.room.notify_one();
         Ok(follow)
     }
 
-    /// Adds a node that is new or has moved. What was known of its sandboxes stays until it tells.
-    fn add(&self, known: &mut Known, node: Node, link: Link) -> Result<CancellationToken, Error> {
-        let id = node.node_id.clone();
-        let before = known.nodes.remove(&id);
-        if known.nodes.len() >= self.config.max_nodes as usize {
-            return Err(Error::TooManyNodes(self.config.max_nodes));
-        }
-        let sandboxes = before.map(|mut entry| std::mem::take(&mut entry.sandboxes)).unwrap_or_default();
-        let follower = self.stopped.child_token();
-        let last_seen = self.clock.now();
-        let (followed, reported, lost) = (false, true, false);
-        let entry =
-            Entry { node, sandboxes, followed, reported, lost, last_seen, link, follower: follower.clone() };
-        known.nodes.insert(id, entry);
-        Ok(follower)
+    /// A node that has moved or comes back. What was known of its sandboxes stays until it tells.
+    fn follow_anew(&self, entry: &mut Entry, link: Link) -> CancellationToken {
+        entry.follower.cancel();
+        entry.follower = self.stopped.child_token();
+        (entry.followed, entry.reported, entry.lost, entry.link) = (false, true, false, link);
+        entry.follower.clone()
     }
 
     /// Knows of a node from before: it counts as late until it reports, and as lost if it does not.
     pub(crate) fn remember(&self, node: Node, link: Link) {
-        let late = TimeDelta::from_std(self.config.heartbeat_timeout.0).unwrap_or_default();
-        let entry = Entry {
-            sandboxes: BTreeMap::new(),
-            followed: false,
-            reported: false,
-            lost: false,
-            last_seen: self.clock.now() - late - TimeDelta::milliseconds(1),
-            link,
-            follower: self.stopped.child_token(),
-            node,
-        };
-        self.known().nodes.entry(entry.node.node_id.clone()).or_insert(entry);
+        let mut known = self.known();
+        let last_seen = before(known.as_of, self.config.heartbeat_timeout.0) - TimeDelta::milliseconds(1);
+        if !known.nodes.contains_key(&node.node_id) {
+            known.add(Entry::new(node, link, self.stopped.child_token(), last_seen));
+        }
     }
 
     /// Where each node is reached, by its id; those that were forgotten are not among them.
     pub(crate) fn places(&self) -> BTreeMap<String, String> {
         let mut known = self.known();
-        self.sweep(&mut known, self.clock.now());
+        self.sweep(&mut known);
         known.nodes.iter().map(|(id, entry)| (id.clone(), entry.node.endpoint.clone())).collect()
     }
 
-    fn sweep(&self, known: &mut Known, now: DateTime<Utc>) {
-        let silent = |since: DateTime<Utc>| (now - since).to_std().unwrap_or_default();
-        known.nodes.retain(|_, entry| silent(entry.last_seen) <= self.config.forget_after.0);
-        known.placements.retain(|_, placement| silent(placement.placed_at) <= PLACEMENT_MEMORY);
-        known.claiming.retain(|_, since| silent(*since) <= CLAIM_MEMORY);
+    fn sweep(&self, known: &mut Known) {
+        let now = known.as_of;
+        known.forget(before(now, self.config.forget_after.0));
+        known.forget_placed(before(now, PLACEMENT_MEMORY));
+        known.forget_claimed(before(now, CLAIM_MEMORY));
+        self.tell_room(known);
     }
 
     /// The sandboxes of a node, all of them: it is followed from now on.
     pub(crate) fn opened(&self, node_id: &str, sandboxes: Vec<Sandbox>) {
         let mut known = self.known();
-        let Known { nodes, placements, .. } = &mut *known;
-        let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
-        let before = std::mem::take(&mut entry.sandboxes);
+        let Some(entry) = known.nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
         entry.followed = true;
+        let mut gone: BTreeSet<String> = entry.sandboxes.keys().cloned().collect();
         for sandbox in sandboxes {
-            placements.remove(&sandbox.sandbox_id);
-            if before.get(&sandbox.sandbox_id) != Some(&sandbox) {
+            let id = sandbox.sandbox_id.clone();
+            known.unplace(&id);
+            gone.remove(&id);
+            if known.sandbox(node_id, &id) != Some(&sandbox) {
                 self.tell(&sandbox);
+                known.swap(node_id, &id, Some(sandbox));
             }
-            entry.sandboxes.insert(sandbox.sandbox_id.clone(), sandbox);
         }
-        for (id, gone) in before {
-            if !entry.sandboxes.contains_key(&id) {
+        for id in gone {
+            if let Some(gone) = known.swap(node_id, &id, None) {
                 self.tell(&Sandbox { state: State::Deleted.into(), ..gone });
             }
         }
+        known.refresh(node_id);
+        self.tell_room(&mut known);
     }
 
     /// A change that a node tells of.
     pub(crate) fn changed(&self, node_id: &str, sandbox: Sandbox) {
         let mut known = self.known();
-        let Known { nodes, placements, claiming } = &mut *known;
-        let Some(entry) = nodes.get_mut(node_id).filter(|entry| !entry.lost) else { return };
-        let id = sandbox.sandbox_id.clone();
-        placements.remove(&id);
-        if entry.sandboxes.get(&id) == Some(&sandbox) {
+        if known.nodes.get(node_id).is_none_or(|entry| entry.lost) {
             return;
         }
-        self.tell(&sandbox);
-        if matches!(sandbox.state(), State::Deleted | State::Dead) {
-            self.room.notify_one();
-        }
-        match sandbox.state() {
-            State::Deleted => {
-                entry.sandboxes.remove(&id);
-                claiming.remove(&(id, node_id.to_owned()));
+        let id = sandbox.sandbox_id.clone();
+        known.unplace(&id);
+        if known.sandbox(node_id, &id) != Some(&sandbox) {
+            self.tell(&sandbox);
+            let is_gone = sandbox.state() == State::Deleted;
+            known.swap(node_id, &id, Some(sandbox).filter(|_| !is_gone));
+            if is_gone {
+                known.unclaim(&(id, node_id.to_owned()));
             }
-            _ => drop(entry.sandboxes.insert(id, sandbox)),
         }
+        known.refresh(node_id);
+        self.tell_room(&mut known);
     }
 
     /// Declares the nodes lost that were silent for too long, and tells that their sandboxes are dead.
     /// Returns their ids.
     pub(crate) fn declare_lost(&self) -> Vec<String> {
-        let now = self.clock.now();
-        let silent = |entry: &Entry| (now - entry.last_seen).to_std().unwrap_or_default();
-        let mut lost = Vec::new();
-        for (id, entry) in &mut self.known().nodes {
-            if entry.lost || silent(entry) <= self.config.node_lost_after.0 {
-                continue;
-            }
-            (entry.lost, entry.followed) = (true, false);
-            lost.push(id.clone());
-            for sandbox in entry.sandboxes.values_mut() {
-                let reason = format!("node `{id}` is lost");
-                *sandbox =
-                    Sandbox { state: State::Dead.into(), reason, node_lost: true, ..std::mem::take(sandbox) };
-                self.tell(sandbox);
-            }
+        let mut known = self.known();
+        let since = before(known.as_of, self.config.node_lost_after.0);
+        let silent = known.silent.iter().take_while(|(seen, _)| *seen < since);
+        let is_known = |id: &&String| known.nodes.get(*id).is_some_and(|entry| !entry.lost);
+        let mut lost: Vec<String> = silent.map(|(_, id)| id).filter(is_known).cloned().collect();
+        lost.sort();
+        for id in &lost {
+            self.lose(&mut known, id);
         }
         lost
+    }
+
+    fn lose(&self, known: &mut Known, node_id: &str) {
+        let Some(entry) = known.nodes.get_mut(node_id) else { return };
+        (entry.lost, entry.followed) = (true, false);
+        let sandboxes: Vec<Sandbox> = entry.sandboxes.values().cloned().collect();
+        for sandbox in sandboxes {
+            let reason = format!("node `{node_id}` is lost");
+            let dead = Sandbox { state: State::Dead.into(), reason, node_lost: true, ..sandbox };
+            self.tell(&dead);
+            let id = dead.sandbox_id.clone();
+            known.swap(node_id, &id, Some(dead));
+        }
+        known.refresh(node_id);
     }
 
     /// Whether a node is lost.
@@ -270,17 +243,21 @@ impl Registry {
     /// Takes what a node says of itself besides its reports. Returns it, if it is known.
     pub(crate) fn told(&self, node: Node) -> Option<NodeStatus> {
         let mut known = self.known();
-        let entry = known.nodes.get_mut(&node.node_id)?;
+        let id = node.node_id.clone();
+        let entry = known.nodes.get_mut(&id)?;
         entry.node = Node { endpoint: std::mem::take(&mut entry.node.endpoint), ..node };
-        self.room.notify_one();
-        Some(self.status(entry))
+        known.describe(&id);
+        self.tell_room(&mut known);
+        known.nodes.get(&id).map(status)
     }
 
     /// A node is not followed any more; what is known of its sandboxes may be old.
     pub(crate) fn closed(&self, node_id: &str) {
-        if let Some(entry) = self.known().nodes.get_mut(node_id) {
+        let mut known = self.known();
+        if let Some(entry) = known.nodes.get_mut(node_id) {
             entry.followed = false;
         }
+        known.refresh(node_id);
     }
 
     fn tell(&self, sandbox: &Sandbox) {
@@ -288,62 +265,27 @@ impl Registry {
         let _ = self.changes.send(sandbox.clone());
     }
 
-    /// Where a sandbox may go, best first, as far as is known. What is on its way to a node counts as there.
-    pub(crate) fn choose(&self, wanted: &Wanted) -> Choice {
-        placement::choose(wanted, &self.views(&self.known()))
-    }
-
-    /// Whether there is a node that could run this, now or when others are gone, besides those that refused.
-    pub(crate) fn could_run(&self, wanted: &Wanted, refused: &[Refusal]) -> bool {
-        let views = self.views(&self.known());
-        let asked = |node: &placement::NodeView| refused.iter().any(|refusal| refusal.node_id == node.id);
-        views.iter().any(|node| placement::could_run(wanted, node) && !asked(node))
-    }
-
-    fn views(&self, known: &Known) -> Vec<placement::NodeView> {
-        let view = |entry: &Entry| {
-            let coming = known.placements.values().filter(|placed| placed.node_id == entry.node.node_id);
-            view::of(entry, coming.map(|placed| &placed.spec), self.is_healthy(entry))
-        };
-        known.nodes.values().map(view).collect()
-    }
-
-    /// Chooses the best node for a sandbox, but for those to `avoid`, and remembers that it goes there: nobody
-    /// else gets that room.
-    pub(crate) fn reserve(
-        &self,
-        sandbox_id: &str,
-        spec: &SandboxSpec,
-        (wanted, avoid): (&Wanted, &[String]),
-    ) -> Option<String> {
-        let mut known = self.known();
-        let choice = placement::choose(wanted, &self.views(&known));
-        let node_id = choice.candidates.into_iter().find(|node_id| !avoid.contains(node_id))?;
-        Some(known.bind(sandbox_id, node_id, spec, self.clock.now()))
-    }
-
     /// Remembers that a sandbox goes to a node, unless it went to one already; returns the one that it is.
     pub(crate) fn bind(&self, sandbox_id: &str, node_id: &str, spec: &SandboxSpec) -> String {
-        self.known().bind(sandbox_id, node_id.to_owned(), spec, self.clock.now())
+        self.known().bind(sandbox_id, node_id, spec)
     }
 
     /// The node said that it has not got the sandbox.
     pub(crate) fn unbind(&self, sandbox_id: &str, node_id: &str) {
         let mut known = self.known();
         if known.placements.get(sandbox_id).is_some_and(|placed| placed.node_id == node_id) {
-            known.placements.remove(sandbox_id);
-            self.room.notify_one();
+            known.unplace(sandbox_id);
         }
-        if let Some(entry) = known.nodes.get_mut(node_id)
-            && let Some(gone) = entry.sandboxes.remove(sandbox_id)
-        {
+        if let Some(gone) = known.swap(node_id, sandbox_id, None) {
             self.tell(&Sandbox { state: State::Deleted.into(), ..gone });
+            known.refresh(node_id);
         }
+        self.tell_room(&mut known);
     }
 
     /// The node that a sandbox is on, or on its way to.
     pub(crate) fn node_of(&self, sandbox_id: &str) -> Option<String> {
-        self.known().node_of(sandbox_id)
+        self.known().node_of(sandbox_id).map(str::to_owned)
     }
 
     /// The way to the agent of a node.
@@ -354,7 +296,7 @@ impl Registry {
     /// The nodes that answer.
     pub(crate) fn healthy_nodes(&self) -> Vec<String> {
         let known = self.known();
-        let healthy = known.nodes.iter().filter(|(_, entry)| !entry.lost && self.is_healthy(entry));
+        let healthy = known.nodes.iter().filter(|(_, entry)| !entry.lost && entry.healthy);
         healthy.map(|(id, _)| id.clone()).collect()
     }
 
@@ -363,35 +305,49 @@ impl Registry {
         self.known().nodes.keys().cloned().collect()
     }
 
+    /// Whether there is any node.
+    pub(crate) fn has_nodes(&self) -> bool {
+        !self.known().nodes.is_empty()
+    }
+
     /// The nodes, ordered by id.
     pub(crate) fn statuses(&self) -> Vec<NodeStatus> {
-        self.known().nodes.values().map(|entry| self.status(entry)).collect()
+        self.known().nodes.values().map(status).collect()
     }
 
-    fn status(&self, entry: &Entry) -> NodeStatus {
-        NodeStatus {
-            node: Some(entry.node.clone()),
-            healthy: self.is_healthy(entry),
-            last_seen_at: Some(timestamp(entry.last_seen)),
-            lost: entry.lost,
-        }
+    /// One node.
+    pub(crate) fn status(&self, node_id: &str) -> Option<NodeStatus> {
+        self.known().nodes.get(node_id).map(status)
     }
 
-    /// The sandboxes of the nodes that are followed or lost, ordered by id and node, and the other nodes. An
-    /// id may be on two nodes, when two schedulers did not know of each other in time.
-    pub(crate) fn sandboxes(&self) -> (BTreeMap<Place, Sandbox>, Vec<String>) {
-        let (mut sandboxes, mut unreachable) = (BTreeMap::new(), Vec::new());
-        for (id, entry) in &self.known().nodes {
-            if entry.lost || (entry.followed && self.is_healthy(entry)) {
-                let placed = |(sandbox_id, sandbox): (&String, &Sandbox)| {
-                    ((sandbox_id.clone(), id.clone()), sandbox.clone())
-                };
-                sandboxes.extend(entry.sandboxes.iter().map(placed));
-            } else {
-                unreachable.push(id.clone());
-            }
-        }
-        (sandboxes, unreachable)
+    /// Of the sandboxes of the nodes that are followed or lost those that `takes` takes, at most so many, ordered by
+    /// id and node, from after a place; and whether there are more. An id may be on two nodes, when two
+    /// schedulers did not know of each other in time.
+    pub(crate) fn sandboxes(
+        &self,
+        after: &Place,
+        limit: usize,
+        takes: impl Fn(&Sandbox) -> bool,
+    ) -> (Vec<Sandbox>, bool) {
+        let known = self.known();
+        let places = known.places.range((Bound::Excluded(after), Bound::Unbounded));
+        let mut told = places.filter_map(|place| known.told(place)).filter(|sandbox| takes(sandbox));
+        let page = told.by_ref().take(limit).cloned().collect();
+        (page, told.next().is_some())
+    }
+
+    /// How many sandboxes `takes` takes.
+    pub(crate) fn count(&self, takes: impl Fn(&Sandbox) -> bool) -> u64 {
+        let known = self.known();
+        let told = known.nodes.values().filter(|entry| entry.is_told());
+        told.flat_map(|entry| entry.sandboxes.values()).filter(|sandbox| takes(sandbox)).count() as u64
+    }
+
+    /// The nodes whose sandboxes are not told: neither followed nor lost.
+    pub(crate) fn unreachable(&self) -> Vec<String> {
+        let known = self.known();
+        let untold = known.nodes.iter().filter(|(_, entry)| !entry.is_told());
+        untold.map(|(id, _)| id.clone()).collect()
     }
 
     /// What is known now of every sandbox, and every change after.
@@ -403,11 +359,10 @@ impl Registry {
 
     /// Waits until there is a healthy node, for `node_wait` at most.
     pub(crate) async fn wait_for_node(&self) {
-        let healthy = || self.known().nodes.values().any(|entry| self.is_healthy(entry));
         let wait = async {
             loop {
                 let reported = self.reported.notified();
-                if healthy() {
+                if !self.known().fresh.is_empty() {
                     return;
                 }
                 reported.await;
@@ -418,27 +373,22 @@ impl Registry {
     }
 }
 
-impl Known {
-    fn bind(
-        &mut self,
-        sandbox_id: &str,
-        node_id: String,
-        spec: &SandboxSpec,
-        placed_at: DateTime<Utc>,
-    ) -> String {
-        if let Some(node_id) = self.node_of(sandbox_id) {
-            return node_id;
-        }
-        let placement = Placement { node_id: node_id.clone(), spec: spec.clone(), placed_at };
-        self.placements.insert(sandbox_id.to_owned(), placement);
-        node_id
-    }
+/// So long before.
+fn before(time: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
+    let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);
+    time.checked_sub_signed(by).unwrap_or(DateTime::<Utc>::MIN_UTC)
+}
 
-    fn node_of(&self, sandbox_id: &str) -> Option<String> {
-        if let Some(placed) = self.placements.get(sandbox_id) {
-            return Some(placed.node_id.clone());
-        }
-        let mut nodes = self.nodes.iter();
-        nodes.find(|(_, entry)| entry.sandboxes.contains_key(sandbox_id)).map(|(id, _)| id.clone())
+fn status(entry: &Entry) -> NodeStatus {
+    NodeStatus {
+        node: Some(entry.node.clone()),
+        healthy: entry.healthy,
+        last_seen_at: Some(timestamp(entry.last_seen)),
+        lost: entry.lost,
     }
 }
+
+#[cfg(test)]
+mod scan;
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use crate::{
     Config, Error,
     follower::{Follower, agent},
     memory::Memory,
-    placement::{Refusal, Wanted},
+    placement::{Refusal, Refusals, Wanted},
     registry::{Place, Registry},
     view,
 };
@@ -133,9 +133,9 @@ impl Service {
         }
         let wanted = view::wanted(spec);
         // Behind those who wait, unless there is nothing that they could have.
-        let in_turn = self.others_wait() && !self.registry.choose(&wanted).candidates.is_empty();
+        let in_turn = self.others_wait() && self.registry.has_room(&wanted);
         let full = match in_turn {
-            true => Error::NoCapacity { id: id.to_owned(), refusals, before: 1 },
+            true => Error::NoCapacity { id: id.to_owned(), refusals: Refusals::of(refusals), before: 1 },
             false => match self.place_now(id, spec, &wanted, refusals).await {
                 Err(full @ Error::NoCapacity { .. }) => full,
                 placed => return placed,
@@ -164,7 +164,8 @@ impl Service {
         }
     }
 
-    /// Creates a sandbox on the best node that takes it; `refusals` are those of nodes that were asked before.
+    /// Creates a sandbox on the best node that takes it; `refusals` are those of nodes that were asked before, and
+    /// may be asked again.
     async fn place(
         &self,
         id: &str,
@@ -172,17 +173,16 @@ impl Service {
         wanted: &Wanted,
         mut refusals: Vec<Refusal>,
     ) -> Result<Sandbox, Error> {
-        let choice = self.registry.choose(wanted);
-        refusals.retain(|refusal| !choice.candidates.contains(&refusal.node_id));
-        refusals.extend(choice.refusals);
-        for candidate in choice.candidates {
-            let node_id = self.registry.bind(id, &candidate, spec);
+        let mut asked = Vec::new();
+        while let Some(node_id) = self.registry.reserve(id, spec, (wanted, &asked)) {
+            refusals.retain(|refusal| refusal.node_id != node_id);
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 Answer::Refused(refusal) => refusals.push(refusal),
             }
+            asked.push(node_id);
         }
-        Err(Error::refused(id, refusals))
+        Err(Error::refused(id, self.registry.refusals(wanted, refusals, None)))
     }
 
     /// The node that says that it has a sandbox. One that cannot be asked may have it, too: should it, the
@@ -336,7 +336,7 @@ impl Service {
 
     /// The nodes that may have a sandbox: where it was placed, where the caller knows it, or else all.
     async fn nodes_of(&self, id: &str, node_id: &str) -> Result<BTreeSet<String>, Error> {
-        if self.registry.node_ids().is_empty() {
+        if !self.registry.has_nodes() {
             self.registry.wait_for_node().await;
         }
         let mut nodes: BTreeSet<String> = self.registry.node_of(id).into_iter().collect();
@@ -375,13 +375,11 @@ impl Service {
         after: &Place,
         limit: usize,
     ) -> Result<(Vec<Sandbox>, bool, Vec<String>), Error> {
-        if self.registry.node_ids().is_empty() {
+        if !self.registry.has_nodes() {
             return Err(Error::NoNodes);
         }
-        let (sandboxes, unreachable) = self.registry.sandboxes();
-        let mut rest = sandboxes.into_iter().filter(|(place, _)| place > after);
-        let page = rest.by_ref().take(limit).map(|(_, sandbox)| sandbox).collect();
-        Ok((page, rest.next().is_some(), unreachable))
+        let (page, more) = self.registry.sandboxes(after, limit, |_| true);
+        Ok((page, more, self.registry.unreachable()))
     }
 
     /// First each sandbox that is known, then every change, until the scheduler stops. A watcher that falls

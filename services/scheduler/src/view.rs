@@ -1,13 +1,15 @@
-//! From what is known of a node to what placement looks at.
+//! From what agents tell to what placement looks at.
 
-use sandmesh_proto::{
-    agent::{Sandbox, SandboxSpec, sandbox::State},
-    executor::Resources,
-};
+use std::{collections::HashMap, sync::Arc};
+
+use prost::Message;
+use sandmesh_proto::agent::{Node, Sandbox, SandboxSpec, sandbox::State};
 
 use crate::{
-    placement::{Language, NodeView, Share, Wanted},
-    registry::Entry,
+    index::Facts,
+    placement::{Language, Promised, Share, Wanted},
+    shelf::Kind,
+    tally::Counted,
 };
 
 /// A label of a sandbox that begins so asks for a label of its node.
@@ -28,74 +30,72 @@ pub(crate) fn wanted(spec: &SandboxSpec) -> Wanted {
     }
 }
 
-/// A node with what is `coming` to it. Where its sandboxes are not followed its own report must do.
-pub(crate) fn of<'a>(
-    entry: &Entry,
-    coming: impl Iterator<Item = &'a SandboxSpec>,
-    healthy: bool,
-) -> NodeView {
-    let node = &entry.node;
-    let mut used = match entry.followed {
-        true => Used::of(entry),
-        false => Used::reported(entry),
-    };
-    for spec in coming {
-        used.sandboxes += 1;
-        used.add(spec.resources.as_ref());
-    }
-    let capacity = node.capacity.unwrap_or_default();
-    let limited = |limit: u64, used: u64| Share { limit: (limit > 0).then_some(limit), used };
-    NodeView {
-        id: node.node_id.clone(),
-        healthy,
-        draining: node.draining,
-        sandboxes: Share { limit: Some(node.max_sandboxes.into()), used: used.sandboxes },
-        cpu_millis: limited(capacity.cpu_millis.into(), used.cpu_millis),
-        memory_bytes: limited(capacity.memory_bytes, used.memory_bytes),
+/// What a node says of itself that sandboxes do not change.
+pub(crate) fn facts(node: &Node) -> Facts {
+    Facts {
         languages: node.languages.iter().copied().map(Language).collect(),
         images: node.images.clone(),
         labels: node.labels.clone().into_iter().collect(),
-        templates: specs(entry).map(|spec| spec.template_id.clone()).collect(),
-        warm: specs(entry)
-            .filter(|spec| spec.session_id.is_empty())
-            .map(|spec| spec.template_id.clone())
-            .collect(),
     }
 }
 
-/// The specs of the sandboxes that run.
-fn specs(entry: &Entry) -> impl Iterator<Item = &SandboxSpec> {
-    let running = entry.sandboxes.values().filter(|sandbox| sandbox.state() == State::Running);
-    running.filter_map(|sandbox| sandbox.spec.as_ref())
+/// What counts of a sandbox.
+pub(crate) fn counted(sandbox: &Sandbox) -> Counted<'_> {
+    let (cpu_millis, memory_bytes) = sandbox.spec.as_ref().map(size).unwrap_or_default();
+    let state = sandbox.state();
+    let runs = sandbox.spec.as_ref().filter(|_| state == State::Running);
+    Counted {
+        cpu_millis,
+        memory_bytes,
+        is_live: matches!(state, State::Creating | State::Running),
+        runs: runs.map(|spec| spec.template_id.as_str()),
+        is_warm: sandbox.spec.as_ref().is_some_and(is_warm),
+    }
 }
 
-#[derive(Default)]
-struct Used {
-    sandboxes: u64,
-    cpu_millis: u64,
-    memory_bytes: u64,
+/// Thousandths of a core and bytes of memory.
+pub(crate) fn size(spec: &SandboxSpec) -> (u64, u64) {
+    let resources = spec.resources.unwrap_or_default();
+    (resources.cpu_millis.into(), resources.memory_bytes)
 }
 
-impl Used {
-    /// A dead sandbox takes a place until it is deleted, and nothing else.
-    fn of(entry: &Entry) -> Self {
-        let mut used = Self { sandboxes: entry.sandboxes.len() as u64, ..Self::default() };
-        let live = |sandbox: &&Sandbox| matches!(sandbox.state(), State::Creating | State::Running);
-        for sandbox in entry.sandboxes.values().filter(live) {
-            used.add(sandbox.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
-        }
-        used
-    }
+/// Whether no session has it.
+pub(crate) fn is_warm(spec: &SandboxSpec) -> bool {
+    spec.session_id.is_empty()
+}
 
-    fn reported(entry: &Entry) -> Self {
-        let mut used = Self { sandboxes: entry.node.sandboxes.into(), ..Self::default() };
-        used.add(entry.node.allocated.as_ref());
-        used
+/// What a node reports to have handed out.
+pub(crate) fn reported(node: &Node) -> Promised {
+    let allocated = node.allocated.unwrap_or_default();
+    Promised {
+        sandboxes: node.sandboxes.into(),
+        cpu_millis: allocated.cpu_millis.into(),
+        memory_bytes: allocated.memory_bytes,
     }
+}
 
-    fn add(&mut self, resources: Option<&Resources>) {
-        let resources = resources.copied().unwrap_or_default();
-        self.cpu_millis += u64::from(resources.cpu_millis);
-        self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_bytes);
-    }
+/// How much a node has of everything (sandboxes, thousandths of a core, bytes of memory), where so much is
+/// promised.
+pub(crate) fn shares(node: &Node, promised: Promised) -> [Share; 3] {
+    let capacity = node.capacity.unwrap_or_default();
+    let limited = |limit: u64, used: u64| Share { limit: (limit > 0).then_some(limit), used };
+    [
+        Share { limit: Some(node.max_sandboxes.into()), used: promised.sandboxes },
+        limited(capacity.cpu_millis.into(), promised.cpu_millis),
+        limited(capacity.memory_bytes, promised.memory_bytes),
+    ]
+}
+
+/// What sandboxes have in common of which one can be given for another: everything but for whom it is and until
+/// when. Packages can be shown later, and nodes do not tell them.
+pub(crate) fn kind(spec: &SandboxSpec) -> Kind {
+    let alike = SandboxSpec {
+        labels: HashMap::new(),
+        session_id: String::new(),
+        expires_at: None,
+        restarts: 0,
+        packages: None,
+        ..spec.clone()
+    };
+    Arc::from(alike.encode_to_vec())
 }

@@ -88,13 +88,10 @@ impl Service {
     /// # Errors
     /// `NoCapacity`, `NoSuitableNode`, or what the node says.
     pub(crate) async fn create_warm(&self, id: &str, spec: &SandboxSpec) -> Result<Sandbox, Error> {
-        let choice = self.registry.choose_warm(&view::wanted(spec), self.config.pools.fill_percent.into());
-        let mut refusals = choice.refusals;
+        let (wanted, crowded) = (view::wanted(spec), self.config.pools.fill_percent.into());
+        let (mut refusals, mut asked) = (Vec::new(), Vec::new());
         let deadline = Instant::now() + self.config.create_timeout.0;
-        for node_id in choice.candidates {
-            if self.registry.bind(id, &node_id, spec) != node_id {
-                continue;
-            }
+        while let Some(node_id) = self.registry.reserve_for_warm(id, spec, (&wanted, crowded, &asked)) {
             let error = match self.try_create(&node_id, id, spec, deadline).await {
                 Ok(sandbox) => return Ok(sandbox),
                 Err(error) => error,
@@ -105,9 +102,10 @@ impl Service {
             if !may_change && error.code() != Code::FailedPrecondition {
                 return Err(Error::Node(Box::new(error)));
             }
+            asked.push(node_id.clone());
             refusals.push(Refusal { node_id, why: error.message().to_owned(), may_change });
         }
-        Err(Error::refused(id, refusals))
+        Err(Error::refused(id, self.registry.refusals(&wanted, refusals, Some(crowded))))
     }
 
     /// Has the packages of a template installed in a new warm sandbox, unless its node has them; nobody claims it

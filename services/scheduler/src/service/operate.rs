@@ -56,9 +56,7 @@ impl Service {
     /// # Errors
     /// `NodeNotFound`.
     pub(crate) fn node(&self, node_id: &str) -> Result<NodeStatus, Error> {
-        let mut nodes = self.nodes().into_iter();
-        let found = nodes.find(|status| status.node.as_ref().is_some_and(|node| node.node_id == node_id));
-        found.ok_or_else(|| Error::NodeNotFound(node_id.to_owned()))
+        self.registry.status(node_id).ok_or_else(|| Error::NodeNotFound(node_id.to_owned()))
     }
 
     /// Has a node take no new sandboxes, or take some again. The node itself remembers it.
@@ -86,12 +84,12 @@ impl Service {
 
     /// A page of the sandboxes that are known.
     pub(crate) fn list_for_operators(&self, filter: &Filter, page: &Page) -> Listed {
-        let (sandboxes, unreachable) = self.registry.sandboxes();
-        let matching = || sandboxes.iter().filter(|(_, sandbox)| filter.takes(sandbox));
-        let total = matching().count() as u64;
-        let mut rest = matching().filter(|(place, _)| **place > page.after).skip(page.offset);
-        let sandboxes = rest.by_ref().take(page.limit).map(|(_, sandbox)| sandbox.clone()).collect();
-        let more = rest.next().is_some();
+        let takes = |sandbox: &Sandbox| filter.takes(sandbox);
+        // What is skipped is read, too: an offset counts in pages that people turn.
+        let (mut sandboxes, more) =
+            self.registry.sandboxes(&page.after, page.offset.saturating_add(page.limit), takes);
+        sandboxes.drain(..page.offset.min(sandboxes.len()));
+        let (total, unreachable) = (self.registry.count(takes), self.registry.unreachable());
         Listed { sandboxes, more, total, unreachable }
     }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Answer, PAUSES, Service};
 use crate::{
     Error,
-    placement::{Refusal, Wanted},
+    placement::{Refusal, Refusals, Wanted},
     queue::{Line, Queue},
     registry::Registry,
 };
@@ -94,7 +94,7 @@ impl Service {
             if !refusal.may_change {
                 never.push(refusal);
                 if !self.registry.could_run(wanted, &never) {
-                    return Err(Error::NoSuitableNode { id: id.to_owned(), refusals: never });
+                    return Err(Error::NoSuitableNode { id: id.to_owned(), refusals: Refusals::of(never) });
                 }
             }
             tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;

@@ -2,12 +2,13 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "sandmesh/agent/v1/agent_service.proto",
     "sandmesh/executor/v1/execution.proto",
     "sandmesh/executor/v1/executor_service.proto",
     "sandmesh/executor/v1/isolation.proto",
     "sandmesh/health/v1/health_service.proto",
+    "sandmesh/scheduler/v1/join_service.proto",
     "sandmesh/scheduler/v1/scheduler_service.proto",
     "sandmesh/session/v1/dependency_service.proto",
     "sandmesh/session/v1/file_service.proto",

@@ -95,6 +95,9 @@ pub fn dump(config: &impl Serialize) -> Result<String, ConfigError> {
     Ok(toml::to_string_pretty(config)?)
 }
 
+/// Where a machine that joined listens unless told otherwise.
+const JOINED_LISTEN: &str = "0.0.0.0:8010";
+
 /// A credential shorter than this could be guessed.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -115,6 +118,11 @@ pub struct MeshConfig {
     /// The credential that processes of the mesh show each other, at least 16 characters. Required to
     /// listen on TCP.
     pub token: Option<Secret>,
+    /// Where this machine joins the mesh as a node, `HOST:PORT` as in `scheduler.join.listen` there; of several
+    /// schedulers, with commas between them. Empty: it does not, and the roles it runs are linked as above.
+    pub join: String,
+    /// What `sandmesh nodes token` printed there. It is needed once: the certificate that it gives is kept.
+    pub join_token: Option<Secret>,
     /// How long a shutdown may take before it is cut short.
     pub shutdown_grace: HumanDuration,
     /// How logs look.
@@ -143,6 +151,8 @@ impl Default for MeshConfig {
             listen: String::new(),
             links: BTreeMap::new(),
             token: None,
+            join: String::new(),
+            join_token: None,
             shutdown_grace: HumanDuration(std::time::Duration::from_secs(10)),
             log_format: LogFormat::Text,
             log_filter: "info,object_store=warn,sea_orm_migration=warn".into(),
@@ -163,6 +173,9 @@ impl MeshConfig {
         if self.data_dir.as_os_str().is_empty() || !self.data_dir.is_absolute() {
             return Err(ConfigError::invalid("mesh.data_dir", "give an absolute path"));
         }
+        if !self.join.is_empty() {
+            return self.validate_join();
+        }
         if !self.listen.is_empty() && !self.listen.starts_with("unix:") && self.token.is_none() {
             let problem = "is required to serve roles over TCP: whoever can connect could run code";
             return Err(ConfigError::invalid("mesh.token", problem));
@@ -172,6 +185,41 @@ impl MeshConfig {
             return Err(ConfigError::invalid("mesh.token", problem));
         }
         Ok(())
+    }
+}
+
+impl MeshConfig {
+    /// A machine that joins runs the agent, and nothing that would have to be reached by others than the mesh.
+    fn validate_join(&self) -> Result<(), ConfigError> {
+        let invalid = |setting: &str, problem: &str| ConfigError::invalid(format!("mesh.{setting}"), problem);
+        if self.roles != [RoleName::Agent] {
+            return Err(invalid(
+                "roles",
+                "must be `agent` alone on a machine that joins: write `--roles agent`",
+            ));
+        }
+        if !self.links.is_empty() {
+            return Err(invalid(
+                "links",
+                "must be empty on a machine that joins: it is linked by `mesh.join`",
+            ));
+        }
+        if self.listen.starts_with("unix:") {
+            return Err(invalid("listen", "must be `HOST:PORT` on a machine that joins: others dial it"));
+        }
+        let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if self.join.split(',').any(|address| port(address.trim()).is_none()) {
+            return Err(invalid("join", "must be `HOST:PORT`, such as `10.0.0.1:8443`"));
+        }
+        Ok(())
+    }
+
+    /// Where this process listens for others of the mesh.
+    pub(crate) fn address(&self) -> &str {
+        match self.listen.as_str() {
+            "" if !self.join.is_empty() => JOINED_LISTEN,
+            listen => listen,
+        }
     }
 }
 

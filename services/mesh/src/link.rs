@@ -3,6 +3,7 @@
 //! A [`Link`] is a tower service that any generated client accepts. Behind it is this process's own
 //! router, or a channel over TCP or a unix socket that connects when first used and reconnects.
 
+mod remote;
 mod several;
 
 use std::{
@@ -10,34 +11,23 @@ use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::Router;
 use futures::future::BoxFuture;
-use hyper_util::rt::TokioIo;
 use opentelemetry::propagation::Injector;
-use tokio::net::UnixStream;
-use tonic::{
-    ConnectError, Status, TimeoutExpired,
-    body::Body,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint, Uri},
-};
-use tower::{Service, ServiceExt, service_fn};
+use tonic::{Status, body::Body, metadata::MetadataValue};
+use tower::{Service, ServiceExt};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use self::several::Several;
-use crate::{RoleName, Secret, answer::Answer};
+use self::{remote::Remote, several::Several};
+use crate::{RoleName, Secret, tls::Credentials};
 
 /// The metadata key that carries the mesh's own credential.
 pub const TOKEN_HEADER: &str = "x-sandmesh-token";
 
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The largest frame that a server may send: a chunk of output with what is around it.
-const FRAME_BYTES: u32 = 65 << 10;
+/// The metadata key that names the sandbox whose executor is meant, at an agent that serves those of many.
+pub const SANDBOX_HEADER: &str = "x-sandmesh-sandbox";
 
 type Request = http::Request<Body>;
 type Response = http::Response<Body>;
@@ -51,7 +41,8 @@ pub enum LinkError {
         "role `{0}` does not run in this process and setting `mesh.links.{0}` does not say where it does"
     )]
     NotConfigured(RoleName),
-    /// The address is neither `http://HOST:PORT` nor `unix:PATH`.
+    /// The address is neither `http://HOST:PORT` nor `unix:PATH`, nor, where there are certificates,
+    /// `https://HOST:PORT`.
     #[error("`{0}` is not an address such as `http://127.0.0.1:8001` or `unix:/run/sandmesh/session.sock`")]
     InvalidEndpoint(String),
 }
@@ -66,9 +57,7 @@ pub struct Link {
 #[derive(Clone)]
 enum To {
     Local(Slot),
-    Remote(Channel, Option<Secret>),
-    /// Streams share the connection too.
-    Shared(Channel),
+    Remote(Remote),
     Several(Arc<Several>),
 }
 
@@ -114,8 +103,21 @@ impl Link {
     /// # Errors
     /// When the address has neither form.
     pub fn dial_with(endpoint: &str, token: Option<Secret>) -> Result<Self, LinkError> {
-        let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
-        Ok(Self { target: endpoint.into(), to: To::Remote(channel, token) })
+        Self::remote(endpoint, Remote::plain(endpoint, token))
+    }
+
+    /// A link to another machine, `https://HOST:PORT` or `https://NODE@HOST:PORT[/SANDBOX]`, which is sure to be
+    /// the control plane or that node, or else is not spoken to.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub(crate) fn dial_machine(endpoint: &str, credentials: &Credentials) -> Result<Self, LinkError> {
+        Self::remote(endpoint, Remote::tls(endpoint, credentials))
+    }
+
+    fn remote(endpoint: &str, remote: Option<Remote>) -> Result<Self, LinkError> {
+        let to = remote.ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
+        Ok(Self { target: endpoint.into(), to: To::Remote(to) })
     }
 
     /// A link to whichever is there of several processes, whose addresses have commas between them; sending
@@ -124,10 +126,16 @@ impl Link {
     /// # Errors
     /// When an address has neither form.
     pub fn dial_any(endpoints: &str, token: Option<&Secret>) -> Result<Self, LinkError> {
-        let links: Vec<_> = endpoints
-            .split(',')
-            .map(|endpoint| Self::dial_with(endpoint.trim(), token.cloned()))
-            .collect::<Result<_, _>>()?;
+        Self::any(endpoints, |endpoint| Self::dial_with(endpoint, token.cloned()))
+    }
+
+    /// As [`Link::dial_any`], of several machines: see [`Link::dial_machine`].
+    pub(crate) fn dial_any_machine(endpoints: &str, credentials: &Credentials) -> Result<Self, LinkError> {
+        Self::any(endpoints, |endpoint| Self::dial_machine(endpoint, credentials))
+    }
+
+    fn any(endpoints: &str, dial: impl Fn(&str) -> Result<Self, LinkError>) -> Result<Self, LinkError> {
+        let links: Vec<_> = endpoints.split(',').map(|one| dial(one.trim())).collect::<Result<_, _>>()?;
         Ok(match <[Self; 1]>::try_from(links) {
             Ok([link]) => link,
             Err(links) => Self { target: endpoints.into(), to: To::Several(Arc::new(Several::new(links))) },
@@ -155,46 +163,15 @@ impl Link {
         }
     }
 
-    /// As [`Link::dial`], with one connection for all calls, streams too: for a caller that reads every
-    /// stream as it comes. It saves a connection for each of them.
-    ///
-    /// # Errors
-    /// When the address has neither form.
-    pub fn dial_shared(endpoint: &str) -> Result<Self, LinkError> {
-        let channel = connect(endpoint).ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
-        Ok(Self { target: endpoint.into(), to: To::Shared(channel) })
-    }
-}
-
-/// A channel that connects when first used; `None` for an address of neither form.
-fn connect(endpoint: &str) -> Option<Channel> {
-    match endpoint.strip_prefix("unix:") {
-        Some(path) if !path.is_empty() => Some(unix_channel(path.to_owned())),
-        _ if endpoint.starts_with("http://") => {
-            Some(tuned(Endpoint::from_shared(endpoint.to_owned()).ok()?).connect_lazy())
+    /// With one connection for all calls, streams too: for a caller that reads every stream as it comes. It saves
+    /// a connection for each of them.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        if let To::Remote(remote) = self.to {
+            self.to = To::Remote(remote.shared());
         }
-        _ => None,
+        self
     }
-}
-
-fn tuned(endpoint: Endpoint) -> Endpoint {
-    endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        // A chunk of output in one frame, and not in five.
-        .max_frame_size(FRAME_BYTES)
-}
-
-fn unix_channel(path: String) -> Channel {
-    // The address is not used: the connector knows the path. It becomes the `:authority`.
-    let connector = service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    tuned(Endpoint::from_static("http://localhost")).connect_with_connector_lazy(connector)
 }
 
 impl fmt::Debug for Link {
@@ -229,43 +206,9 @@ impl Link {
                 },
                 None => Status::unavailable(format!("role `{}` is not running", self.target)).into_http(),
             },
-            To::Remote(channel, token) => {
-                let channel = channel_for(channel, &self.target, &request);
-                call_remote(channel, token, request).await
-            }
-            To::Shared(channel) => call_remote(channel, None, request).await,
+            To::Remote(remote) => remote.call(request).await,
             // They are links themselves.
             To::Several(several) => Box::pin(several.call(request)).await,
-        }
-    }
-}
-
-/// A stream gets a connection of its own: one whose reader is slow would use up the flow-control window
-/// of the connection, and every other call on it would wait. It closes when the stream ends.
-fn channel_for(shared: Channel, target: &str, request: &Request) -> Channel {
-    if !sandmesh_proto::is_server_streaming(request.uri().path()) {
-        return shared;
-    }
-    connect(target).unwrap_or(shared)
-}
-
-async fn call_remote(channel: Channel, token: Option<Secret>, mut request: Request) -> Response {
-    if let Some(value) = token.and_then(|token| token.expose().parse().ok()) {
-        request.headers_mut().insert(TOKEN_HEADER, value);
-    }
-    match channel.oneshot(request).await {
-        Ok(response) => response.map(Answer::of),
-        // tonic would report its own timer as CANCELLED; the caller's deadline passed, so say that.
-        Err(error) if caused_by::<TimeoutExpired>(&error) => {
-            Status::deadline_exceeded("deadline exceeded").into_http()
-        }
-        Err(error) if caused_by::<ConnectError>(&error) => {
-            not_sent("the other side does not answer").into_http()
-        }
-        Err(error) => {
-            // tonic would report a connection that broke as UNKNOWN.
-            tracing::debug!(error = &error as &dyn Error, "a call did not get through");
-            Status::unavailable("the other side does not answer").into_http()
         }
     }
 }

@@ -3,19 +3,29 @@
 use std::{fs, io, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use axum::Router;
+use axum::{Router, extract::Request};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{either::Either, sync::CancellationToken};
+use tower::util::MapRequest;
 
-use crate::Tasks;
+use crate::{
+    Tasks,
+    tls::{Credentials, Peer},
+};
 
 /// Calls at once on one connection. One connection carries all calls between two roles, and many of them
 /// wait for something: the usual 200 would make short calls wait behind those.
@@ -31,6 +41,27 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MAX_CONNECTIONS: usize = 10_000;
 
 type Stream = Either<TcpStream, UnixStream>;
+
+/// How connections are encrypted, and from whom they are taken.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    /// What is shown.
+    pub(crate) credentials: Credentials,
+    /// Whether strangers are spoken to, who show no certificate; what they may do is for others to say.
+    pub(crate) strangers: bool,
+}
+
+impl Tls {
+    async fn accept(&self, stream: Stream) -> io::Result<(TlsStream<Stream>, Peer)> {
+        let held = self.credentials.current().await.map_err(io::Error::other)?;
+        let config = if self.strangers { held.open_server } else { held.server };
+        let accept = TlsAcceptor::from(config).accept(stream);
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
+        let stream = tokio::time::timeout(HEAD_TIMEOUT, accept).await.unwrap_or_else(|_| Err(late()))?;
+        let peer = Peer::of(stream.get_ref().1.peer_certificates());
+        Ok((stream, peer))
+    }
+}
 
 /// A bound address.
 #[derive(Debug)]
@@ -81,7 +112,7 @@ impl Listener {
 
     /// Serves until `tasks` are told to end: then no new connection is taken, and those that are open end
     /// after the calls in flight.
-    pub(crate) async fn serve(self, router: Router, tasks: Tasks) {
+    pub(crate) async fn serve(self, router: Router, tasks: Tasks, tls: Option<Tls>) {
         let (builder, connections, done) = (builder(), GracefulShutdown::new(), tasks.token());
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -97,21 +128,43 @@ impl Listener {
                 },
                 () = done.cancelled() => break,
             };
-            let service = TowerToHyperService::new(router.clone());
+            let (router, tls) = (router.clone(), tls.clone());
             let (builder, watcher, done) = (builder.clone(), connections.watcher(), done.clone());
             tasks.spawn("connection", async move {
                 let _place = place;
                 if !speaks(&stream, &done).await {
                     return;
                 }
-                let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-                if let Err(error) = watcher.watch(connection.into_owned()).await {
-                    tracing::debug!(error, "a connection broke");
+                let Some(tls) = tls else { return converse(stream, router, None, &builder, watcher).await };
+                match tls.accept(stream).await {
+                    Ok((stream, peer)) => converse(stream, router, Some(peer), &builder, watcher).await,
+                    Err(error) => tracing::debug!(%error, "a connection is not what it should be"),
                 }
             });
         }
         drop(self);
         connections.shutdown().await;
+    }
+}
+
+/// Serves one connection; each request says who the `peer` is, if that is known.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    router: Router,
+    peer: Option<Peer>,
+    builder: &auto::Builder<TokioExecutor>,
+    watcher: Watcher,
+) {
+    let service = MapRequest::new(router, move |mut request: Request<Incoming>| {
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        request
+    });
+    let service = TowerToHyperService::new(service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection.into_owned()).await {
+        tracing::debug!(error, "a connection broke");
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     future::Future,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,7 +23,11 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     Clock, Link, LinkError, MeshConfig, Role, RoleName, Secret, ServerBuilder, SystemClock, Tasks, VERSION,
-    link::Slot, listener::Listener, readiness::Readiness, server,
+    link::Slot,
+    listener::{Listener, Tls},
+    readiness::Readiness,
+    server,
+    tls::{Credentials, Membership},
 };
 
 /// What a role gets to work with. Cheap to clone.
@@ -34,6 +39,8 @@ pub struct Mesh {
     links: Arc<BTreeMap<RoleName, Link>>,
     peers: Arc<BTreeMap<RoleName, Link>>,
     token: Option<Secret>,
+    credentials: Credentials,
+    joined: Option<Arc<Membership>>,
     address: Arc<str>,
     started_at: DateTime<Utc>,
 }
@@ -42,8 +49,15 @@ impl Mesh {
     /// Parts of a mesh, for tests and for embedding.
     #[must_use]
     pub fn builder(data_dir: impl Into<PathBuf>) -> MeshBuilder {
-        let (clock, links, peers) = (Arc::new(SystemClock), BTreeMap::new(), BTreeMap::new());
-        MeshBuilder { data_dir: data_dir.into(), clock, links, peers, token: None, address: "".into() }
+        MeshBuilder {
+            data_dir: data_dir.into(),
+            clock: Arc::new(SystemClock),
+            links: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            token: None,
+            joined: None,
+            address: "".into(),
+        }
     }
 
     /// The link to a role.
@@ -65,12 +79,33 @@ impl Mesh {
     }
 
     /// A link to a process of this mesh at an address that is learned while running, as of a node that
-    /// registers.
+    /// registers. On another machine, `https://NODE@HOST:PORT`, it is sure to be that node.
     ///
     /// # Errors
     /// When the address has neither form.
     pub fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
-        Link::dial_with(endpoint, self.token.clone())
+        match endpoint.starts_with("https://") {
+            true => Link::dial_machine(endpoint, &self.credentials),
+            false => Link::dial_with(endpoint, self.token.clone()),
+        }
+    }
+
+    /// A link to an executor: at a socket of this machine, or through the agent of another. It is told nothing
+    /// that user code must not know.
+    ///
+    /// # Errors
+    /// When the address has neither form.
+    pub fn dial_executor(&self, endpoint: &str) -> Result<Link, LinkError> {
+        match endpoint.starts_with("https://") {
+            true => Link::dial_machine(endpoint, &self.credentials),
+            false => Link::dial(endpoint),
+        }
+    }
+
+    /// Whether this machine joined the mesh as a node.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        self.joined.is_some()
     }
 
     /// Where the time comes from.
@@ -95,7 +130,19 @@ impl Mesh {
     /// not say where.
     #[must_use]
     pub fn dialable(&self) -> String {
-        dialable(&self.address)
+        match &self.joined {
+            Some(joined) => format!("https://{}@{}", joined.node_id, joined.place(&self.address)),
+            None => dialable(&self.address),
+        }
+    }
+
+    /// How they dial this one where it is known to them by another address.
+    #[must_use]
+    pub fn dialable_at(&self, address: &str) -> String {
+        match &self.joined {
+            Some(joined) => format!("https://{}@{}", joined.node_id, address.trim_start_matches("https://")),
+            None => address.to_owned(),
+        }
     }
 
     /// The version of the program.
@@ -136,6 +183,7 @@ pub struct MeshBuilder {
     links: BTreeMap<RoleName, Link>,
     peers: BTreeMap<RoleName, Link>,
     token: Option<Secret>,
+    joined: Option<Membership>,
     address: Arc<str>,
 }
 
@@ -175,10 +223,25 @@ impl MeshBuilder {
         self
     }
 
+    /// Is a machine that joined.
+    fn joined(mut self, joined: Option<Membership>) -> Self {
+        self.joined = joined;
+        self
+    }
+
     /// The mesh.
     #[must_use]
     pub fn build(self) -> Mesh {
+        let credentials = match &self.joined {
+            Some(joined) => joined.credentials.clone(),
+            None => {
+                let scheduler = self.links.get(&RoleName::Scheduler).cloned();
+                Credentials::of_control(scheduler, Arc::clone(&self.clock))
+            }
+        };
         Mesh {
+            credentials,
+            joined: self.joined.map(Arc::new),
             data_dir: self.data_dir.into(),
             started_at: self.clock.now(),
             clock: self.clock,
@@ -209,6 +272,14 @@ impl Node {
     /// When the address is taken, the directory cannot be used, or another process runs one of the roles
     /// on it.
     pub async fn bind(config: &MeshConfig) -> anyhow::Result<Self> {
+        Self::bind_as(config, "").await
+    }
+
+    /// As [`Node::bind`], on a machine that may be one that joins: then as the node `node_id`.
+    ///
+    /// # Errors
+    /// As there, and when the mesh does not take it.
+    pub async fn bind_as(config: &MeshConfig, node_id: &str) -> anyhow::Result<Self> {
         config.validate()?;
         raise_open_files();
         fs::create_dir_all(&config.data_dir).with_context(|| {
@@ -217,12 +288,17 @@ impl Node {
         fs::set_permissions(&config.data_dir, fs::Permissions::from_mode(0o700))?;
         let locks =
             config.roles.iter().map(|role| lock(&config.data_dir, *role)).collect::<Result<_, _>>()?;
-        let internal = match config.listen.as_str() {
+        let internal = match config.address() {
             "" => None,
             address => Some(Listener::bind(address).await?),
         };
         let slot = Slot::default();
-        let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(&config.listen);
+        let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(config.address());
+        if !config.join.is_empty() {
+            let joined = Membership::enter(config, node_id, Arc::new(SystemClock)).await?;
+            let control = joined.control(&config.join)?;
+            mesh = mesh.link(RoleName::Scheduler, control).joined(Some(joined));
+        }
         for (role, endpoints) in &config.links {
             let token = config.token.as_ref();
             if !config.roles.contains(role) {
@@ -266,23 +342,30 @@ impl Node {
         server.add(RoleHealthServiceServer::new(RoleHealth(self.roles.clone())));
         let readiness = Readiness::new(served, &server.names()[own..]);
         server.add(HealthServer::new(readiness.clone()));
-        let public = match server.take_public() {
-            Some((address, router)) => Some((Listener::tcp(&address.to_string()).await?, router)),
-            None => None,
-        };
+        let public = bound(server.take_public()).await?;
+        let for_nodes = bound(server.take_for_nodes()).await?;
         let router = server.router()?;
         self.slot.set(Some(router.clone()));
         let serving = Tasks::new();
         if let Some(listener) = self.internal.take() {
-            tracing::info!(address = self.config.listen, "serving the mesh");
-            serving.spawn("mesh server", listener.serve(self.guarded(router), serving.clone()));
+            tracing::info!(address = %listener.address(), "serving the mesh");
+            let tls = self.mesh.joined.as_ref().map(|_| self.tls(false));
+            serving.spawn("mesh server", listener.serve(self.guarded(router), serving.clone(), tls));
+        }
+        if let Some(joined) = &self.mesh.joined {
+            let (control, stopped) = (self.mesh.link(RoleName::Scheduler)?, self.mesh.tasks.token());
+            self.mesh.tasks.spawn("next certificate", Arc::clone(joined).renew(control, stopped));
         }
         for role in &self.roles {
             Arc::clone(role).start(&self.mesh.tasks);
         }
         if let Some((listener, router)) = public {
             tracing::info!(address = %listener.address(), "serving clients");
-            serving.spawn("public server", listener.serve(router, serving.clone()));
+            serving.spawn("public server", listener.serve(router, serving.clone(), None));
+        }
+        if let Some((listener, router)) = for_nodes {
+            tracing::info!(address = %listener.address(), "machines may join");
+            serving.spawn("server for nodes", listener.serve(router, serving.clone(), Some(self.tls(true))));
         }
         stop.await;
         tracing::info!("shutting down");
@@ -291,9 +374,15 @@ impl Node {
         Ok(())
     }
 
-    /// On TCP only processes that show the credential are served; a unix socket is guarded by its mode.
+    fn tls(&self, strangers: bool) -> Tls {
+        Tls { credentials: self.mesh.credentials.clone(), strangers }
+    }
+
+    /// On TCP only processes that show the credential are served, and on another machine only the control plane;
+    /// a unix socket is guarded by its mode.
     fn guarded(&self, router: Router) -> Router {
         match &self.config.token {
+            _ if self.mesh.has_joined() => server::require_control(router),
             Some(token) if !self.config.listen.starts_with("unix:") => {
                 server::require_token(router, token.clone())
             }
@@ -311,6 +400,12 @@ impl Node {
             tracing::warn!(servers, tasks, "the grace period ended before these did");
         }
     }
+}
+
+/// Binds what a role asked to have served.
+async fn bound(asked: Option<(SocketAddr, Router)>) -> anyhow::Result<Option<(Listener, Router)>> {
+    let Some((address, router)) = asked else { return Ok(None) };
+    Ok(Some((Listener::tcp(&address.to_string()).await?, router)))
 }
 
 /// A server has a descriptor for each connection and stream; the usual soft limit is for programs that

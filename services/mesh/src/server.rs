@@ -23,7 +23,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::{Secret, link::TOKEN_HEADER};
+use crate::{
+    Secret,
+    link::TOKEN_HEADER,
+    tls::{Name, Peer},
+};
 
 /// Collects the services of a node.
 #[derive(Debug, Default)]
@@ -31,6 +35,7 @@ pub struct ServerBuilder {
     routes: RoutesBuilder,
     names: Vec<&'static str>,
     public: Option<(SocketAddr, Router)>,
+    for_nodes: Option<(SocketAddr, Router)>,
 }
 
 impl ServerBuilder {
@@ -51,6 +56,22 @@ impl ServerBuilder {
         self.public = Some((listen, router));
     }
 
+    /// Serves these calls of `routes` over TLS at `listen` to machines that are nodes, or want to be: each request
+    /// has a [`Peer`] that says which. For the scheduler.
+    pub fn serve_nodes(&mut self, listen: SocketAddr, routes: Routes, calls: NodeCalls) {
+        let guard = move |request: Request, next: Next| async move {
+            match calls.refusal(&request) {
+                None => next.run(request).await,
+                Some(status) => status.into_http::<Body>().into_response(),
+            }
+        };
+        self.for_nodes = Some((listen, grpc_router(routes).layer(middleware::from_fn(guard))));
+    }
+
+    pub(crate) fn take_for_nodes(&mut self) -> Option<(SocketAddr, Router)> {
+        self.for_nodes.take()
+    }
+
     pub(crate) fn take_public(&mut self) -> Option<(SocketAddr, Router)> {
         self.public.take()
     }
@@ -63,6 +84,29 @@ impl ServerBuilder {
     pub(crate) fn router(mut self) -> anyhow::Result<Router> {
         add_reflection(&mut self.routes, &self.names)?;
         Ok(grpc_router(self.routes.routes()))
+    }
+}
+
+/// What machines may call that are nodes, or want to be, by its path.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeCalls {
+    /// What everybody may call who can connect.
+    pub of_strangers: &'static [&'static str],
+    /// What nodes may call besides.
+    pub of_nodes: &'static [&'static str],
+}
+
+impl NodeCalls {
+    fn refusal(&self, request: &Request) -> Option<Status> {
+        let path = request.uri().path();
+        if self.of_strangers.contains(&path) {
+            return None;
+        }
+        if !self.of_nodes.contains(&path) {
+            return Some(Status::permission_denied("nodes may not call this"));
+        }
+        let known = request.extensions().get::<Peer>().is_some_and(Peer::is_known);
+        (!known).then(|| Status::unauthenticated("show the certificate of a node: join first"))
     }
 }
 
@@ -189,6 +233,20 @@ pub(crate) fn require_token(router: Router, token: Secret) -> Router {
             }
             let message = format!("metadata `{TOKEN_HEADER}` does not carry the credential of this mesh");
             Status::unauthenticated(message).into_http::<Body>().into_response()
+        }
+    }))
+}
+
+/// Refuses calls of others than the control plane.
+pub(crate) fn require_control(router: Router) -> Router {
+    router.layer(middleware::from_fn(|request: Request, next: Next| {
+        let known = request.extensions().get::<Peer>().is_some_and(|peer| peer.is(&Name::Control));
+        async move {
+            if known {
+                return next.run(request).await;
+            }
+            let status = Status::permission_denied("a node is told what to do by the control plane alone");
+            status.into_http::<Body>().into_response()
         }
     }))
 }

@@ -1,0 +1,243 @@
+//! How machines of the mesh know each other: by certificates of one authority.
+//!
+//! The scheduler has the authority ([`Authority`]). A machine joins with a token that names it by its
+//! fingerprint ([`JoinToken`]), and gets the certificate of a node; processes of the control plane ask for
+//! theirs over the mesh ([`Credentials`]). Both sides of every connection between machines show one, TLS 1.3,
+//! and check whom they meet: the control plane that the machine is the node that it means, a node that it is
+//! the control plane.
+
+mod authority;
+mod credentials;
+mod join;
+mod token;
+mod verify;
+
+use std::{io, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use ring::digest;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::danger::ServerCertVerifier,
+    crypto::{CryptoProvider, ring::default_provider},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+    server::WebPkiClientVerifier,
+    version::TLS13,
+};
+use sandmesh_proto::scheduler::Certificate;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+pub use self::{authority::Authority, token::JoinToken};
+pub(crate) use self::{credentials::Credentials, join::Membership};
+use crate::{datetime, timestamp};
+
+/// How long it may take until a connection is made and encrypted.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What certificates are made and used with.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Something that is no certificate, key or signing request.
+    #[error("it is no {0} that can be used")]
+    Unusable(&'static str),
+    /// There is no certificate to show, and why.
+    #[error("this process has no certificate to show: {0}")]
+    NoCertificate(String),
+    /// A file.
+    #[error("cannot use `{path}`: {error}")]
+    File {
+        /// Where it is.
+        path: String,
+        /// What happened.
+        error: io::Error,
+    },
+}
+
+/// Whose certificate it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A process of the control plane.
+    Control,
+    /// A node, by its id.
+    Node(String),
+}
+
+impl Name {
+    /// The DNS name in the certificate. The id of a node need not be one, so a digest of it is.
+    fn dns(&self) -> String {
+        match self {
+            Self::Control => "control.sandmesh.internal".to_owned(),
+            Self::Node(id) => {
+                let digest = digest::digest(&digest::SHA256, id.as_bytes());
+                let hex: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("{hex}.node.sandmesh.internal")
+            }
+        }
+    }
+
+    fn server_name(&self) -> Result<ServerName<'static>, TlsError> {
+        ServerName::try_from(self.dns()).map_err(|_| TlsError::Unusable("name"))
+    }
+}
+
+/// Who is at the other end of a connection, by the certificate that was shown and checked. In the extensions of
+/// each request that came over TLS.
+#[derive(Debug, Clone)]
+pub struct Peer(Option<Arc<CertificateDer<'static>>>);
+
+impl Peer {
+    pub(crate) fn of(shown: Option<&[CertificateDer<'_>]>) -> Self {
+        Self(shown.and_then(<[_]>::first).map(|certificate| Arc::new(certificate.clone().into_owned())))
+    }
+
+    /// Whether it showed a certificate.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether it is who is meant.
+    #[must_use]
+    pub fn is(&self, name: &Name) -> bool {
+        let Some(shown) = &self.0 else { return false };
+        let (Ok(shown), Ok(name)) = (webpki::EndEntityCert::try_from(&**shown), name.server_name()) else {
+            return false;
+        };
+        shown.verify_is_valid_for_subject_name(&name).is_ok()
+    }
+}
+
+/// A key, its certificate, and the authority that signed it.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    key: Arc<KeyPair>,
+    certificate: CertificateDer<'static>,
+    authority: CertificateDer<'static>,
+    expires_at: DateTime<Utc>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    fn new(key: KeyPair, sent: Option<Certificate>) -> Result<Self, TlsError> {
+        let sent = sent.ok_or(TlsError::Unusable("certificate"))?;
+        Ok(Self {
+            key: Arc::new(key),
+            certificate: sent.der.to_vec().into(),
+            authority: sent.authority_der.to_vec().into(),
+            expires_at: sent
+                .expires_at
+                .as_ref()
+                .and_then(datetime)
+                .ok_or(TlsError::Unusable("certificate"))?,
+        })
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
+    }
+
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        // The authority, too: by its fingerprint a machine that joins knows whom it meets.
+        vec![self.certificate.clone(), self.authority.clone()]
+    }
+
+    /// How to meet others as this.
+    fn client(&self) -> Result<ClientConfig, TlsError> {
+        let config = client().with_root_certificates(roots(&self.authority)?);
+        let mut config = config
+            .with_client_auth_cert(self.chain(), self.key())
+            .map_err(|_| TlsError::Unusable("certificate"))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    /// How to be met as this; by strangers, too, or by those alone that the authority knows.
+    fn server(&self, strangers: bool) -> Result<ServerConfig, TlsError> {
+        let known = WebPkiClientVerifier::builder_with_provider(roots(&self.authority)?.into(), provider());
+        let known = if strangers { known.allow_unauthenticated() } else { known };
+        let known = known.build().map_err(|_| TlsError::Unusable("certificate"))?;
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|_| TlsError::Unusable("version of TLS"))?;
+        let mut config = config
+            .with_client_cert_verifier(known)
+            .with_single_cert(self.chain(), self.key())
+            .map_err(|_| TlsError::Unusable("certificate"))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+}
+
+/// A key and the request to have it certified, DER. Who is asked decides on the name.
+fn signing_request() -> Result<(KeyPair, Vec<u8>), TlsError> {
+    let unusable = |_| TlsError::Unusable("key");
+    let key = KeyPair::generate().map_err(unusable)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let request = params.serialize_request(&key).map_err(unusable)?;
+    Ok((key, request.der().to_vec()))
+}
+
+/// A certificate as it travels.
+fn certificate_pb(certificate: &[u8], authority: &[u8], expires_at: DateTime<Utc>) -> Certificate {
+    Certificate {
+        der: certificate.to_vec().into(),
+        authority_der: authority.to_vec().into(),
+        expires_at: Some(timestamp(expires_at)),
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(default_provider())
+}
+
+fn roots(authority: &CertificateDer<'static>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone()).map_err(|_| TlsError::Unusable("certificate of an authority"))?;
+    Ok(roots)
+}
+
+type Builder = rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>;
+
+#[expect(clippy::expect_used, reason = "the provider that is compiled in has TLS 1.3")]
+fn client() -> Builder {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has TLS 1.3")
+}
+
+/// How a machine that has nothing but a token meets the control plane.
+fn stranger(verifier: Arc<dyn ServerCertVerifier>) -> ClientConfig {
+    let mut config = client().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Connects to `HOST:PORT`, and makes sure that it is who is meant.
+///
+/// # Errors
+/// `InvalidData` when it is somebody else; else what the network says.
+pub(crate) async fn open(
+    address: &str,
+    name: &Name,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = name.server_name().map_err(io::Error::other)?;
+    let connect = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(config).connect(name, stream).await
+    };
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
+    tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| Err(late()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! The certificate that this process shows on other machines, for as long as it runs.
+//!
+//! A process of the control plane asks the scheduler for one when it first needs it, and for the next when half
+//! of its time is over. A node has one from when it joined, and is given the next ones.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use rustls::{ClientConfig, ServerConfig};
+use sandmesh_proto::scheduler::{
+    IssueCertificateRequest, certificate_service_client::CertificateServiceClient,
+};
+use tonic::Request;
+
+use super::{Identity, TlsError, signing_request};
+use crate::{Clock, Link};
+
+/// How long the scheduler may take to answer.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the module. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Credentials(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Arc<dyn Clock>,
+    /// Who is asked for the next one; `None` for a node.
+    scheduler: Option<Link>,
+    held: Mutex<Option<Held>>,
+    /// Held by who asks for one: the others wait for that.
+    asking: tokio::sync::Mutex<()>,
+}
+
+/// What follows from a certificate.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    /// How to meet others.
+    pub(crate) client: Arc<ClientConfig>,
+    /// How to be met by those that the authority knows.
+    pub(crate) server: Arc<ServerConfig>,
+    /// How to be met by strangers, too.
+    pub(crate) open_server: Arc<ServerConfig>,
+    renew_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+}
+
+impl Held {
+    fn new(identity: &Identity, now: DateTime<Utc>) -> Result<Self, TlsError> {
+        let expires_at = identity.expires_at;
+        Ok(Self {
+            client: Arc::new(identity.client()?),
+            server: Arc::new(identity.server(false)?),
+            open_server: Arc::new(identity.server(true)?),
+            renew_at: now + (expires_at - now) / 2,
+            expires_at,
+        })
+    }
+}
+
+impl Credentials {
+    /// Those of the control plane, from the scheduler behind a link; without one there are none.
+    pub(crate) fn of_control(scheduler: Option<Link>, clock: Arc<dyn Clock>) -> Self {
+        let (held, asking) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { clock, scheduler, held, asking }))
+    }
+
+    /// Those of a node.
+    pub(crate) fn of_node(identity: &Identity, clock: Arc<dyn Clock>) -> Result<Self, TlsError> {
+        let credentials = Self::of_control(None, clock);
+        credentials.replace(identity)?;
+        Ok(credentials)
+    }
+
+    /// Shows another certificate from now on.
+    pub(crate) fn replace(&self, identity: &Identity) -> Result<Held, TlsError> {
+        let held = Held::new(identity, self.0.clock.now())?;
+        *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held.clone());
+        Ok(held)
+    }
+
+    /// When it is time for the next certificate.
+    pub(crate) fn renew_at(&self) -> Option<DateTime<Utc>> {
+        self.held().map(|held| held.renew_at)
+    }
+
+    fn held(&self) -> Option<Held> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fresh(&self) -> Option<Held> {
+        self.held().filter(|held| self.0.scheduler.is_none() || self.0.clock.now() < held.renew_at)
+    }
+
+    /// What to show now.
+    ///
+    /// # Errors
+    /// `NoCertificate` when there is none, and none can be had.
+    pub(crate) async fn current(&self) -> Result<Held, TlsError> {
+        if let Some(held) = self.fresh() {
+            return Ok(held);
+        }
+        let _asking = self.0.asking.lock().await;
+        if let Some(held) = self.fresh() {
+            return Ok(held);
+        }
+        match self.ask().await {
+            Ok(held) => Ok(held),
+            Err(error) => {
+                let still = self.held().filter(|held| self.0.clock.now() < held.expires_at);
+                still.ok_or(error)
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Held, TlsError> {
+        let nobody = || TlsError::NoCertificate("it has no scheduler to ask".to_owned());
+        let scheduler = self.0.scheduler.clone().ok_or_else(nobody)?;
+        let (key, signing_request) = signing_request()?;
+        let mut request = Request::new(IssueCertificateRequest { signing_request: signing_request.into() });
+        request.set_timeout(ISSUE_TIMEOUT);
+        // Boxed: the link to the scheduler is a link, which may itself ask for a certificate.
+        let mut client = CertificateServiceClient::new(scheduler);
+        let answer = Box::pin(client.issue_certificate(request)).await.map_err(|status| {
+            TlsError::NoCertificate(format!("the scheduler gave none: {}", status.message()))
+        })?;
+        self.replace(&Identity::new(key, answer.into_inner().certificate)?)
+    }
+}

@@ -1,0 +1,256 @@
+//! Joining the mesh as a node on another machine, and staying in it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chrono::{DateTime, Utc};
+use hyper_util::rt::TokioIo;
+use rcgen::KeyPair;
+use sandmesh_proto::scheduler::{
+    JoinRequest, RenewCertificateRequest, join_service_client::JoinServiceClient,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::UdpSocket;
+use tonic::{
+    Code, Request,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+use super::{
+    Credentials, Identity, JoinToken, Name, TlsError,
+    authority::{file, write_secret},
+    certificate_pb, open, signing_request, stranger,
+    verify::ByToken,
+};
+use crate::{CancellationToken, Clock, Link, LinkError, MeshConfig};
+
+/// How soon a control plane that does not answer is tried again, at first and at last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// How long a call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long after one that failed the next certificate is asked for again, and how often it is looked whether it
+/// is time, at most.
+const RENEW_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// What this machine is in the mesh that it joined.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    /// The id of the node.
+    pub(crate) node_id: String,
+    /// What it shows.
+    pub(crate) credentials: Credentials,
+    /// The address that others reach this machine at, as far as it can tell.
+    pub(crate) host: String,
+    path: PathBuf,
+    clock: Arc<dyn Clock>,
+}
+
+/// What of it is kept in a file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    node_id: String,
+    key: String,
+    certificate: String,
+    authority: String,
+    expires_at: DateTime<Utc>,
+}
+
+impl Membership {
+    /// Joins as `node_id`, unless this machine has done so before. While the control plane does not answer it
+    /// is asked again.
+    ///
+    /// # Errors
+    /// When the control plane refuses, is not the one that the token names, or there is no token and no
+    /// certificate from before.
+    pub(crate) async fn enter(
+        config: &MeshConfig,
+        node_id: &str,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let path = config.data_dir.join("identity.json");
+        let identity = match read(&path, node_id)?.filter(|identity| clock.now() < identity.expires_at) {
+            Some(identity) => identity,
+            None => {
+                let identity = join(config, node_id).await?;
+                keep(&path, node_id, &identity)?;
+                identity
+            }
+        };
+        let credentials = Credentials::of_node(&identity, Arc::clone(&clock))?;
+        let host = own_address(&config.join).await?;
+        Ok(Self { node_id: node_id.to_owned(), credentials, host, path, clock })
+    }
+
+    /// A link to the control plane, at each of the addresses.
+    pub(crate) fn control(&self, join: &str) -> Result<Link, LinkError> {
+        let endpoints: Vec<_> = join.split(',').map(|one| format!("https://{}", one.trim())).collect();
+        Link::dial_any_machine(&endpoints.join(","), &self.credentials)
+    }
+
+    /// `HOST:PORT` at which others reach what listens at `address`.
+    pub(crate) fn place(&self, address: &str) -> String {
+        let anywhere = ["0.0.0.0:", "[::]:"].iter().find_map(|any| address.strip_prefix(any));
+        anywhere.map_or_else(|| address.to_owned(), |port| format!("{}:{port}", self.host))
+    }
+
+    /// Gets the next certificate whenever half of the time of one is over, until `stopped`.
+    pub(crate) async fn renew(self: Arc<Self>, control: Link, stopped: CancellationToken) {
+        let mut pause = Duration::ZERO;
+        loop {
+            if stopped.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+            let left = self.credentials.renew_at().map(|at| at - self.clock.now());
+            let left = left.and_then(|left| left.to_std().ok()).unwrap_or_default();
+            pause = left.min(RENEW_PAUSES.1);
+            if left.is_zero() {
+                pause = match self.renew_now(&control).await {
+                    Ok(()) => Duration::ZERO,
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "no new certificate; the one there is goes on"
+                        );
+                        RENEW_PAUSES.0
+                    }
+                };
+            }
+        }
+    }
+
+    async fn renew_now(&self, control: &Link) -> anyhow::Result<()> {
+        let (key, request) = signing_request()?;
+        let node_id = self.node_id.clone();
+        let mut request = Request::new(RenewCertificateRequest { node_id, signing_request: request.into() });
+        request.set_timeout(CALL_TIMEOUT);
+        let mut client = JoinServiceClient::new(control.clone());
+        let renewed = client.renew_certificate(request).await?.into_inner().certificate;
+        let identity = Identity::new(key, renewed)?;
+        self.credentials.replace(&identity)?;
+        keep(&self.path, &self.node_id, &identity)?;
+        tracing::info!(expires_at = %identity.expires_at, "this node has its next certificate");
+        Ok(())
+    }
+}
+
+/// Joins, at whichever address answers.
+async fn join(config: &MeshConfig, node_id: &str) -> anyhow::Result<Identity> {
+    let Some(token) = &config.join_token else {
+        bail!(
+            "this machine is no node of the mesh at `{}` yet, or was away for too long: give setting \
+             `mesh.join_token` what `sandmesh nodes token` prints there",
+            config.join
+        );
+    };
+    let token: JoinToken = token.expose().parse().context("setting `mesh.join_token`")?;
+    let mut pause = PAUSES.0;
+    loop {
+        for address in config.join.split(',').map(str::trim) {
+            match join_at(address, node_id, &token).await? {
+                Ok(identity) => return Ok(identity),
+                Err(why) => tracing::warn!(address, why, "the mesh does not answer yet; it is asked again"),
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Joins at one address; what may be otherwise soon is the inner error.
+async fn join_at(
+    address: &str,
+    node_id: &str,
+    token: &JoinToken,
+) -> anyhow::Result<Result<Identity, String>> {
+    let channel = match meet(address, token).await {
+        Ok(channel) => channel,
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            bail!("`{address}` is not the mesh that the token in setting `mesh.join_token` is for: {error}")
+        }
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let (key, signing_request) = signing_request()?;
+    let mut request = Request::new(JoinRequest {
+        token: token.to_string(),
+        node_id: node_id.to_owned(),
+        signing_request: signing_request.into(),
+    });
+    request.set_timeout(CALL_TIMEOUT);
+    match JoinServiceClient::new(channel).join(request).await {
+        Ok(answer) => Ok(Ok(Identity::new(key, answer.into_inner().certificate)?)),
+        Err(status) => match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+                Ok(Err(status.message().to_owned()))
+            }
+            _ => bail!("the mesh at `{address}` does not take node `{node_id}`: {}", status.message()),
+        },
+    }
+}
+
+/// A connection to the control plane, known by the token.
+async fn meet(address: &str, token: &JoinToken) -> std::io::Result<Channel> {
+    let config = Arc::new(stranger(Arc::new(ByToken::new(token.clone()))));
+    let stream = open(address, &Name::Control, config).await?;
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = service_fn(move |_: http::Uri| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::other("it broke"));
+        async move { stream }
+    });
+    let endpoint = Endpoint::from_static("http://control");
+    endpoint.connect_with_connector(connector).await.map_err(std::io::Error::other)
+}
+
+/// The address of this machine on the way to the control plane. Nothing is sent for it.
+async fn own_address(join: &str) -> anyhow::Result<String> {
+    let mut why = None;
+    for address in join.split(',').map(str::trim) {
+        for local in ["0.0.0.0:0", "[::]:0"] {
+            let socket = UdpSocket::bind(local).await?;
+            match socket.connect(address).await.and_then(|()| socket.local_addr()) {
+                Ok(own) if own.is_ipv6() => return Ok(format!("[{}]", own.ip())),
+                Ok(own) => return Ok(own.ip().to_string()),
+                Err(error) => why = Some(error),
+            }
+        }
+    }
+    Err(why.map_or_else(|| anyhow::anyhow!("it is empty"), anyhow::Error::from))
+        .with_context(|| format!("setting `mesh.join`: there is no way to `{join}`"))
+}
+
+/// The certificate from before; `None` where there is none, or it was that of another node.
+fn read(path: &Path, node_id: &str) -> anyhow::Result<Option<Identity>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read(path).map_err(|error| file(path, error))?;
+    let kept: Kept = serde_json::from_slice(&text)
+        .with_context(|| format!("`{}` is damaged; remove it and join again", path.display()))?;
+    if kept.node_id != node_id {
+        return Ok(None);
+    }
+    let decode = |text: &str| STANDARD.decode(text).map_err(|_| TlsError::Unusable("certificate"));
+    let key = KeyPair::from_pem(&kept.key).map_err(|_| TlsError::Unusable("key"))?;
+    let sent = certificate_pb(&decode(&kept.certificate)?, &decode(&kept.authority)?, kept.expires_at);
+    Ok(Some(Identity::new(key, Some(sent))?))
+}
+
+fn keep(path: &Path, node_id: &str, identity: &Identity) -> anyhow::Result<()> {
+    let kept = Kept {
+        node_id: node_id.to_owned(),
+        key: identity.key.serialize_pem(),
+        certificate: STANDARD.encode(&identity.certificate),
+        authority: STANDARD.encode(&identity.authority),
+        expires_at: identity.expires_at,
+    };
+    write_secret(path, &serde_json::to_vec_pretty(&kept)?)?;
+    Ok(())
+}

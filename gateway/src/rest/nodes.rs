@@ -1,11 +1,12 @@
 //! `/nodes`: the machines that host sandboxes, and whether they take new ones.
 
+use http::StatusCode;
 use sandmesh_proto::scheduler::{
     DrainNodeRequest, GetNodeRequest, NodeServiceListNodesRequest, ResumeNodeRequest,
 };
 
 use super::{
-    json::node::{Node, Nodes},
+    json::node::{CreateJoinToken, JoinToken, Node, Nodes},
     sent,
 };
 use crate::{
@@ -55,4 +56,18 @@ pub(crate) async fn drain(call: Call, Id(node_id): Id) -> Result<Json<Node>, Api
 pub(crate) async fn resume(call: Call, Id(node_id): Id) -> Result<Json<Node>, ApiError> {
     let reply = call.nodes().resume_node(call.unary(ResumeNodeRequest { node_id })).await?.into_inner();
     Ok(Json(sent(reply.node, "node")?.into()))
+}
+
+/// Makes a token with which machines join as nodes: `sandmesh serve --roles agent --join ADDRESS`.
+#[utoipa::path(
+    post, path = "/api/v1/nodes/join-tokens", tag = "operators", operation_id = "create_join_token",
+    request_body = CreateJoinToken,
+    responses((status = 201, description = "The token.", body = JoinToken))
+)]
+pub(crate) async fn create_join_token(
+    call: Call,
+    Json(body): Json<CreateJoinToken>,
+) -> Result<(StatusCode, Json<JoinToken>), ApiError> {
+    let reply = call.nodes().create_join_token(call.unary(body.into())).await?.into_inner();
+    Ok((StatusCode::CREATED, Json(reply.into())))
 }

@@ -37,6 +37,16 @@ async fn a_log_is_read_by_lines_or_followed_as_text() {
 }
 
 #[tokio::test]
+async fn a_token_to_join_with_is_made() {
+    let door = Door::new();
+    let made = door.post("/api/v1/nodes/join-tokens", "{}").await;
+    assert_eq!((made.status, made.json()["token"].as_str()), (201, Some("smj_token")));
+    let wrong = door.post("/api/v1/nodes/join-tokens", r#"{"valid_for": 1}"#).await;
+    assert_eq!(wrong.status, 422, "{}", wrong.json());
+    assert!(wrong.json().to_string().contains("valid_for"), "{}", wrong.json());
+}
+
+#[tokio::test]
 async fn a_node_is_shown_drained_and_resumed() {
     let door = Door::new();
     let nodes = door.get("/api/v1/nodes").await.json();

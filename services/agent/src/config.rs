@@ -60,7 +60,8 @@ pub struct Config {
     pub start_timeout: HumanDuration,
     /// How often the agent reports to the scheduler.
     pub heartbeat_interval: HumanDuration,
-    /// Where other processes dial this agent; empty when the scheduler runs in the same process.
+    /// Where other processes dial this agent, `https://HOST:PORT` on a machine that joined; empty when the
+    /// scheduler runs in the same process, or finds it at the address that this machine dials it from.
     pub advertise: String,
     /// Labels of this node, for placement.
     pub labels: BTreeMap<String, String>,
@@ -281,7 +282,7 @@ impl Config {
         if parent.is_empty() || parent.starts_with('.') || !parent.chars().all(parent_ok) {
             return Err(invalid("cgroup_parent", "must be one name of letters, digits, `-`, `_` and `.`"));
         }
-        let dialable = ["http://", "unix:/"].iter().any(|form| self.advertise.starts_with(form));
+        let dialable = ["http://", "https://", "unix:/"].iter().any(|form| self.advertise.starts_with(form));
         if !self.advertise.is_empty() && !dialable {
             let problem =
                 "must be an address such as `http://10.0.0.2:8001` or `unix:/run/sandmesh/agent.sock`";

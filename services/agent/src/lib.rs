@@ -3,13 +3,14 @@
 //! It has no database: what runs on the node is the truth, and is found again after a restart. It does
 //! not choose nodes (the scheduler does) and does not run code (the executor in each sandbox does).
 //! Parts: `service.rs` (what is done), `ledger.rs` (who is there, admission), `runtime.rs` (the port to
-//! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler); and for packages
-//! `layers.rs` (what is installed) and `proxy.rs` (the way out of an installer).
+//! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler), `forward.rs` (the
+//! way to executors from another machine); and for packages `layers.rs` (what is installed) and `proxy.rs` (the way out of an installer).
 
 pub mod config;
 mod convert;
 mod drain;
 mod error;
+mod forward;
 mod grpc;
 mod layers;
 mod ledger;
@@ -29,12 +30,16 @@ use std::{
 use anyhow::{Context, bail};
 use futures::{FutureExt, future::BoxFuture};
 use sandmesh_mesh::{Link, Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
+use sandmesh_proto::executor::{
+    executor_service_server::ExecutorServiceServer, workspace_service_server::WorkspaceServiceServer,
+};
 
 pub use self::config::Config;
 use self::{
     config::RuntimeKind,
     drain::Drain,
     error::Error,
+    forward::Forward,
     layers::Layers,
     ledger::Limits,
     register::Scheduler,
@@ -49,6 +54,8 @@ struct Agent {
     config: Config,
     service: Arc<Service>,
     schedulers: Vec<Scheduler>,
+    /// Whether executors are reached through this agent, as it is on another machine.
+    forwards: bool,
     /// What a creation left that did not come to its end, until it is cleared away at the start.
     half_made: Mutex<Vec<SandboxId>>,
 }
@@ -88,14 +95,15 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     let service =
         Arc::new(Service::new(identity, runtime, (drain, installs), mesh.clock(), mesh.tasks().clone()));
     let half_made = Mutex::new(service.adopt().await?);
-    Ok(Arc::new(Agent { config: config.clone(), service, schedulers, half_made }))
+    let forwards = mesh.has_joined();
+    Ok(Arc::new(Agent { config: config.clone(), service, schedulers, forwards, half_made }))
 }
 
 /// The schedulers, all of which are to know this node.
 fn schedulers(config: &Config, mesh: &Mesh) -> anyhow::Result<Vec<Scheduler>> {
     let advertised = match config.advertise.as_str() {
         "" => mesh.dialable(),
-        address => address.to_owned(),
+        address => mesh.dialable_at(address),
     };
     let links = mesh.links(RoleName::Scheduler)?;
     if links.iter().all(Link::is_here) {
@@ -112,7 +120,11 @@ fn schedulers(config: &Config, mesh: &Mesh) -> anyhow::Result<Vec<Scheduler>> {
     Ok(links.into_iter().map(|link| Scheduler { link, endpoint: advertised.clone() }).collect())
 }
 
-fn node_id(config: &Config) -> anyhow::Result<String> {
+/// The id of this node: the one that is configured, or the host's name.
+///
+/// # Errors
+/// When neither is there.
+pub fn node_id(config: &Config) -> anyhow::Result<String> {
     if !config.node_id.is_empty() {
         return Ok(config.node_id.clone());
     }
@@ -147,6 +159,10 @@ impl Role for Agent {
 
     fn register(self: Arc<Self>, server: &mut ServerBuilder) {
         server.add(grpc::server(Arc::clone(&self.service)));
+        if self.forwards {
+            server.add(Forward::<ExecutorServiceServer<()>>::new(Arc::clone(&self.service)));
+            server.add(Forward::<WorkspaceServiceServer<()>>::new(Arc::clone(&self.service)));
+        }
     }
 
     fn start(self: Arc<Self>, tasks: &Tasks) {

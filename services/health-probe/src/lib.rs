@@ -50,7 +50,7 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     let (scheduler, sessions) = (mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Session)?);
     let board = Arc::new(Board::default());
     let watch = Watch::new(Arc::clone(&health), scheduler.clone(), Arc::clone(&board), config.clone());
-    let sandboxes = Sandboxes::new(scheduler, sessions, mesh.clock(), Arc::clone(&board), config.clone());
+    let sandboxes = Sandboxes::new(scheduler, sessions, mesh, Arc::clone(&board), config.clone());
     let (watch, sandboxes) = (Arc::new(watch), Arc::new(sandboxes));
     Ok(Arc::new(HealthProbeRole { health, sandboxes, watch, board, stopped: mesh.tasks().token() }))
 }

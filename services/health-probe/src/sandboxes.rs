@@ -13,9 +13,9 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
-use sandmesh_mesh::{Clock, Link, MAX_MESSAGE_BYTES, Probe, Tasks, timestamp};
+use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, Probe, Tasks, timestamp};
 use sandmesh_proto::{
-    agent::{Sandbox, sandbox::State},
+    agent::{GetNodeRequest, Sandbox, agent_service_client::AgentServiceClient, sandbox::State},
     executor::{GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient},
     health::SandboxHealth,
     scheduler::{WatchSandboxesRequest, scheduler_service_client::SchedulerServiceClient},
@@ -162,10 +162,10 @@ impl Registry {
         }
     }
 
-    /// The sandboxes whose executor can be asked from here, with its endpoint.
+    /// The sandboxes whose executor can be asked, with its endpoint.
     fn to_ask(&self) -> Vec<(Place, String)> {
-        let local = self.0.iter().filter(|(_, known)| !known.reported && known.endpoint.starts_with("unix:"));
-        local.map(|(place, known)| (place.clone(), known.endpoint.clone())).collect()
+        let live = self.0.iter().filter(|(_, known)| !known.reported && !known.endpoint.is_empty());
+        live.map(|(place, known)| (place.clone(), known.endpoint.clone())).collect()
     }
 
     /// Takes what the executor at `endpoint` answered, if anything, at `now`.
@@ -200,7 +200,7 @@ fn lose(known: &mut Known, reason: &str, node_lost: bool) -> Option<Lost> {
 pub(crate) struct Sandboxes {
     scheduler: Link,
     sessions: Link,
-    clock: Arc<dyn Clock>,
+    mesh: Mesh,
     board: Arc<Board>,
     config: Config,
     registry: Mutex<Registry>,
@@ -214,12 +214,13 @@ impl Sandboxes {
     pub(crate) fn new(
         scheduler: Link,
         sessions: Link,
-        clock: Arc<dyn Clock>,
+        mesh: &Mesh,
         board: Arc<Board>,
         config: Config,
     ) -> Self {
         let interrupted = Mutex::new(Some("not opened yet".to_owned()));
-        Self { scheduler, sessions, clock, board, config, registry: Mutex::default(), interrupted }
+        let (mesh, registry) = (mesh.clone(), Mutex::default());
+        Self { scheduler, sessions, mesh, board, config, registry, interrupted }
     }
 
     /// Spawns the watch, the probes of executors, and the reports.
@@ -286,7 +287,11 @@ impl Sandboxes {
             stream::iter(to_ask)
                 .for_each_concurrent(self.config.max_concurrent_probes, async |(place, endpoint)| {
                     let answer = self.ask(&endpoint).await;
-                    let (asked, now) = ((&place, endpoint.as_str()), self.clock.now());
+                    if answer.is_none() && !self.is_reachable(&endpoint).await {
+                        // That is the node's matter, and the scheduler says what becomes of it.
+                        return;
+                    }
+                    let (asked, now) = ((&place, endpoint.as_str()), self.mesh.clock().now());
                     let told = (&*self.board, &self.config);
                     let lost = lock(&self.registry).answered(asked, answer.as_ref(), now, told);
                     if let Some(lost) = lost {
@@ -299,7 +304,7 @@ impl Sandboxes {
 
     /// What an executor says of itself; `None` when it says nothing at all.
     async fn ask(&self, endpoint: &str) -> Option<Answer> {
-        let mut client = ExecutorServiceClient::new(Link::dial(endpoint).ok()?);
+        let mut client = ExecutorServiceClient::new(self.mesh.dial_executor(endpoint).ok()?);
         let asked = Instant::now();
         let answer =
             timeout(self.config.sandbox_probe_timeout.0, client.get_executor(GetExecutorRequest {})).await;
@@ -308,6 +313,18 @@ impl Sandboxes {
             Ok(executor) => Some(Answer { executor: Some(executor.into_inner()), latency }),
             Err(status) => (!is_silence(status.code())).then_some(Answer { executor: None, latency }),
         }
+    }
+
+    /// Whether an executor could answer: it is on this machine, or on another whose agent answers.
+    async fn is_reachable(&self, endpoint: &str) -> bool {
+        let agent = match endpoint.strip_prefix("https://").map(|rest| rest.split_once('/')) {
+            None => return true,
+            Some(parts) => parts.and_then(|(place, _)| self.mesh.dial(&format!("https://{place}")).ok()),
+        };
+        let Some(agent) = agent else { return false };
+        let mut client = AgentServiceClient::new(agent);
+        let answer = timeout(self.config.sandbox_probe_timeout.0, client.get_node(GetNodeRequest {})).await;
+        matches!(answer, Ok(Ok(_)))
     }
 
     async fn report(&self, waiting: mpsc::Receiver<Lost>) {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{Router, extract::Request as HttpRequest, routing::post};
-use sandmesh_mesh::{HumanDuration, Link, SystemClock, grpc_router};
+use sandmesh_mesh::{HumanDuration, Link, Mesh, grpc_router};
 use sandmesh_proto::{
     agent::{Sandbox, SandboxSpec, sandbox::State},
     executor::{GetExecutorRequest, GetExecutorResponse, ResourceUsage},
@@ -219,8 +219,8 @@ fn bench(refusals: impl IntoIterator<Item = Status>) -> Bench {
         ..Config::default()
     };
     let sessions = Link::local(grpc_router(Routes::new(sessions)));
-    let (board, clock) = (Arc::new(Board::default()), Arc::new(SystemClock));
-    let sandboxes = Sandboxes::new(scheduler(watch_sender), sessions, clock, Arc::clone(&board), config);
+    let (board, mesh) = (Arc::new(Board::default()), Mesh::builder("/none").build());
+    let sandboxes = Sandboxes::new(scheduler(watch_sender), sessions, &mesh, Arc::clone(&board), config);
     let (sandboxes, tasks) = (Arc::new(sandboxes), Tasks::new());
     Arc::clone(&sandboxes).start(&tasks);
     Bench { sandboxes, board, watches, reports, tasks }
@@ -315,8 +315,8 @@ async fn a_watch_that_breaks_reports_nothing_and_is_opened_again() {
 async fn the_probe_tells_why_the_watch_is_not_open() {
     let tasks = Tasks::new();
     let nowhere = || Link::dial("unix:/nonexistent/scheduler.sock").unwrap();
-    let (clock, config) = (Arc::new(SystemClock), Config::default());
-    let sandboxes = Arc::new(Sandboxes::new(nowhere(), nowhere(), clock, Arc::default(), config));
+    let (mesh, config) = (Mesh::builder("/none").build(), Config::default());
+    let sandboxes = Arc::new(Sandboxes::new(nowhere(), nowhere(), &mesh, Arc::default(), config));
     assert_eq!(sandboxes.probe().message, "not opened yet");
     Arc::clone(&sandboxes).start(&tasks);
     timeout(PATIENCE, async {

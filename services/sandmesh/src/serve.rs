@@ -27,6 +27,13 @@ pub struct ServeArgs {
     /// Where a role runs that does not run here, as role=http://HOST:PORT or role=unix:PATH
     #[arg(long = "link", value_parser = parse_link, value_name = "ROLE=ADDRESS")]
     links: Vec<(RoleName, String)>,
+    /// Where machines may join as nodes, over TLS [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT")]
+    join_listen: Option<SocketAddr>,
+    /// Join the mesh there as a node, with --roles agent; the token of `sandmesh nodes token` is in
+    /// SANDMESH_MESH__JOIN_TOKEN
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Option<String>,
     /// A configuration file in TOML
     #[arg(long, env = "SANDMESH_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -59,8 +66,12 @@ impl ServeArgs {
             let links: Map<_, _> = self.links.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
             mesh.insert("links".into(), links.into());
         }
+        if let Some(address) = &self.join {
+            mesh.insert("join".into(), json!(address));
+        }
+        let join: Map<_, _> = self.join_listen.iter().map(|a| ("listen".to_owned(), json!(a))).collect();
         let gateway: Map<_, _> = self.listen.iter().map(|a| ("listen".to_owned(), json!(a))).collect();
-        json!({ "mesh": mesh, "gateway": gateway })
+        json!({ "mesh": mesh, "gateway": gateway, "scheduler": { "join": join } })
     }
 }
 
@@ -90,7 +101,7 @@ pub async fn run(args: &ServeArgs) -> ExitCode {
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let telemetry = Telemetry::init(&settings.mesh)?;
-    let mut node = Node::bind(&settings.mesh).await?;
+    let mut node = bind(settings).await?;
     for name in RoleName::ALL.into_iter().filter(|name| settings.mesh.roles.contains(name)) {
         let role = create(name, settings, node.mesh()).await?;
         node.add(role);
@@ -99,6 +110,13 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     node.run(stop).await?;
     telemetry.flush();
     Ok(())
+}
+
+async fn bind(settings: &Settings) -> anyhow::Result<Node> {
+    match settings.mesh.join.is_empty() {
+        true => Node::bind(&settings.mesh).await,
+        false => Node::bind_as(&settings.mesh, &sandmesh_agent::node_id(&settings.agent)?).await,
+    }
 }
 
 async fn create(name: RoleName, settings: &Settings, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {

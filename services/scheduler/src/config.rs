@@ -1,6 +1,11 @@
 //! The settings of the scheduler: `[scheduler]` in the configuration.
 
-use std::time::Duration;
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use sandmesh_mesh::{ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
@@ -30,6 +35,69 @@ pub struct Config {
     pub queue: Queue,
     /// Warm sandboxes.
     pub pools: Pools,
+    /// Machines that join.
+    pub join: Join,
+}
+
+/// The settings of machines that join: `[scheduler.join]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Join {
+    /// Where machines join, over TLS; unset: none may.
+    pub listen: Option<SocketAddr>,
+    /// The certificate of the authority, and its key, in PEM; unset: made in `authority` in `mesh.data_dir`.
+    pub certificate: Option<PathBuf>,
+    /// See `certificate`: both or none.
+    pub key: Option<PathBuf>,
+    /// How long a token works, unless who asks for it says otherwise.
+    pub token_valid_for: HumanDuration,
+    /// How long a certificate does; it is renewed when half of that is over.
+    pub certificate_valid_for: HumanDuration,
+}
+
+impl Default for Join {
+    fn default() -> Self {
+        let hours = |hours: u64| HumanDuration(Duration::from_secs(hours * 3600));
+        Self {
+            listen: None,
+            certificate: None,
+            key: None,
+            token_valid_for: hours(24),
+            certificate_valid_for: hours(30 * 24),
+        }
+    }
+}
+
+impl Join {
+    /// How long a token may work.
+    pub(crate) const TOKEN_VALID_FOR: RangeInclusive<Duration> =
+        Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+
+    /// Where the certificate and the key of the authority are.
+    pub(crate) fn files(&self, data_dir: &Path) -> (PathBuf, PathBuf) {
+        let own = |name: &str| data_dir.join("authority").join(name);
+        let (certificate, key) = (self.certificate.clone(), self.key.clone());
+        (certificate.unwrap_or_else(|| own("cert.pem")), key.unwrap_or_else(|| own("key.pem")))
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |setting: &str, problem: &str| {
+            Err(ConfigError::invalid(format!("scheduler.join.{setting}"), problem))
+        };
+        if self.certificate.is_some() != self.key.is_some() {
+            return invalid("key", "give both `certificate` and `key`, or neither");
+        }
+        if !Self::TOKEN_VALID_FOR.contains(&self.token_valid_for.0) {
+            return invalid("token_valid_for", "must be from 1m to 30days");
+        }
+        if self.certificate_valid_for.0 < Duration::from_secs(60) {
+            return invalid("certificate_valid_for", "must be at least 1m");
+        }
+        if self.certificate_valid_for.0 > Duration::from_secs(366 * 86_400) {
+            return invalid("certificate_valid_for", "must be at most a year");
+        }
+        Ok(())
+    }
 }
 
 /// The settings of those who wait for room: `[scheduler.queue]`.
@@ -104,6 +172,7 @@ impl Default for Config {
             max_nodes: 1000,
             queue: Queue::default(),
             pools: Pools::default(),
+            join: Join::default(),
         }
     }
 }
@@ -143,7 +212,8 @@ impl Config {
         if self.queue.max_wait.0 > Duration::from_secs(20) {
             return Err(invalid("queue.max_wait", "must be at most 20s"));
         }
-        self.pools.validate()
+        self.pools.validate()?;
+        self.join.validate()
     }
 }
 

@@ -66,6 +66,20 @@ pub(crate) enum Error {
     /// There are as many nodes as the scheduler takes.
     #[error("there are {0} nodes already, as `scheduler.max_nodes` allows")]
     TooManyNodes(u32),
+    /// Machines are not to join.
+    #[error("machines cannot join: setting `scheduler.join.listen` does not say where")]
+    JoinDisabled,
+    /// A token that does not work.
+    #[error("the token is not of this mesh, or too old: make another with `sandmesh nodes token`")]
+    JoinToken,
+    /// A machine wants to be a node that is there.
+    #[error(
+        "there is a node `{0}`: give this machine another name in `agent.node_id`, or wait until that node is lost"
+    )]
+    NodeExists(String),
+    /// A node speaks for another.
+    #[error("only node `{0}` itself may say this")]
+    NotThatNode(String),
     /// A watcher was too slow and missed changes.
     #[error("the watch fell behind by {0} changes; list again")]
     WatchLagged(u64),
@@ -139,6 +153,10 @@ impl Fault for Error {
             Self::NoCapacity { .. } | Self::TooManyNodes(_) => Code::ResourceExhausted,
             Self::NoSuitableNode { .. } => Code::FailedPrecondition,
             Self::NoNodes | Self::NodeUnavailable { .. } => Code::Unavailable,
+            Self::JoinDisabled => Code::FailedPrecondition,
+            Self::JoinToken => Code::Unauthenticated,
+            Self::NodeExists(_) => Code::AlreadyExists,
+            Self::NotThatNode(_) => Code::PermissionDenied,
             Self::WatchLagged(_) => Code::Aborted,
             Self::Node(status) => status.code(),
         }
@@ -154,6 +172,10 @@ impl Fault for Error {
             Self::TooManyNodes(_) => "TOO_MANY_NODES",
             Self::NoSuitableNode { .. } => "NODE_UNSUITABLE",
             Self::NoNodes | Self::NodeUnavailable { .. } => "NODE_UNAVAILABLE",
+            Self::JoinDisabled => "JOIN_DISABLED",
+            Self::JoinToken => "JOIN_TOKEN_INVALID",
+            Self::NodeExists(_) => "NODE_ALREADY_EXISTS",
+            Self::NotThatNode(_) => "NODE_MISMATCH",
             Self::WatchLagged(_) => "WATCH_LAGGED",
             Self::Node(_) => "INTERNAL",
         }

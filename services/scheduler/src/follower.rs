@@ -21,6 +21,18 @@ pub(crate) fn agent(link: Link) -> AgentServiceClient<Link> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
+/// What a node tells of a sandbox, which is its own. One that joined from another machine does not say where its
+/// executors are: they are reached through it.
+pub(crate) fn located(link: &Link, node_id: &str, mut sandbox: Sandbox) -> Sandbox {
+    if link.target().starts_with("https://") {
+        node_id.clone_into(&mut sandbox.node_id);
+        if !sandbox.endpoint.is_empty() {
+            sandbox.endpoint = format!("{}/{}", link.target(), sandbox.sandbox_id);
+        }
+    }
+    sandbox
+}
+
 /// Follows a node until `stop`.
 pub(crate) struct Follower {
     pub(crate) registry: Arc<Registry>,
@@ -62,7 +74,7 @@ impl Follower {
         *opened = true;
         while let Some(change) = changes.message().await? {
             if let Some(sandbox) = change.sandbox {
-                self.registry.changed(&self.node_id, sandbox);
+                self.registry.changed(&self.node_id, self.located(sandbox));
             }
         }
         Ok(())
@@ -74,12 +86,16 @@ impl Follower {
             let mut request = Request::new(ListSandboxesRequest { page_size: 0, page_token });
             request.set_timeout(self.call_timeout);
             let page = agent.list_sandboxes(request).await?.into_inner();
-            sandboxes.extend(page.sandboxes);
+            sandboxes.extend(page.sandboxes.into_iter().map(|sandbox| self.located(sandbox)));
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return Ok(sandboxes);
             }
         }
+    }
+
+    fn located(&self, sandbox: Sandbox) -> Sandbox {
+        located(&self.link, &self.node_id, sandbox)
     }
 
     fn note_end(&self, ended: Result<(), Status>, opened: bool) {

@@ -4,7 +4,8 @@
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
 //! Parts: `placement.rs` (pure choice), `index.rs` (the same without a look at every node, pure), `tally.rs` and
 //! `shelf.rs` (what a node has, and which warm sandbox is given next, pure), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
-//! for room), `registry.rs` (what is known),
+//! for room), `registry.rs` (what is known), `join.rs` (machines
+//! that join),
 //! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
 //! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
 //! `node_service.rs` and `pool_service.rs` (the wire).
@@ -14,6 +15,7 @@ mod error;
 mod follower;
 mod grpc;
 mod index;
+mod join;
 mod memory;
 mod node_service;
 mod placement;
@@ -33,11 +35,15 @@ use futures::{FutureExt, future::BoxFuture};
 use sandmesh_mesh::{Mesh, Probe, Role, RoleName, ServerBuilder, Tasks};
 
 pub use self::config::Config;
-use self::{error::Error, pools::Pools, service::Service};
+use self::{error::Error, join::Entrance, pools::Pools, service::Service};
 
 /// The role.
 #[derive(Debug)]
-struct Scheduler(Arc<Service>, Arc<Pools>);
+struct Scheduler {
+    service: Arc<Service>,
+    pools: Arc<Pools>,
+    entrance: Entrance,
+}
 
 /// Makes the role. It knows no node yet.
 ///
@@ -48,7 +54,8 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     config.validate()?;
     let service = Arc::new(Service::new(config.clone(), mesh.clone()));
     let pools = Pools::new(Arc::clone(&service), mesh, &config.pools)?;
-    Ok(Arc::new(Scheduler(service, Arc::new(pools))))
+    let entrance = Entrance::new(&config.join, Arc::clone(&service), mesh)?;
+    Ok(Arc::new(Scheduler { service, pools: Arc::new(pools), entrance }))
 }
 
 impl Role for Scheduler {
@@ -57,21 +64,22 @@ impl Role for Scheduler {
     }
 
     fn register(self: Arc<Self>, server: &mut ServerBuilder) {
-        server.add(grpc::server(Arc::clone(&self.0)));
-        server.add(node_service::server(Arc::clone(&self.0)));
-        server.add(pool_service::server(Arc::clone(&self.1)));
+        server.add(grpc::server(Arc::clone(&self.service)));
+        server.add(node_service::server(Arc::clone(&self.service), self.entrance.clone()));
+        self.entrance.register(server);
+        server.add(pool_service::server(Arc::clone(&self.pools)));
     }
 
     fn start(self: Arc<Self>, tasks: &Tasks) {
-        tasks.spawn("watch nodes", Arc::clone(&self.0).watch_nodes());
-        tasks.spawn("serve those who wait", Arc::clone(&self.0).serve_queue());
-        tasks.spawn("lease of pools", Arc::clone(&self.1).keep_lease());
-        tasks.spawn("demand for pools", Arc::clone(&self.1).follow_demand());
-        tasks.spawn("keep pools", Arc::clone(&self.1).run());
+        tasks.spawn("watch nodes", Arc::clone(&self.service).watch_nodes());
+        tasks.spawn("serve those who wait", Arc::clone(&self.service).serve_queue());
+        tasks.spawn("lease of pools", Arc::clone(&self.pools).keep_lease());
+        tasks.spawn("demand for pools", Arc::clone(&self.pools).follow_demand());
+        tasks.spawn("keep pools", Arc::clone(&self.pools).run());
     }
 
     fn probe(&self) -> BoxFuture<'_, Vec<Probe>> {
-        let nodes = self.0.nodes();
+        let nodes = self.service.nodes();
         let healthy = nodes.iter().filter(|node| node.healthy).count();
         let probe = Probe {
             name: "nodes".to_owned(),

@@ -3,12 +3,12 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
-use sandmesh_mesh::{MAX_MESSAGE_BYTES, page_size};
+use sandmesh_mesh::{MAX_MESSAGE_BYTES, duration_from, page_size, timestamp};
 use sandmesh_proto::scheduler::{
-    DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetNodeSandboxRequest,
-    GetNodeSandboxResponse, ListNodeSandboxesRequest, ListNodeSandboxesResponse, NodeServiceListNodesRequest,
-    NodeServiceListNodesResponse, ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest,
-    ResumeNodeResponse,
+    CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
+    GetNodeResponse, GetNodeSandboxRequest, GetNodeSandboxResponse, ListNodeSandboxesRequest,
+    ListNodeSandboxesResponse, NodeServiceListNodesRequest, NodeServiceListNodesResponse,
+    ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse,
     node_service_server::{NodeService, NodeServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     Error,
     grpc::{cursor, next_page},
+    join::Entrance,
     service::{Filter, Page, Service},
 };
 
@@ -24,11 +25,11 @@ const PAGE: (u32, u32) = (50, 200);
 
 /// The service on the wire.
 #[derive(Debug, Clone)]
-pub(crate) struct Nodes(Arc<Service>);
+pub(crate) struct Nodes(Arc<Service>, Entrance);
 
 /// The service with the limits of the mesh.
-pub(crate) fn server(service: Arc<Service>) -> NodeServiceServer<Nodes> {
-    NodeServiceServer::new(Nodes(service)).max_encoding_message_size(MAX_MESSAGE_BYTES)
+pub(crate) fn server(service: Arc<Service>, entrance: Entrance) -> NodeServiceServer<Nodes> {
+    NodeServiceServer::new(Nodes(service, entrance)).max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[tonic::async_trait]
@@ -62,6 +63,19 @@ impl NodeService for Nodes {
         let node =
             self.0.set_draining(&request.get_ref().node_id, false).await.map_err(Error::into_status)?;
         Ok(Response::new(ResumeNodeResponse { node: Some(node) }))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenResponse>, Status> {
+        let valid_for = request.into_inner().valid_for.as_ref().map(duration_from);
+        let (token, expires_at, listen) = self.1.token(valid_for).map_err(Error::into_status)?;
+        Ok(Response::new(CreateJoinTokenResponse {
+            token: token.to_string(),
+            expires_at: Some(timestamp(expires_at)),
+            listen: listen.to_string(),
+        }))
     }
 
     async fn list_node_sandboxes(

@@ -229,6 +229,11 @@ impl Registry {
         known.refresh(node_id);
     }
 
+    /// Whether a node is known that is not lost.
+    pub(crate) fn is_present(&self, node_id: &str) -> bool {
+        self.known().nodes.get(node_id).is_some_and(|entry| !entry.lost)
+    }
+
     /// Whether a node is lost.
     pub(crate) fn is_lost(&self, node_id: &str) -> bool {
         self.known().nodes.get(node_id).is_some_and(|entry| entry.lost)

@@ -25,7 +25,7 @@ use tonic::{Code, Request, Status};
 pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
-    follower::{Follower, agent},
+    follower::{Follower, agent, located},
     memory::Memory,
     placement::{Refusal, Refusals, Wanted},
     registry::{Place, Registry},
@@ -235,8 +235,9 @@ impl Service {
         let mut request =
             Request::new(CreateSandboxRequest { sandbox_id: id.to_owned(), spec: Some(spec.clone()) });
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let answer = agent(self.link(node_id)?).create_sandbox(request).await?.into_inner();
-        sent(node_id, answer.sandbox)
+        let link = self.link(node_id)?;
+        let answer = agent(link.clone()).create_sandbox(request).await?.into_inner();
+        sent(&link, node_id, answer.sandbox)
     }
 
     /// Destroys a sandbox wherever it may be, or `only_there`. Idempotent.
@@ -325,10 +326,12 @@ impl Service {
         let get = async {
             let mut request = Request::new(GetSandboxRequest { sandbox_id: id.to_owned() });
             request.set_timeout(self.config.call_timeout.0);
-            agent(self.link(node_id)?).get_sandbox(request).await
+            let link = self.link(node_id)?;
+            let answer = agent(link.clone()).get_sandbox(request).await?.into_inner();
+            Ok::<_, Status>(answer.sandbox.map(|sandbox| located(&link, node_id, sandbox)))
         };
         match get.await {
-            Ok(answer) => Ok(answer.into_inner().sandbox),
+            Ok(sandbox) => Ok(sandbox),
             Err(error) if error.code() == Code::NotFound => Ok(None),
             Err(error) => Err(told(node_id, error)),
         }
@@ -400,7 +403,8 @@ impl Service {
 }
 
 /// The sandbox that a node must have sent.
-fn sent(node_id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
+fn sent(link: &Link, node_id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
+    let sandbox = sandbox.map(|sandbox| located(link, node_id, sandbox));
     sandbox.ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
 }
 

@@ -84,7 +84,7 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         store,
         replica,
         objects: Objects::open(config, mesh.data_dir())?.probed_by(&replica::name(mesh)?),
-        peers: Peers::new(mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?),
+        peers: Peers::new(mesh)?,
         clock: mesh.clock(),
         tasks: mesh.tasks().clone(),
         spool_dir: mesh.data_dir().to_owned(),

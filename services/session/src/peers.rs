@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES};
+use sandmesh_mesh::{Link, LinkError, MAX_MESSAGE_BYTES, Mesh, RoleName};
 use sandmesh_proto::{
     executor::{
         executor_service_client::ExecutorServiceClient, workspace_service_client::WorkspaceServiceClient,
@@ -25,6 +25,7 @@ use crate::error::Error;
 /// many streams, and one for files, of which each that is read has another. Drivers read whatever comes at once, so none fills the window for the others.
 #[derive(Debug)]
 pub(crate) struct Peers {
+    mesh: Mesh,
     scheduler: Link,
     template: Link,
     executors: Mutex<HashMap<String, Connections>>,
@@ -41,8 +42,11 @@ struct Connections {
 pub(crate) type Files = WorkspaceServiceClient<Link>;
 
 impl Peers {
-    pub(crate) fn new(scheduler: Link, template: Link) -> Self {
-        Self { scheduler, template, executors: Mutex::default() }
+    /// # Errors
+    /// When there is no way to the scheduler or the template role.
+    pub(crate) fn new(mesh: &Mesh) -> Result<Self, LinkError> {
+        let (scheduler, template) = (mesh.link(RoleName::Scheduler)?, mesh.link(RoleName::Template)?);
+        Ok(Self { mesh: mesh.clone(), scheduler, template, executors: Mutex::default() })
     }
 
     pub(crate) fn scheduler(&self) -> SchedulerServiceClient<Link> {
@@ -87,11 +91,8 @@ impl Peers {
         if let Some(found) = executors.get(endpoint) {
             return Ok(found.clone());
         }
-        let made = Connections {
-            drivers: Link::dial_shared(endpoint).map_err(anyhow::Error::new)?,
-            control: Link::dial(endpoint).map_err(anyhow::Error::new)?,
-            files: Link::dial(endpoint).map_err(anyhow::Error::new)?,
-        };
+        let dial = || self.mesh.dial_executor(endpoint).map_err(anyhow::Error::new);
+        let made = Connections { drivers: dial()?.shared(), control: dial()?, files: dial()? };
         Ok(executors.entry(endpoint.to_owned()).or_insert(made).clone())
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use sandmesh_proto::{
     executor::{Language as WireLanguage, Resources},
-    scheduler::NodeStatus as Wire,
+    scheduler::{CreateJoinTokenRequest, CreateJoinTokenResponse, NodeStatus as Wire},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{filled, quantity, session::EffectiveIsolation, time};
@@ -74,6 +74,40 @@ pub(crate) struct Amounts {
     /// Memory.
     #[schema(required = true, example = "16Gi")]
     memory: Option<String>,
+}
+
+/// For how long machines may join.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct CreateJoinToken {
+    /// Seconds, 60 to 2592000; left out: as the scheduler is configured.
+    #[schema(example = 3600, nullable = false)]
+    valid_for: Option<u32>,
+}
+
+/// A token that machines join with as nodes, as often as they like until it expires.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct JoinToken {
+    /// The token. A secret: whoever has it can have sandboxes placed on a machine of theirs.
+    token: String,
+    /// Until when it works.
+    #[schema(required = true, format = DateTime)]
+    expires_at: Option<String>,
+    /// Where machines join, as the scheduler listens; they may know it by another name.
+    listen: String,
+}
+
+impl From<CreateJoinToken> for CreateJoinTokenRequest {
+    fn from(body: CreateJoinToken) -> Self {
+        let seconds = |seconds| prost_types::Duration { seconds: i64::from(seconds), nanos: 0 };
+        Self { valid_for: body.valid_for.map(seconds) }
+    }
+}
+
+impl From<CreateJoinTokenResponse> for JoinToken {
+    fn from(made: CreateJoinTokenResponse) -> Self {
+        let expires_at = time(made.expires_at.as_ref());
+        Self { token: made.token, expires_at, listen: made.listen }
+    }
 }
 
 impl From<Vec<Wire>> for Nodes {

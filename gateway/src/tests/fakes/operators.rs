@@ -11,11 +11,11 @@ use sandmesh_proto::{
         WatchHealthResponse, health_probe_service_server::HealthProbeService,
     },
     scheduler::{
-        DrainNodeRequest, DrainNodeResponse, GetNodeRequest, GetNodeResponse, GetNodeSandboxRequest,
-        GetNodeSandboxResponse, GetPoolRequest, GetPoolResponse, ListNodeSandboxesRequest,
-        ListNodeSandboxesResponse, ListPoolsRequest, ListPoolsResponse, NodeServiceListNodesRequest,
-        NodeServiceListNodesResponse, NodeStatus, Pool, ReadSandboxLogRequest, ReadSandboxLogResponse,
-        ResumeNodeRequest, ResumeNodeResponse, SetPoolRequest, SetPoolResponse,
+        CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
+        GetNodeResponse, GetNodeSandboxRequest, GetNodeSandboxResponse, GetPoolRequest, GetPoolResponse,
+        ListNodeSandboxesRequest, ListNodeSandboxesResponse, ListPoolsRequest, ListPoolsResponse,
+        NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, Pool, ReadSandboxLogRequest,
+        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, SetPoolRequest, SetPoolResponse,
         node_service_server::NodeService, pool_service_server::PoolService,
     },
     template::PoolSettings,
@@ -107,6 +107,19 @@ impl NodeService for Fakes {
 
     async fn resume_node(&self, request: Request<ResumeNodeRequest>) -> Reply<ResumeNodeResponse> {
         known(&self.note(request).node_id, ResumeNodeResponse { node: Some(node(false)) })
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Reply<CreateJoinTokenResponse> {
+        if self.note(request).valid_for.is_some_and(|valid| valid.seconds < 60) {
+            let wrong = FieldViolation::new("valid_for", "value_error", "must be from 1 minute to 30 days");
+            let message = "fields are wrong".to_owned();
+            return Err(status(Refused(Code::InvalidArgument, "INVALID_ARGUMENT", message, vec![wrong])));
+        }
+        let (token, listen) = ("smj_token".to_owned(), "0.0.0.0:8443".to_owned());
+        Ok(Response::new(CreateJoinTokenResponse { token, listen, expires_at: None }))
     }
 
     async fn list_node_sandboxes(

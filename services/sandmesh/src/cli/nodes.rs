@@ -1,11 +1,20 @@
-//! `sandmesh nodes`: list, drain, resume.
+//! `sandmesh nodes`: list, drain, resume, and a token for others.
 
 use clap::{Args, Subcommand};
+use sandmesh_mesh::{HumanDuration, duration_pb};
 use sandmesh_proto::scheduler::{
-    DrainNodeRequest, NodeServiceListNodesRequest, NodeStatus, ResumeNodeRequest,
+    CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, NodeServiceListNodesRequest,
+    NodeStatus, ResumeNodeRequest,
 };
 
-use super::{Context, Format, client::timed, failure::Failure, output, table::Table, view::NodeView};
+use super::{
+    Context, Format,
+    client::timed,
+    failure::Failure,
+    output,
+    table::Table,
+    view::{JoinTokenView, NodeView},
+};
 
 /// What to do with nodes; without a word they are listed.
 #[derive(Debug, Args)]
@@ -26,6 +35,12 @@ pub enum NodeCommand {
         #[arg(value_name = "ID")]
         node: String,
     },
+    /// Make a token with which machines join as nodes
+    Token {
+        /// How long it works, 1m to 30days [default: as the server is configured]
+        #[arg(long, value_name = "DURATION")]
+        valid_for: Option<HumanDuration>,
+    },
     /// Have a node take new sandboxes again
     Resume {
         /// The node
@@ -45,11 +60,31 @@ pub(super) async fn run(args: NodesArgs, context: &Context) -> Result<(), Failur
             let reply = client.drain_node(timed(DrainNodeRequest { node_id: node })).await?.into_inner();
             show(reply.node.into_iter().collect(), context, true)
         }
+        NodeCommand::Token { valid_for } => {
+            let valid_for = valid_for.map(|limit| duration_pb(limit.0));
+            let request = timed(CreateJoinTokenRequest { valid_for });
+            show_token(&client.create_join_token(request).await?.into_inner(), context)
+        }
         NodeCommand::Resume { node } => {
             let reply = client.resume_node(timed(ResumeNodeRequest { node_id: node })).await?.into_inner();
             show(reply.node.into_iter().collect(), context, true)
         }
     }
+}
+
+/// Prints a token: alone, so that it can be passed on; what to do with it is said beside it.
+fn show_token(made: &CreateJoinTokenResponse, context: &Context) -> Result<(), Failure> {
+    let view = JoinTokenView::from(made);
+    if let Format::Json = context.format {
+        return output::json(&view);
+    }
+    output::note(&format!(
+        "works until {}; on the other machine, with the address of this one:\n  \
+         SANDMESH_MESH__JOIN_TOKEN=TOKEN sandmesh serve --roles agent --join {}",
+        view.expires_at.as_deref().unwrap_or_default(),
+        view.listen
+    ));
+    output::text(&format!("{}\n", view.token))
 }
 
 /// Prints nodes: as JSON the one that was asked for, or an array.

@@ -11,7 +11,7 @@ use sandmesh_mesh::datetime;
 use serde::Serialize;
 
 pub(super) use execution::ExecutionView;
-pub(super) use operator::{NodeView, PoolView, SandboxView};
+pub(super) use operator::{JoinTokenView, NodeView, PoolView, SandboxView};
 pub(super) use session::SessionView;
 pub(super) use template::TemplateView;
 

@@ -79,8 +79,9 @@ impl Service {
             spec: Some(spec.clone()),
         });
         request.set_timeout(self.config.call_timeout.0);
-        let answer = agent(self.link(node_id)?).claim_sandbox(request).await?.into_inner();
-        sent(node_id, answer.sandbox)
+        let link = self.link(node_id)?;
+        let answer = agent(link.clone()).claim_sandbox(request).await?.into_inner();
+        sent(&link, node_id, answer.sandbox)
     }
 
     /// Makes a warm sandbox where there is room for it. Whoever asks does so once for an id.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sandmesh_proto::{
     agent::Sandbox,
-    scheduler::{NodeStatus, Pool},
+    scheduler::{CreateJoinTokenResponse, NodeStatus, Pool},
 };
 use serde::Serialize;
 
@@ -61,6 +61,21 @@ impl NodeView {
             format!("{} of {}", size(self.memory_allocated_bytes), size(self.memory_bytes)),
             self.last_seen_at.clone().unwrap_or_default(),
         ]
+    }
+}
+
+/// A token to join with.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct JoinTokenView {
+    pub(in crate::cli) token: String,
+    pub(in crate::cli) expires_at: Option<String>,
+    pub(in crate::cli) listen: String,
+}
+
+impl From<&CreateJoinTokenResponse> for JoinTokenView {
+    fn from(wire: &CreateJoinTokenResponse) -> Self {
+        let CreateJoinTokenResponse { token, expires_at, listen } = wire.clone();
+        Self { token, expires_at: time(expires_at.as_ref()), listen }
     }
 }
 

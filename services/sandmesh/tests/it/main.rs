@@ -60,6 +60,7 @@ mod files_kept;
 mod grpc_executions;
 mod grpc_sessions;
 mod health;
+mod machines;
 mod nodes;
 mod object_store;
 mod operators;

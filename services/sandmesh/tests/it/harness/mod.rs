@@ -10,6 +10,7 @@ pub(crate) mod events;
 mod grpc;
 mod index;
 pub(crate) mod leftovers;
+pub(crate) mod machines;
 pub(crate) mod process;
 pub(crate) mod tools;
 pub(crate) mod twofold;
@@ -218,7 +219,7 @@ impl Server {
         let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let env = own.iter().chain(settings).map(pair).collect();
         let log = self.dir.path().join(format!("{name}.log"));
-        Launch { name: name.into(), args: all, env, log }
+        Launch { name: name.into(), args: all, env, log, network: None }
     }
 
     fn address(&self) -> String {
@@ -237,9 +238,11 @@ impl Server {
 
     /// The directories of its nodes, and the cgroups of their sandboxes.
     pub(crate) fn nodes(&self) -> Vec<(PathBuf, String)> {
-        let agents = self.processes.iter().filter(|process| process.launch.name.starts_with("agent"));
-        let second = agents.filter_map(|agent| twofold::node_of(&agent.launch));
-        [(self.data_dir(), self.cgroup_parent.clone())].into_iter().chain(second).collect()
+        let others = self.processes.iter().filter_map(|process| twofold::node_of(&process.launch));
+        let mut nodes: Vec<_> =
+            [(self.data_dir(), self.cgroup_parent.clone())].into_iter().chain(others).collect();
+        nodes.dedup();
+        nodes
     }
 
     /// The cgroup that the sandboxes of this server are made in.

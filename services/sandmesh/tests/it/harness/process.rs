@@ -30,6 +30,8 @@ pub(crate) struct Launch {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) log: PathBuf,
+    /// The network namespace that it is in, if that is another than the test's.
+    pub(crate) network: Option<String>,
 }
 
 impl Launch {
@@ -39,7 +41,11 @@ impl Launch {
     /// included; it becomes the server, so that the pid is the server's.
     fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", SANDMESH]).args(&self.args);
+        command.args(["--pdeathsig", "TERM"]);
+        if let Some(network) = &self.network {
+            command.args(["nsenter", &format!("--net=/run/netns/{network}")]);
+        }
+        command.arg(SANDMESH).args(&self.args);
         let own = std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("SANDMESH_"));
         for (key, _) in own {
             command.env_remove(key);

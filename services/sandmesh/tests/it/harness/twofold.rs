@@ -59,10 +59,10 @@ pub(crate) fn settings_of_bucket(bucket: &Bucket) -> [(&'static str, String); 5]
     ]
 }
 
-/// The directory of the second node, and the cgroup of its sandboxes; `None` for other processes.
+/// The directory of a node with a name of its own, and the cgroup of its sandboxes; `None` for other processes.
 pub(super) fn node_of(agent: &Launch) -> Option<(PathBuf, String)> {
     let setting = |name: &str| Some(agent.env.iter().rfind(|(key, _)| key == name)?.1.clone());
-    setting("SANDMESH_AGENT__NODE_ID").filter(|id| id == SECOND_NODE)?;
+    setting("SANDMESH_AGENT__NODE_ID")?;
     let data_dir = agent.args.iter().skip_while(|arg| *arg != "--data-dir").nth(1)?;
     Some((data_dir.into(), setting("SANDMESH_AGENT__CGROUP_PARENT")?))
 }

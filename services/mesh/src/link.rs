@@ -57,7 +57,7 @@ pub struct Link {
 #[derive(Clone)]
 enum To {
     Local(Slot),
-    Remote(Remote),
+    Remote(Box<Remote>),
     Several(Arc<Several>),
 }
 
@@ -117,7 +117,7 @@ impl Link {
 
     fn remote(endpoint: &str, remote: Option<Remote>) -> Result<Self, LinkError> {
         let to = remote.ok_or_else(|| LinkError::InvalidEndpoint(endpoint.to_owned()))?;
-        Ok(Self { target: endpoint.into(), to: To::Remote(to) })
+        Ok(Self { target: endpoint.into(), to: To::Remote(Box::new(to)) })
     }
 
     /// A link to whichever is there of several processes, whose addresses have commas between them; sending
@@ -168,7 +168,7 @@ impl Link {
     #[must_use]
     pub fn shared(mut self) -> Self {
         if let To::Remote(remote) = self.to {
-            self.to = To::Remote(remote.shared());
+            self.to = To::Remote(Box::new(remote.shared()));
         }
         self
     }

@@ -31,7 +31,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::fro
 #[derive(Debug, Clone)]
 enum Way {
     /// `http://HOST:PORT`
-    Http(Endpoint),
+    Http(Box<Endpoint>),
     /// A unix socket.
     Unix(Arc<str>),
     /// Another machine.
@@ -63,7 +63,7 @@ impl Remote {
         let way = match endpoint.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Way::Unix(path.into()),
             _ if endpoint.starts_with("http://") => {
-                Way::Http(Endpoint::from_shared(endpoint.to_owned()).ok()?)
+                Way::Http(Box::new(Endpoint::from_shared(endpoint.to_owned()).ok()?))
             }
             _ => return None,
         };
@@ -138,7 +138,7 @@ impl Way {
         // Where the connector knows the way the address is not used. It becomes the `:authority`.
         let nameless = || Endpoint::from_static("http://localhost");
         match self {
-            Self::Http(endpoint) => tuned(endpoint.clone(), KEEP_ALIVE.0).connect_lazy(),
+            Self::Http(endpoint) => tuned(endpoint.as_ref().clone(), KEEP_ALIVE.0).connect_lazy(),
             Self::Unix(path) => {
                 let path = Arc::clone(path);
                 tuned(nameless(), KEEP_ALIVE.0).connect_with_connector_lazy(service_fn(move |_: Uri| {

@@ -7,9 +7,10 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{verify::ByToken, *};
+use crate::{Clock, SystemClock};
 
 fn now() -> DateTime<Utc> {
-    Utc::now()
+    SystemClock.now()
 }
 
 fn authority(dir: &Path) -> Authority {

@@ -59,9 +59,11 @@ impl<T> Lines<T> {
 
     /// All who wait, in the order in which they are to be served: the first of each line, then the second.
     fn order(&self) -> Vec<(usize, usize)> {
-        let longest = self.lines.iter().map(|(_, waiting)| waiting.len()).max().unwrap_or_default();
-        let places = (0..longest).flat_map(|at| (0..self.lines.len()).map(move |line| (line, at)));
-        places.filter(|(line, at)| *at < self.lines[*line].1.len()).collect()
+        let lines = self.lines.iter().enumerate();
+        let mut places: Vec<(usize, usize)> =
+            lines.flat_map(|(line, (_, waiting))| (0..waiting.len()).map(move |at| (line, at))).collect();
+        places.sort_unstable_by_key(|(line, at)| (*at, *line));
+        places
     }
 
     /// Serves those who can be, in order, each at most once; the lines of those who were come last from then
@@ -77,10 +79,11 @@ impl<T> Lines<T> {
             let (line, at) = taken[index];
             served[index] = self.lines[line].1.remove(at);
         }
-        let mut turns: Vec<usize> = taken.iter().map(|(line, _)| *line).collect();
-        turns.dedup();
+        // Who was served last comes last.
+        let mut turns = vec![0; self.lines.len()];
+        taken.iter().enumerate().for_each(|(turn, (line, _))| turns[*line] = turn + 1);
         let mut lines: Vec<_> = std::mem::take(&mut self.lines).into_iter().enumerate().collect();
-        lines.sort_by_key(|(line, _)| turns.iter().rposition(|turn| turn == line).map(|turn| turn + 1));
+        lines.sort_by_key(|(line, _)| turns[*line]);
         self.lines =
             lines.into_iter().map(|(_, line)| line).filter(|(_, waiting)| !waiting.is_empty()).collect();
         served.into_iter().flatten().collect()

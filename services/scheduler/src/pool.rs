@@ -116,8 +116,11 @@ pub(crate) fn plan(target: u32, warm: &[Warm], lifetime: Duration, now: DateTime
     let fresh = live.iter().filter(|one| !is_old(one)).count();
     let start = u32::try_from(target.saturating_sub(fresh)).unwrap_or(u32::MAX);
     let mut idle: Vec<&Warm> = live.into_iter().filter(|one| one.condition == Condition::Ready).collect();
-    idle.sort_by_key(|one| (Reverse(is_old(one)), Reverse(one.stressed), one.made_at, one.place.clone()));
     let surplus = idle.len().saturating_sub(target);
+    if surplus > 0 {
+        let order = |one: &Warm| (Reverse(is_old(one)), Reverse(one.stressed), one.made_at);
+        idle.sort_by(|a, b| order(a).cmp(&order(b)).then_with(|| a.place.cmp(&b.place)));
+    }
     let remove = useless.into_iter().chain(idle.into_iter().take(surplus));
     Plan { start, remove: remove.map(|one| one.place.clone()).collect() }
 }

@@ -1,8 +1,10 @@
-//! Keeps as many sandboxes warm as there are to be: sees what templates want and what there is, has `pool.rs`
-//! decide, and carries that out.
+//! Keeps as many sandboxes warm as there are to be: sees what templates want and what there is, has `one.rs` and
+//! `pool.rs` decide, and carries that out.
 //!
 //! Every scheduler looks and can tell; the one that has the lease acts. Should two act at once for a moment,
 //! there are too many for a while, and some go again.
+
+pub(crate) mod one;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::future::join_all;
 use sandmesh_mesh::{Clock, Lease, Link, Mesh, Tasks, timestamp};
 use sandmesh_proto::{
@@ -31,9 +33,10 @@ use tokio::{
 };
 use tonic::{Request, Status};
 
+use self::one::{LOOK_EVERY, Pool};
 use crate::{
     Error, config,
-    pool::{self, Backoff, Condition, Demand, Settings, Warm},
+    pool::{Condition, Settings},
     registry::{Place, Used},
     service::Service,
 };
@@ -49,12 +52,6 @@ const REMOVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// How many templates a page has.
 const PAGE: u32 = 200;
-
-/// How long it takes to make one, as long as none was made.
-const LEAD: Duration = Duration::from_secs(2);
-
-/// How often it is looked at least whether the sandboxes are those that are to be.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How soon it is looked again after something changed: much changes at once.
 const GATHER: Duration = Duration::from_millis(20);
@@ -77,57 +74,6 @@ pub(crate) struct Pools {
     changed: Notify,
     /// Which pool comes first.
     turn: AtomicUsize,
-}
-
-/// What is known of one pool.
-#[derive(Debug)]
-struct Pool {
-    settings: Settings,
-    /// What its sandboxes are to be; `None` while that is not known.
-    spec: Option<SandboxSpec>,
-    /// Why that is not known now; empty where it is.
-    unclear: String,
-    /// Those that were made before this are to have other packages, which nodes do not tell.
-    packages_since: Option<DateTime<Utc>>,
-    demand: Demand,
-    backoff: Backoff,
-    /// How long it took to make the last one, with those before it counted less.
-    lead: Duration,
-    /// Those that this process makes now, and since when.
-    starting: BTreeMap<String, DateTime<Utc>>,
-    /// Those that this process removes now.
-    removing: BTreeSet<Place>,
-}
-
-impl Pool {
-    fn new(now: DateTime<Utc>) -> Self {
-        Self {
-            settings: Settings::default(),
-            spec: None,
-            packages_since: None,
-            unclear: String::new(),
-            demand: Demand::none(now),
-            backoff: Backoff::default(),
-            lead: LEAD,
-            starting: BTreeMap::new(),
-            removing: BTreeSet::new(),
-        }
-    }
-
-    /// It is to be so from now on. What went wrong with others says nothing of these.
-    fn is_to_be(&mut self, settings: Settings, spec: SandboxSpec, now: DateTime<Utc>) {
-        if let Some(before) = self.spec.as_ref().filter(|before| **before != spec) {
-            self.backoff = Backoff::default();
-            if before.packages != spec.packages {
-                self.packages_since = Some(now);
-            }
-        }
-        (self.settings, self.spec, self.unclear) = (settings, Some(spec), String::new());
-    }
-
-    fn target(&self, now: DateTime<Utc>) -> u32 {
-        self.settings.target(self.demand.per_second(now), self.lead + LOOK_EVERY)
-    }
 }
 
 impl Pools {
@@ -271,57 +217,25 @@ impl Pools {
 
     /// One look at every pool, and the beginning of what is to be done.
     fn act(self: &Arc<Self>) {
-        let now = self.clock.now();
+        let (now, registry) = (self.clock.now(), self.service.registry());
         let mut pools = self.pools();
         // Each time another one comes first, so that none is last whenever few may be made.
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % pools.len().max(1);
         let mut in_turn: Vec<_> = pools.iter_mut().collect();
         in_turn.rotate_left(first);
         for (template_id, pool) in in_turn {
-            if pool.spec.is_none() && pool.settings.max > 0 {
-                // It is not known what they are to be: those that are there may be just that.
-                continue;
+            let to_do = pool.look((template_id, registry), &self.config, now);
+            for place in to_do.remove {
+                self.begin_removal(template_id.clone(), place);
             }
             let spec = pool.spec.clone().unwrap_or_default();
-            let warm = self.seen(template_id, pool, &spec);
-            let plan = pool::plan(pool.target(now), &warm, self.config.lifetime.0, now);
-            for place in plan.remove {
-                if pool.removing.insert(place.clone()) {
-                    self.begin_removal(template_id.clone(), place);
-                }
-            }
-            let starting = u32::try_from(pool.starting.len()).unwrap_or(u32::MAX);
-            let allowed = pool.backoff.allows(plan.start.saturating_add(starting), now);
-            for _ in starting..allowed {
+            for _ in 0..to_do.start {
                 let Ok(permit) = Arc::clone(&self.starts).try_acquire_owned() else { break };
                 let id = format!("sbx_{:016x}", rand::random::<u64>());
                 pool.starting.insert(id.clone(), now);
                 self.begin_start(template_id.clone(), id, spec.clone(), permit);
             }
         }
-    }
-
-    /// The warm sandboxes of a pool: those that are known of, and those on their way.
-    fn seen(&self, template_id: &str, pool: &Pool, spec: &SandboxSpec) -> Vec<Warm> {
-        let crowded = self.config.fill_percent.into();
-        let mut warm = self.service.registry().warm(template_id, spec, crowded);
-        for one in &mut warm {
-            // Its packages may not be there yet.
-            if pool.starting.contains_key(&one.place.0) && one.condition == Condition::Ready {
-                one.condition = Condition::Starting;
-            }
-            one.current &= pool.packages_since.is_none_or(|since| one.made_at >= since);
-        }
-        let known: BTreeSet<String> = warm.iter().map(|one| one.place.0.clone()).collect();
-        let coming = pool.starting.iter().filter(|(id, _)| !known.contains(*id));
-        warm.extend(coming.map(|(id, made_at)| Warm {
-            place: (id.clone(), String::new()),
-            condition: Condition::Starting,
-            current: true,
-            made_at: *made_at,
-            stressed: false,
-        }));
-        warm
     }
 
     fn begin_start(
@@ -351,10 +265,7 @@ impl Pools {
         if let Some(pool) = self.pools().get_mut(template_id) {
             pool.starting.remove(id);
             match made {
-                Ok(_) => {
-                    pool.lead = (pool.lead * 3 + took) / 4;
-                    pool.backoff = Backoff::default();
-                }
+                Ok(_) => pool.made(took),
                 Err(error @ Error::NoCapacity { .. }) => pool.backoff.no_room(error.to_string(), now),
                 Err(error) => {
                     tracing::warn!(template.id = template_id, %error, "no warm sandbox could be made");
@@ -436,8 +347,7 @@ impl Pools {
     }
 
     fn told(&self, template_id: &str, pool: &Pool, used: &BTreeMap<String, Used>) -> pb::Pool {
-        let none = SandboxSpec::default();
-        let warm = self.seen(template_id, pool, pool.spec.as_ref().unwrap_or(&none));
+        let warm = pool.seen(template_id, self.service.registry(), &self.config);
         let count = |condition| {
             let there = warm.iter().filter(|one| one.current && one.condition == condition).count();
             u32::try_from(there).unwrap_or(u32::MAX)

@@ -11,7 +11,7 @@ use super::{Place, Used};
 use crate::{
     index::{Index, Load},
     placement::{Promised, Share},
-    shelf::{Shelf, Waiting},
+    shelf::{Kind, Shelf, Waiting},
     tally::{Sum, Tally},
     view,
 };
@@ -19,7 +19,7 @@ use crate::{
 /// Everything that is known.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// It has never been later. Time does not go back here.
+    /// Since when.
     pub(super) as_of: DateTime<Utc>,
     pub(super) nodes: BTreeMap<String, Entry>,
     /// Where sandboxes were sent of which their node has told nothing yet.
@@ -56,8 +56,8 @@ pub(super) struct Placement {
 pub(super) struct OfTemplate {
     /// Those that sessions have.
     pub(super) used: Used,
-    /// Those that no session has, in whatever state.
-    pub(super) warm: BTreeSet<Place>,
+    /// Those that no session has, in whatever state, and what they are.
+    pub(super) warm: BTreeMap<Place, Kind>,
 }
 
 /// One node.
@@ -373,7 +373,7 @@ fn count(templates: &mut BTreeMap<String, OfTemplate>, place: &Place, sandbox: &
     let of = templates.entry(spec.template_id.clone()).or_default();
     let live = matches!(sandbox.state(), State::Creating | State::Running);
     match (view::is_warm(spec), is_there) {
-        (true, true) => drop(of.warm.insert(place.clone())),
+        (true, true) => drop(of.warm.insert(place.clone(), view::kind(spec))),
         (true, false) => drop(of.warm.remove(place)),
         (false, _) if live => of.used.count(sandbox.claimed, is_there),
         (false, _) => {}

@@ -6,7 +6,10 @@ use sandmesh_mesh::{HumanDuration, ManualClock, timestamp};
 use sandmesh_proto::executor::Resources;
 
 use super::*;
-use crate::placement::{self, Wanted};
+use crate::{
+    placement::{self, Wanted},
+    view,
+};
 
 const NODES: usize = 6;
 const SANDBOXES: usize = 14;

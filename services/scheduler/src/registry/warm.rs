@@ -59,13 +59,13 @@ impl Registry {
         let known = self.known();
         let Some(of) = known.templates.get(template_id) else { return Vec::new() };
         let kind = view::kind(spec);
-        let there = of.warm.iter().filter_map(|place| {
+        let there = of.warm.iter().filter_map(|(place, own)| {
             let entry = known.nodes.get(&place.1).filter(|entry| !entry.lost && entry.healthy)?;
             let sandbox = entry.sandboxes.get(&place.0)?;
             Some(Warm {
                 place: place.clone(),
                 condition: condition(sandbox),
-                current: is_of(sandbox, &kind) && !entry.node.draining,
+                current: *own == kind && !entry.node.draining,
                 made_at: made_at(sandbox).unwrap_or(known.as_of),
                 stressed: is_stressed(entry, crowded),
             })
@@ -77,7 +77,7 @@ impl Registry {
     pub(crate) fn warm_templates(&self) -> Vec<String> {
         let known = self.known();
         let is_lost = |place: &Place| known.nodes.get(&place.1).is_none_or(|entry| entry.lost);
-        let there = known.templates.iter().filter(|(_, of)| of.warm.iter().any(|place| !is_lost(place)));
+        let there = known.templates.iter().filter(|(_, of)| of.warm.keys().any(|place| !is_lost(place)));
         there.map(|(template_id, _)| template_id.clone()).collect()
     }
 
@@ -118,10 +118,6 @@ fn condition(sandbox: &Sandbox) -> Condition {
         State::Running => Condition::Ready,
         _ => Condition::Dead,
     }
-}
-
-fn is_of(sandbox: &Sandbox, kind: &Kind) -> bool {
-    sandbox.spec.as_ref().is_some_and(|spec| view::kind(spec) == *kind)
 }
 
 /// Whether so much of a node is promised, in percent, without what is on its way.

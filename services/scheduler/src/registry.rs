@@ -24,7 +24,7 @@ use sandmesh_proto::{
 use tokio::sync::{Notify, broadcast};
 
 use self::known::{Entry, Known};
-use crate::{Config, Error, view};
+use crate::{Config, Error};
 
 /// How many changes a slow watcher may be behind.
 const WATCH_BACKLOG: usize = 1024;
@@ -73,7 +73,7 @@ impl Registry {
     /// What is known as of now: nodes that are silent are not healthy any more.
     fn known(&self) -> MutexGuard<'_, Known> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.as_of = known.as_of.max(self.clock.now());
+        known.as_of = self.clock.now();
         let since = before(known.as_of, self.config.heartbeat_timeout.0);
         known.silence(since);
         known
@@ -98,7 +98,7 @@ impl Registry {
         let is_full = known.nodes.len() >= self.config.max_nodes as usize;
         let follow = match known.nodes.get_mut(&id) {
             Some(entry) => {
-                let alike = view::facts(&entry.node) == view::facts(&node);
+                let alike = has_same_facts(&entry.node, &node);
                 // One that was lost is followed anew: what it has is not what is known here.
                 let same = entry.node.endpoint == node.endpoint && entry.reported && !entry.lost;
                 entry.node = node;
@@ -382,6 +382,11 @@ impl Registry {
 fn before(time: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
     let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);
     time.checked_sub_signed(by).unwrap_or(DateTime::<Utc>::MIN_UTC)
+}
+
+/// Whether all is the same that sandboxes do not change.
+fn has_same_facts(a: &Node, b: &Node) -> bool {
+    a.languages == b.languages && a.images == b.images && a.labels == b.labels
 }
 
 fn status(entry: &Entry) -> NodeStatus {

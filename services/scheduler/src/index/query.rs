@@ -92,14 +92,15 @@ impl Index {
     /// asked when there is none that takes it; who would is too `crowded` then.
     pub(crate) fn refusals(&mut self, wanted: &Wanted, asked: &[Refusal], crowded: Option<u64>) -> Refusals {
         let asked: Vec<String> = asked.iter().map(|refusal| refusal.node_id.clone()).collect();
-        let others = self.by_id.iter().filter(|(id, _)| !asked.contains(id));
-        let mut views = others.filter_map(|(_, slot)| Some(&self.node(*slot)?.view));
         let why = |view: &NodeView| {
             let crowded_out = || Some(placement::crowded_out(view.id.clone(), crowded?));
             placement::refusal(wanted, view).or_else(crowded_out)
         };
-        let named = views.by_ref().take(NAMED).filter_map(why).collect();
-        let others = views.count();
+        let others = self.by_id.iter().filter(|(id, _)| !asked.contains(id));
+        let views = others.filter_map(|(_, slot)| Some(&self.node(*slot)?.view));
+        let named: Vec<Refusal> = views.take(NAMED).filter_map(why).collect();
+        let told = named.len() + asked.iter().filter(|id| self.by_id.contains_key(*id)).count();
+        let others = self.by_id.len().saturating_sub(told);
         let others_may_change = others > 0 && self.may_change(wanted, &asked);
         Refusals { named, others, others_may_change }
     }

@@ -1,7 +1,7 @@
 //! A tree over the nodes in the order of their ids: of each part of them it knows the most that any has, so that
 //! a search passes over the parts where nobody can be that is better than who was found.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
 
 use super::features::Bits;
 use crate::placement::Score;
@@ -132,19 +132,20 @@ impl Tree {
         bound: impl Fn(&Most) -> Option<Score>,
         exact: impl Fn(usize) -> Option<Score>,
     ) -> Option<Found> {
-        let mut parts = BinaryHeap::new();
-        let push = |parts: &mut BinaryHeap<(Found, usize)>, part: usize| {
-            let score = self.parts.get(part).and_then(&bound);
-            parts.extend(score.map(|score| ((score, Reverse(self.first_of(part))), part)));
+        let at = |part: usize| {
+            let score = self.parts.get(part).and_then(&bound)?;
+            Some(((score, Reverse(self.first_of(part))), part))
         };
-        push(&mut parts, 1);
+        let mut parts: Vec<(Found, usize)> = at(1).into_iter().collect();
         while let Some((most, part)) = parts.pop() {
             if found.is_some_and(|found| found >= most) {
-                break;
+                continue;
             }
             if part < self.leaves() {
-                push(&mut parts, 2 * part);
-                push(&mut parts, 2 * part + 1);
+                // The more promising one comes first, and whoever is found there may spare the other.
+                let mut below = [at(2 * part), at(2 * part + 1)];
+                below.sort_unstable();
+                parts.extend(below.into_iter().flatten());
                 continue;
             }
             for position in self.positions(part - self.leaves()) {

@@ -79,6 +79,10 @@ chaos *args: build
 bench-database *args: executor
     cargo bench --locked -p sandmesh --bench database -- {{args}}
 
+# Live through a day of 10,000 nodes with the real scheduler; `--decisions 10000` only measures decisions.
+simulate *args:
+    cargo bench --locked -p sandmesh-scheduler --features simulation --bench simulate -- {{args}}
+
 # Attack a server started for this with every case of the suite, and print the table.
 attack *args: build
     cargo run --quiet -p sandmesh -- doctor --attack --own-server {{args}}

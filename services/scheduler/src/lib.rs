@@ -8,7 +8,7 @@
 //! that join),
 //! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
 //! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
-//! `node_service.rs` and `pool_service.rs` (the wire).
+//! `node_service.rs` and `pool_service.rs` (the wire). `simulation.rs` is all of this at the size of a data centre.
 
 pub mod config;
 mod error;
@@ -26,6 +26,8 @@ mod queue;
 mod registry;
 mod service;
 mod shelf;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod tally;
 mod view;
 

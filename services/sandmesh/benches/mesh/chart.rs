@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     report::quantity,
+    svg::{escaped, footer},
     verdict::{Row, Verdict},
 };
 
@@ -97,21 +98,4 @@ impl Bar {
             escaped(&self.label),
         );
     }
-}
-
-/// A long line about the machine, as two.
-pub(crate) fn footer(machine: &str, x: f64, y: f64) -> String {
-    let (first, rest) = machine.split_once("; ").unwrap_or((machine, ""));
-    format!(
-        "<text x=\"{x}\" y=\"{y}\" class=\"small\">{}</text><text x=\"{x}\" y=\"{}\" \
-         class=\"small\">{}</text>",
-        escaped(first),
-        y + 15.0,
-        escaped(rest)
-    )
-}
-
-/// Text as it may stand in XML.
-pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

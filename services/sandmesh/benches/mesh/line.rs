@@ -1,5 +1,7 @@
 //! The goals: each line with what must and what should be reached, and how its figure comes about.
 
+use sandmesh_scheduler::simulation::kinds;
+
 use crate::{subject as s, work::Door};
 
 /// A goal: what must be reached, and what is aimed at.
@@ -30,6 +32,8 @@ pub(crate) enum Figure {
     Memory,
     /// What is streamed through a door.
     Streamed(Door),
+    /// The p99 of the scheduler's decision of the line's name.
+    Decision,
     /// It cannot be measured, and why.
     Unknown(&'static str),
 }
@@ -73,7 +77,7 @@ impl Line {
             | Figure::Rate { of, over } => vec![of, over],
             Figure::Tail { of } => vec![of],
             Figure::Difference { of, without, over } => vec![of, without, over],
-            Figure::Memory | Figure::Streamed(_) | Figure::Unknown(_) => Vec::new(),
+            Figure::Memory | Figure::Streamed(_) | Figure::Decision | Figure::Unknown(_) => Vec::new(),
         }
     }
 }
@@ -89,6 +93,7 @@ pub(crate) fn all(with_fresh: bool) -> Vec<Line> {
     let mut lines = python();
     lines.extend(others());
     lines.extend(sessions());
+    lines.extend(decisions());
     if with_fresh {
         let fresh = |name, what, of| Line::new(name, what, "A", Figure::P50 { of, over: s::PYTHON });
         lines.push(fresh("fresh-executor", "Python, fresh interpreter, executor, p50", s::EXECUTOR_FRESH));
@@ -179,12 +184,12 @@ fn sessions() -> Vec<Line> {
         p50("record", "durable record: its insert and its update, p50", s::RECORD).at_most(0.03, 0.01),
         Line::new("session-role", "all that the session role adds, with the record", "A", added),
         p50("accept", "an execution accepted, durable, p50", s::ACCEPT),
-        Line::new(
-            "placement",
-            "placement, 10,000 nodes and 100,000 sandboxes, p99",
-            "us",
-            Figure::Unknown("the decision is internal to the scheduler: nothing outside can call it"),
-        )
-        .at_most(100.0, 20.0),
     ]
+}
+
+/// What the scheduler decides, the usual first, and then what misleads a search.
+fn decisions() -> Vec<Line> {
+    let line = |(name, what)| Line::new(name, what, "us", Figure::Decision).at_most(100.0, 20.0);
+    let first = ("placement", "placement, 10,000 nodes and 100,000 sandboxes, p99");
+    std::iter::once(first).chain(kinds().skip(1)).map(line).collect()
 }

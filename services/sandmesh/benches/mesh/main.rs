@@ -23,6 +23,8 @@ mod stack;
 mod stats;
 mod streaming;
 mod subject;
+#[path = "../shared/svg.rs"]
+mod svg;
 mod verdict;
 mod work;
 
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use sandmesh_scheduler::simulation::{self, Case};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -52,6 +55,12 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_sandmesh");
 
 /// Starts an interpreter for each execution instead of keeping one warm.
 const FRESH: (&str, &str) = ("SANDMESH_AGENT__ISOLATION__INTERPRETERS", "fresh");
+
+/// How many nodes the scheduler decides among, with ten sandboxes each.
+const NODES: u32 = 10_000;
+
+/// How many decisions of each kind are measured for each round.
+const DECISIONS: u32 = 1000;
 
 /// Logs how long each writer of an execution waits for the database.
 const LOGGED: (&str, &str) = ("SANDMESH_MESH__LOG_FILTER", "warn,sandmesh_session::store::pen=trace");
@@ -111,13 +120,14 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     let is_logged = lines.iter().any(|line| line.subjects().contains(&subject::RECORD));
     let mut bench = start(settings, is_logged).await?;
     let measured = measure(&bench, &lines).await;
+    let decisions = decisions(&bench, &lines);
     let machine = machine.done(bench.cpu());
     bench.warm.server.stop()?;
     for other in bench.fresh.iter_mut().chain(&mut bench.logged) {
         other.server.stop()?;
     }
     let (measured, idle) = measured?;
-    let results = Results { rounds: &measured, idle: idle.as_ref() };
+    let results = Results { rounds: &measured, idle: idle.as_ref(), decisions: &decisions };
     let report = Report {
         machine,
         rounds,
@@ -146,6 +156,13 @@ async fn start(settings: Settings, is_logged: bool) -> anyhow::Result<Bench> {
     }
     let [(_, _, fresh), (_, _, logged)] = others;
     Ok(Bench { settings, warm, fresh, logged })
+}
+
+/// Measures decisions of the scheduler, in this process.
+fn decisions(bench: &Bench, lines: &[Line]) -> Vec<Case> {
+    let is_wanted =
+        |name: &str| lines.iter().any(|line| line.name == name && matches!(line.figure, Figure::Decision));
+    simulation::cases(NODES, bench.settings.amount.rounds.saturating_mul(DECISIONS), is_wanted)
 }
 
 /// Measures what these lines are made of.

@@ -5,14 +5,8 @@ use std::{fmt::Write, fs, path::Path};
 use serde::Serialize;
 
 use crate::{
-    chart,
-    line::LETTERS,
-    machine::Machine,
-    memory::Idle,
-    settings::Amount,
-    stats::Summary,
-    streaming::Streamed,
-    verdict::{Row, short},
+    chart, line::LETTERS, machine::Machine, memory::Idle, settings::Amount, stats::Summary,
+    streaming::Streamed, svg::short, verdict::Row,
 };
 
 /// Everything that was measured.

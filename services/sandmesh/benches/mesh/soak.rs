@@ -2,10 +2,9 @@
 //!
 //! It owns the order of things: load and samples at once, then the end of all sessions, then the end of
 //! the server, each followed by a look at what is left. `load.rs` is the load, `sample.rs` the look,
-//! `report.rs` the judgement, `plot.rs` the drawing.
+//! `report.rs` the judgement.
 
 mod load;
-mod plot;
 mod report;
 mod sample;
 

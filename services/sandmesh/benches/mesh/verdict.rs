@@ -4,11 +4,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+use sandmesh_scheduler::simulation::Case;
+
 use crate::{
     line::{Figure, Goal, Line},
     measure::Rounds,
     memory::Idle,
     stats::{Measured, Round, median, quantile},
+    svg::short,
     work::Door,
 };
 
@@ -79,6 +82,7 @@ struct Got {
 pub(crate) struct Results<'a> {
     pub(crate) rounds: &'a Rounds,
     pub(crate) idle: Option<&'a Idle>,
+    pub(crate) decisions: &'a [Case],
 }
 
 impl Results<'_> {
@@ -110,6 +114,7 @@ impl Results<'_> {
             Figure::Difference { of, without, over } => steady(self.difference(of, without, over), line.goal),
             Figure::Memory => self.memory(),
             Figure::Streamed(door) => self.streamed(door),
+            Figure::Decision => self.decision(line.name),
             Figure::Unknown(why) => Got { unknown: Some(why.to_owned()), ..Got::default() },
         }
     }
@@ -191,6 +196,16 @@ impl Results<'_> {
         }
     }
 
+    fn decision(&self, name: &str) -> Got {
+        let Some(case) = self.decisions.iter().find(|case| case.name == name) else { return not_chosen() };
+        let [p50, p99, most] = [0.5, 0.99, 1.0].map(|q| quantile(&case.micros, q));
+        Got {
+            rounds: vec![p99],
+            measured: format!("p50 {}, at most {} us of {}", short(p50), short(most), case.micros.len()),
+            ..Got::default()
+        }
+    }
+
     fn find(&self, name: &str) -> Option<&Measured> {
         self.rounds.measured.iter().find(|measured| measured.name == name)
     }
@@ -238,14 +253,4 @@ fn spoiled(measured: &[&Measured]) -> Option<String> {
 
 fn not_chosen() -> Got {
     Got { unknown: Some("not chosen".to_owned()), ..Got::default() }
-}
-
-/// With as many digits as say something.
-pub(crate) fn short(value: f64) -> String {
-    match value.abs() {
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 10.0 => format!("{value:.1}"),
-        v if v >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
 }

@@ -6,10 +6,13 @@ use sandmesh_proto::executor::Language;
 
 use super::{
     load::Load,
-    plot,
     sample::{COLUMNS, Sample},
 };
-use crate::{machine::Machine, stats::quantile, verdict::short};
+use crate::{
+    machine::Machine,
+    stats::quantile,
+    svg::{Series, short},
+};
 
 /// The growth that is taken for noise, as a fraction.
 const NOISE: f64 = 0.1;
@@ -82,9 +85,10 @@ impl Report {
     /// When the directory or a file cannot be written.
     pub(crate) fn write(&self, directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(directory)?;
-        fs::write(directory.join("soak.csv"), self.csv())?;
+        let series = Series { names: COLUMNS.map(|(name, _)| name), samples: &self.samples, unit: "s" };
+        fs::write(directory.join("soak.csv"), series.csv())?;
         fs::write(directory.join("soak.md"), self.markdown())?;
-        fs::write(directory.join("soak.svg"), plot::lines(&self.samples, &self.machine.line()))?;
+        fs::write(directory.join("soak.svg"), series.chart(&self.machine.line()))?;
         Ok(())
     }
 
@@ -97,16 +101,6 @@ impl Report {
         let failures = self.load.failures();
         anyhow::ensure!(failures == 0 && left == 0, "{failures} executions failed, {left} things are left");
         Ok(())
-    }
-
-    fn csv(&self) -> String {
-        let names: Vec<_> = COLUMNS.iter().map(|(name, _)| *name).collect();
-        let rows = self
-            .samples
-            .iter()
-            .map(|sample| sample.iter().map(|value| format!("{value:.2}")).collect::<Vec<_>>().join(","));
-        let lines: Vec<_> = [names.join(",")].into_iter().chain(rows).collect();
-        lines.join("\n") + "\n"
     }
 
     /// The mean of the first third of a column, of its last third, and its largest value.

@@ -207,3 +207,32 @@ impl Fault for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::Refusal;
+
+    #[test]
+    fn what_thousands_of_nodes_say_fits_into_a_header() {
+        let why = "it has less than 107374182400 bytes of memory in all".to_owned();
+        let say = |n: usize| Refusal { node_id: format!("node-{n:05}"), why: why.clone(), may_change: false };
+        let named = |count| (0..count).map(say).collect();
+        for refusals in [
+            Refusals::of(named(10_000)),
+            Refusals { named: named(16), others: 9984, others_may_change: false },
+        ] {
+            let told = Error::refused("sbx_0", refusals).to_string();
+            assert!(told.len() < 2000 && told.ends_with("; 9984 more nodes refuse"), "{told}");
+        }
+    }
+
+    #[test]
+    fn one_of_many_that_may_change_its_mind_is_worth_waiting_for() {
+        let refused = |others_may_change| {
+            Error::refused("sbx_0", Refusals { named: Vec::new(), others: 1, others_may_change })
+        };
+        assert!(matches!(refused(true), Error::NoCapacity { .. }));
+        assert!(matches!(refused(false), Error::NoSuitableNode { .. }));
+    }
+}

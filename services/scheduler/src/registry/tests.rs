@@ -1,6 +1,7 @@
 //! Whatever happens, the registry answers what a look at everything answers.
 
 use chrono::DateTime;
+use futures::FutureExt;
 use proptest::prelude::*;
 use sandmesh_mesh::{HumanDuration, ManualClock, timestamp};
 use sandmesh_proto::executor::Resources;
@@ -315,6 +316,62 @@ impl Bench {
         let (error, may_change) = (Error::refused("id", refusals), |one: &placement::Refusal| one.may_change);
         let is_never = !choice.refusals.is_empty() && !choice.refusals.iter().any(may_change);
         assert_eq!(matches!(error, Error::NoSuitableNode { .. }), is_never);
+    }
+}
+
+#[test]
+fn who_waits_looks_when_there_is_more_room_and_not_at_each_report() {
+    let bench = Bench::new();
+    let says = Says {
+        max_sandboxes: 1,
+        capacity: None,
+        handed_out: 0,
+        languages: 1,
+        image: 0,
+        zone: 0,
+        draining: false,
+        moved: false,
+    };
+    let report = |says: &Says| drop(bench.registry.report(says.node(0), bench.link.clone()).unwrap());
+    let is_told = || bench.registry.room().notified().now_or_never().is_some();
+    report(&says);
+    assert!(is_told(), "there is a node");
+    bench.registry.opened("node-0", Vec::new());
+    is_told();
+    report(&says);
+    assert!(!is_told(), "nothing is new");
+    bench.clock.advance(Duration::from_secs(6));
+    report(&says);
+    assert!(is_told(), "it was silent, and is there again");
+    report(&Says { draining: true, ..says.clone() });
+    assert!(!is_told(), "it takes no more");
+    report(&Says { max_sandboxes: 2, ..says });
+    assert!(is_told(), "it takes more");
+}
+
+#[test]
+fn a_clock_that_was_ahead_for_a_moment_keeps_no_node_healthy() {
+    let start = DateTime::from_timestamp(2_000_000_000, 0).unwrap();
+    let clock = Arc::new(Moved(Mutex::new(start)));
+    let registry = Registry::new(Config::default(), Arc::<Moved>::clone(&clock), CancellationToken::new());
+    let link = Link::local(tonic::service::Routes::default().into_axum_router());
+    let node = || Node { node_id: "a".to_owned(), ..Node::default() };
+    *clock.0.lock().unwrap() = start + TimeDelta::days(1);
+    drop(registry.report(node(), link.clone()).unwrap());
+    *clock.0.lock().unwrap() = start;
+    drop(registry.report(node(), link).unwrap());
+    assert_eq!(registry.healthy_nodes(), ["a"]);
+    *clock.0.lock().unwrap() = start + TimeDelta::minutes(1);
+    assert_eq!(registry.healthy_nodes(), [""; 0]);
+}
+
+/// A clock that can go back.
+#[derive(Debug)]
+struct Moved(Mutex<DateTime<Utc>>);
+
+impl Clock for Moved {
+    fn now(&self) -> DateTime<Utc> {
+        *self.0.lock().unwrap()
     }
 }
 

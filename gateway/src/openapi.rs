@@ -42,7 +42,7 @@ const ERRORS: [(&str, &str); 3] = [
     paths(
         health::get, health::detailed, health::ready, health::sync, metrics::get,
         containers::list, containers::get, containers::logs,
-        nodes::list, nodes::get, nodes::drain, nodes::resume, nodes::create_join_token,
+        nodes::list, nodes::get, nodes::drain, nodes::resume, nodes::remove, nodes::create_join_token,
         pools::list, pools::get, pools::set,
         sessions::create, sessions::list, sessions::get, sessions::terminate, sessions::delete,
         dependencies::install,

@@ -51,6 +51,7 @@ fn for_reason(reason: &str) -> Option<&'static str> {
         "SYNC_TIMEOUT" => "read the result later with GET /api/v1/executions/{execution_id}",
         "NOT_READY" => "see GET /api/v1/health/detailed for what does not serve",
         "NODE_NOT_FOUND" => "choose a node from GET /api/v1/nodes",
+        "NODE_PRESENT" => "stop the agent of that node first",
         "JOIN_DISABLED" => "set `scheduler.join.listen`, as with `sandmesh serve --join-listen 0.0.0.0:8443`",
         "SANDBOX_NOT_FOUND" => "choose a sandbox from GET /api/v1/containers",
         "NODE_UNAVAILABLE" => "try again; create a new session if it goes on",

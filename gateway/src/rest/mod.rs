@@ -84,7 +84,7 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/api/v1/containers/{id}/logs", get(containers::logs)),
         ("/api/v1/nodes", get(nodes::list)),
         ("/api/v1/nodes/join-tokens", post(nodes::create_join_token)),
-        ("/api/v1/nodes/{id}", get(nodes::get)),
+        ("/api/v1/nodes/{id}", get(nodes::get).delete(nodes::remove)),
         ("/api/v1/nodes/{id}/drain", post(nodes::drain)),
         ("/api/v1/nodes/{id}/resume", post(nodes::resume)),
         ("/api/v1/pools", get(pools::list)),

@@ -2,10 +2,11 @@
 
 use http::StatusCode;
 use sandmesh_proto::scheduler::{
-    DrainNodeRequest, GetNodeRequest, NodeServiceListNodesRequest, ResumeNodeRequest,
+    DrainNodeRequest, GetNodeRequest, NodeServiceListNodesRequest, RemoveNodeRequest, ResumeNodeRequest,
 };
 
 use super::{
+    NoContent,
     json::node::{CreateJoinToken, JoinToken, Node, Nodes},
     sent,
 };
@@ -56,6 +57,18 @@ pub(crate) async fn drain(call: Call, Id(node_id): Id) -> Result<Json<Node>, Api
 pub(crate) async fn resume(call: Call, Id(node_id): Id) -> Result<Json<Node>, ApiError> {
     let reply = call.nodes().resume_node(call.unary(ResumeNodeRequest { node_id })).await?.into_inner();
     Ok(Json(sent(reply.node, "node")?.into()))
+}
+
+/// Takes a node that joined, or is lost, out of the mesh: its sessions go on elsewhere at once, and its machine does
+/// not come back without a token. Idempotent while the node is known.
+#[utoipa::path(
+    delete, path = "/api/v1/nodes/{id}", tag = "operators", operation_id = "remove_node",
+    params(("id" = String, Path, description = "The id of the node.")),
+    responses((status = 204, description = "The node is none any more."))
+)]
+pub(crate) async fn remove(call: Call, Id(node_id): Id) -> Result<NoContent, ApiError> {
+    call.nodes().remove_node(call.unary(RemoveNodeRequest { node_id, only_here: false })).await?;
+    Ok(NoContent)
 }
 
 /// Makes a token with which machines join as nodes: `sandmesh serve --roles agent --join ADDRESS`.

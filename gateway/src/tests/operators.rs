@@ -55,6 +55,8 @@ async fn a_node_is_shown_drained_and_resumed() {
     assert_eq!(door.get("/api/v1/nodes/n1").await.json(), nodes["items"][0]);
     assert_eq!(door.post("/api/v1/nodes/n1/drain", "").await.json()["draining"], true);
     assert_eq!(door.post("/api/v1/nodes/n1/resume", "").await.json()["draining"], false);
+    assert_eq!(door.delete("/api/v1/nodes/n1").await.status, 204);
+    assert_eq!(door.delete("/api/v1/nodes/unknown").await.status, 404);
     for path in ["/api/v1/nodes/unknown/drain", "/api/v1/nodes/unknown/resume"] {
         let refused = door.post(path, "").await;
         assert_eq!(

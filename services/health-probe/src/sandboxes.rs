@@ -6,13 +6,13 @@
 //! it is refused when the session has moved on.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join_all, stream};
 use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, Probe, Tasks, timestamp};
 use sandmesh_proto::{
     agent::{GetNodeRequest, Sandbox, agent_service_client::AgentServiceClient, sandbox::State},
@@ -162,9 +162,13 @@ impl Registry {
         }
     }
 
-    /// The sandboxes whose executor can be asked, with its endpoint.
-    fn to_ask(&self) -> Vec<(Place, String)> {
-        let live = self.0.iter().filter(|(_, known)| !known.reported && !known.endpoint.is_empty());
+    /// The sandboxes of this machine, or of others, whose executor can be asked, with its endpoint.
+    fn to_ask(&self, elsewhere: bool) -> Vec<(Place, String)> {
+        let can_be_asked = |known: &Known| !known.reported && !known.endpoint.is_empty();
+        let live = self
+            .0
+            .iter()
+            .filter(|(_, known)| can_be_asked(known) && machine(&known.endpoint).is_some() == elsewhere);
         live.map(|(place, known)| (place.clone(), known.endpoint.clone())).collect()
     }
 
@@ -184,6 +188,12 @@ impl Registry {
         }
         None
     }
+}
+
+/// The other machine that an executor is on.
+fn machine(endpoint: &str) -> Option<&str> {
+    let (machine, _) = endpoint.rsplit_once('/').filter(|_| endpoint.starts_with("https://"))?;
+    Some(machine)
 }
 
 fn lose(known: &mut Known, reason: &str, node_lost: bool) -> Option<Lost> {
@@ -229,7 +239,11 @@ impl Sandboxes {
         let (watch, ask) = (Arc::clone(&self), Arc::clone(&self));
         let (to_watch, to_ask) = (reports.clone(), reports);
         spawn(tasks, "sandbox watch", async move { watch.watch(&to_watch).await });
-        spawn(tasks, "executor probes", async move { ask.ask_executors(&to_ask).await });
+        let (ask_others, to_ask_others) = (Arc::clone(&ask), to_ask.clone());
+        spawn(tasks, "executor probes", async move { ask.ask_executors(&to_ask, false).await });
+        spawn(tasks, "executor probes elsewhere", async move {
+            ask_others.ask_executors(&to_ask_others, true).await;
+        });
         spawn(tasks, "lost sandbox reports", async move { self.report(waiting).await });
     }
 
@@ -279,18 +293,20 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Asks the executors of all running sandboxes, again and again.
-    async fn ask_executors(&self, reports: &mpsc::Sender<Lost>) {
+    /// Asks the executors of all running sandboxes of this machine, or of others, again and again.
+    async fn ask_executors(&self, reports: &mpsc::Sender<Lost>, elsewhere: bool) {
         loop {
             sleep(self.config.sandbox_probe_interval.0).await;
-            let to_ask = lock(&self.registry).to_ask();
+            let mut to_ask = lock(&self.registry).to_ask(elsewhere);
+            if elsewhere {
+                // That a node cannot be asked is its matter: the scheduler says what becomes of it.
+                let there = self.reachable(&to_ask).await;
+                to_ask
+                    .retain(|(_, endpoint)| machine(endpoint).is_some_and(|machine| there.contains(machine)));
+            }
             stream::iter(to_ask)
                 .for_each_concurrent(self.config.max_concurrent_probes, async |(place, endpoint)| {
                     let answer = self.ask(&endpoint).await;
-                    if answer.is_none() && !self.is_reachable(&endpoint).await {
-                        // That is the node's matter, and the scheduler says what becomes of it.
-                        return;
-                    }
                     let (asked, now) = ((&place, endpoint.as_str()), self.mesh.clock().now());
                     let told = (&*self.board, &self.config);
                     let lost = lock(&self.registry).answered(asked, answer.as_ref(), now, told);
@@ -315,16 +331,16 @@ impl Sandboxes {
         }
     }
 
-    /// Whether an executor could answer: it is on this machine, or on another whose agent answers.
-    async fn is_reachable(&self, endpoint: &str) -> bool {
-        let agent = match endpoint.strip_prefix("https://").map(|rest| rest.split_once('/')) {
-            None => return true,
-            Some(parts) => parts.and_then(|(place, _)| self.mesh.dial(&format!("https://{place}")).ok()),
-        };
-        let Some(agent) = agent else { return false };
-        let mut client = AgentServiceClient::new(agent);
-        let answer = timeout(self.config.sandbox_probe_timeout.0, client.get_node(GetNodeRequest {})).await;
-        matches!(answer, Ok(Ok(_)))
+    /// The machines of these sandboxes whose agent answers.
+    async fn reachable(&self, to_ask: &[(Place, String)]) -> BTreeSet<String> {
+        let machines: BTreeSet<&str> = to_ask.iter().filter_map(|(_, endpoint)| machine(endpoint)).collect();
+        let answers = machines.into_iter().map(async |machine| {
+            let mut agent = AgentServiceClient::new(self.mesh.dial(machine).ok()?);
+            let limit = self.config.sandbox_probe_timeout.0;
+            let answer = timeout(limit, agent.get_node(GetNodeRequest {})).await;
+            matches!(answer, Ok(Ok(_))).then(|| machine.to_owned())
+        });
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     async fn report(&self, waiting: mpsc::Receiver<Lost>) {

@@ -95,8 +95,8 @@ pub fn dump(config: &impl Serialize) -> Result<String, ConfigError> {
     Ok(toml::to_string_pretty(config)?)
 }
 
-/// Where a machine that joined listens unless told otherwise.
-const JOINED_LISTEN: &str = "0.0.0.0:8010";
+/// Where a machine that joined listens unless told otherwise: of both versions of IP.
+pub(crate) const JOINED_LISTEN: &str = "[::]:8010";
 
 /// A credential shorter than this could be guessed.
 const SHORTEST_TOKEN: usize = 16;

@@ -230,6 +230,11 @@ pub fn was_not_sent(status: &Status) -> bool {
     status.metadata().contains_key(NOT_SENT)
 }
 
+/// Takes from a status that it was not sent, for who passes on what another was told.
+pub fn forget_not_sent(status: &mut Status) {
+    status.metadata_mut().remove(NOT_SENT);
+}
+
 fn caused_by<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -42,19 +42,55 @@ const MAX_CONNECTIONS: usize = 10_000;
 
 type Stream = Either<TcpStream, UnixStream>;
 
+/// Calls at once on a connection of a machine that joins or has: it makes one every few seconds.
+const MAX_NODE_STREAMS: u32 = 16;
+
+/// How many strangers are spoken to at once, and for how long: they have one call to make.
+const MAX_STRANGERS: usize = 1000;
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How connections are encrypted, and from whom they are taken.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     /// What is shown.
-    pub(crate) credentials: Credentials,
-    /// Whether strangers are spoken to, who show no certificate; what they may do is for others to say.
-    pub(crate) strangers: bool,
+    credentials: Credentials,
+    /// Places for strangers, who show no certificate; what they may do is for others to say. `None`: nobody
+    /// speaks to them.
+    strangers: Option<Arc<Semaphore>>,
 }
 
 impl Tls {
+    pub(crate) fn new(credentials: Credentials, strangers: bool) -> Self {
+        Self { credentials, strangers: strangers.then(|| Arc::new(Semaphore::new(MAX_STRANGERS))) }
+    }
+
+    /// Serves a connection to its end; that of a stranger, or of a certificate whose time is over, for a while.
+    async fn converse(
+        &self,
+        stream: Stream,
+        router: Router,
+        builder: &auto::Builder<TokioExecutor>,
+        watcher: Watcher,
+    ) {
+        let place = self.strangers.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
+        if matches!(place, Some(Err(_))) {
+            return;
+        }
+        match self.accept(stream).await {
+            Ok((stream, peer)) => {
+                let limit = peer.lasts().unwrap_or(STRANGER_TIMEOUT);
+                let _place = place.filter(|_| !peer.is_known());
+                // Who is known comes again with its next certificate.
+                let served = converse(stream, router, Some(peer), builder, watcher);
+                let _ = tokio::time::timeout(limit, served).await;
+            }
+            Err(error) => tracing::debug!(%error, "a connection is not what it should be"),
+        }
+    }
+
     async fn accept(&self, stream: Stream) -> io::Result<(TlsStream<Stream>, Peer)> {
         let held = self.credentials.current().await.map_err(io::Error::other)?;
-        let config = if self.strangers { held.open_server } else { held.server };
+        let config = if self.strangers.is_some() { held.open_server } else { held.server };
         let accept = TlsAcceptor::from(config).accept(stream);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
         let stream = tokio::time::timeout(HEAD_TIMEOUT, accept).await.unwrap_or_else(|_| Err(late()))?;
@@ -86,7 +122,13 @@ impl Listener {
 
     /// Binds `HOST:PORT`.
     pub(crate) async fn tcp(address: &str) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address).await;
+        let listener = match TcpListener::bind(address).await {
+            // A kernel without IPv6.
+            Err(_) if address.starts_with("[::]:") => {
+                TcpListener::bind(address.replacen("[::]", "0.0.0.0", 1)).await
+            }
+            bound => bound,
+        };
         Ok(Self::Tcp(listener.with_context(|| format!("cannot listen on `{address}`"))?))
     }
 
@@ -113,7 +155,11 @@ impl Listener {
     /// Serves until `tasks` are told to end: then no new connection is taken, and those that are open end
     /// after the calls in flight.
     pub(crate) async fn serve(self, router: Router, tasks: Tasks, tls: Option<Tls>) {
-        let (builder, connections, done) = (builder(), GracefulShutdown::new(), tasks.token());
+        let streams = match &tls {
+            Some(Tls { strangers: Some(_), .. }) => MAX_NODE_STREAMS,
+            _ => MAX_STREAMS,
+        };
+        let (builder, connections, done) = (builder(streams), GracefulShutdown::new(), tasks.token());
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
@@ -136,10 +182,7 @@ impl Listener {
                     return;
                 }
                 let Some(tls) = tls else { return converse(stream, router, None, &builder, watcher).await };
-                match tls.accept(stream).await {
-                    Ok((stream, peer)) => converse(stream, router, Some(peer), &builder, watcher).await,
-                    Err(error) => tracing::debug!(%error, "a connection is not what it should be"),
-                }
+                tls.converse(stream, router, &builder, watcher).await;
             });
         }
         drop(self);
@@ -182,13 +225,13 @@ async fn speaks(stream: &Stream, done: &CancellationToken) -> bool {
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(streams: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Duration::from_secs(30));

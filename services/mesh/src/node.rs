@@ -296,7 +296,7 @@ impl Node {
         let mut mesh = Mesh::builder(&config.data_dir).token(config.token.clone()).address(config.address());
         if !config.join.is_empty() {
             let joined = Membership::enter(config, node_id, Arc::new(SystemClock)).await?;
-            let control = joined.control(&config.join)?;
+            let control = joined.control()?;
             mesh = mesh.link(RoleName::Scheduler, control).joined(Some(joined));
         }
         for (role, endpoints) in &config.links {
@@ -375,7 +375,7 @@ impl Node {
     }
 
     fn tls(&self, strangers: bool) -> Tls {
-        Tls { credentials: self.mesh.credentials.clone(), strangers }
+        Tls::new(self.mesh.credentials.clone(), strangers)
     }
 
     /// On TCP only processes that show the credential are served, and on another machine only the control plane;

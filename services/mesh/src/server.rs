@@ -29,6 +29,9 @@ use crate::{
     tls::{Name, Peer},
 };
 
+/// How long a call of a machine that joins or has may take, whatever it says.
+const NODE_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Collects the services of a node.
 #[derive(Debug, Default)]
 pub struct ServerBuilder {
@@ -60,10 +63,13 @@ impl ServerBuilder {
     /// has a [`Peer`] that says which. For the scheduler.
     pub fn serve_nodes(&mut self, listen: SocketAddr, routes: Routes, calls: NodeCalls) {
         let guard = move |request: Request, next: Next| async move {
-            match calls.refusal(&request) {
-                None => next.run(request).await,
-                Some(status) => status.into_http::<Body>().into_response(),
-            }
+            let answer = match calls.refusal(&request) {
+                None => tokio::time::timeout(NODE_CALL_TIMEOUT, next.run(request)).await,
+                Some(status) => Ok(status.into_http::<Body>().into_response()),
+            };
+            answer.unwrap_or_else(|_| {
+                Status::deadline_exceeded("deadline exceeded").into_http::<Body>().into_response()
+            })
         };
         self.for_nodes = Some((listen, grpc_router(routes).layer(middleware::from_fn(guard))));
     }
@@ -259,6 +265,22 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_and_nodes_call_what_is_theirs() {
+        let calls = NodeCalls { of_strangers: &["/a.Join/Join"], of_nodes: &["/a.Join/Renew"] };
+        let code = |path: &str| {
+            let mut request = Request::new(axum::body::Body::empty());
+            *request.uri_mut() = path.parse().unwrap();
+            request.extensions_mut().insert(Peer::of(None));
+            calls.refusal(&request).map(|status| status.code())
+        };
+        assert_eq!(code("/a.Join/Join"), None);
+        assert_eq!(code("/a.Join/Renew"), Some(Code::Unauthenticated));
+        for path in ["/a.Other/Call", "/a.Join/Renew/", "//a.Join/Join", "/a.join/join", "/"] {
+            assert_eq!(code(path), Some(Code::PermissionDenied), "{path}");
+        }
+    }
 
     #[test]
     fn a_timeout_is_read_in_every_unit() {

@@ -31,7 +31,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub use self::{authority::Authority, token::JoinToken};
 pub(crate) use self::{credentials::Credentials, join::Membership};
-use crate::{datetime, timestamp};
+use crate::{Clock, SystemClock, datetime, timestamp};
 
 /// How long it may take until a connection is made and encrypted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,8 +71,7 @@ impl Name {
             Self::Control => "control.sandmesh.internal".to_owned(),
             Self::Node(id) => {
                 let digest = digest::digest(&digest::SHA256, id.as_bytes());
-                let hex: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-                format!("{hex}.node.sandmesh.internal")
+                format!("{}.node.sandmesh.internal", hex(&digest.as_ref()[..16]))
             }
         }
     }
@@ -83,30 +82,85 @@ impl Name {
 }
 
 /// Who is at the other end of a connection, by the certificate that was shown and checked. In the extensions of
-/// each request that came over TLS.
-#[derive(Debug, Clone)]
-pub struct Peer(Option<Arc<CertificateDer<'static>>>);
+/// each request that came over TLS. Nobody any more when the certificate's time is over.
+#[derive(Debug, Clone, Default)]
+pub struct Peer(Option<Arc<Shown>>);
+
+#[derive(Debug)]
+struct Shown {
+    certificate: CertificateDer<'static>,
+    key: String,
+    expires_at: i64,
+}
 
 impl Peer {
     pub(crate) fn of(shown: Option<&[CertificateDer<'_>]>) -> Self {
-        Self(shown.and_then(<[_]>::first).map(|certificate| Arc::new(certificate.clone().into_owned())))
+        Self(shown.and_then(<[_]>::first).and_then(Shown::new).map(Arc::new))
+    }
+
+    fn shown(&self) -> Option<&Shown> {
+        self.0.as_deref().filter(|shown| SystemClock.now().timestamp() < shown.expires_at)
     }
 
     /// Whether it showed a certificate.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.0.is_some()
+        self.shown().is_some()
+    }
+
+    /// The fingerprint of its key, in hexadecimal digits.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.shown().map(|shown| shown.key.as_str())
+    }
+
+    /// From when on its certificate is worth nothing.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<DateTime<Utc>> {
+        self.shown().and_then(|shown| DateTime::from_timestamp(shown.expires_at, 0))
+    }
+
+    /// For how long its certificate is worth something.
+    pub(crate) fn lasts(&self) -> Option<Duration> {
+        (self.expires_at()? - SystemClock.now()).to_std().ok()
     }
 
     /// Whether it is who is meant.
     #[must_use]
     pub fn is(&self, name: &Name) -> bool {
-        let Some(shown) = &self.0 else { return false };
-        let (Ok(shown), Ok(name)) = (webpki::EndEntityCert::try_from(&**shown), name.server_name()) else {
+        let Some(shown) = self.shown() else { return false };
+        let (Ok(shown), Ok(name)) = (webpki::EndEntityCert::try_from(&shown.certificate), name.server_name())
+        else {
             return false;
         };
         shown.verify_is_valid_for_subject_name(&name).is_ok()
     }
+}
+
+impl Shown {
+    fn new(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        Some(Self {
+            key: fingerprint(read.public_key().raw),
+            expires_at: read.validity().not_after.timestamp(),
+            certificate: certificate.clone().into_owned(),
+        })
+    }
+}
+
+/// The fingerprint of the key of a certificate, DER, in hexadecimal digits.
+#[must_use]
+pub fn key_of(certificate: &[u8]) -> Option<String> {
+    let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(fingerprint(read.public_key().raw))
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, der).as_ref())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A key, its certificate, and the authority that signed it.

@@ -77,6 +77,17 @@ pub(crate) enum Error {
         "there is a node `{0}`: give this machine another name in `agent.node_id`, or wait until that node is lost"
     )]
     NodeExists(String),
+    /// A machine that was a node.
+    #[error(
+        "node `{0}` was removed from the mesh: join again with a token, without the `identity.json` of before"
+    )]
+    NodeRemoved(String),
+    /// A node that is there and did not join.
+    #[error("node `{0}` is there and did not join: stop its agent, and remove it when it is lost")]
+    NodePresent(String),
+    /// What is to be remembered cannot be.
+    #[error("`{0}` cannot be written: {1}")]
+    Notes(String, String),
     /// A node speaks for another.
     #[error("only node `{0}` itself may say this")]
     NotThatNode(String),
@@ -139,7 +150,11 @@ impl Error {
     /// As it travels. What a node answered goes on unchanged, with its details.
     pub(crate) fn into_status(self) -> Status {
         match self {
-            Self::Node(status) => *status,
+            Self::Node(mut status) => {
+                // That the node's call was not sent says nothing about the caller's.
+                sandmesh_mesh::forget_not_sent(&mut status);
+                *status
+            }
             other => sandmesh_mesh::status(other),
         }
     }
@@ -156,7 +171,9 @@ impl Fault for Error {
             Self::JoinDisabled => Code::FailedPrecondition,
             Self::JoinToken => Code::Unauthenticated,
             Self::NodeExists(_) => Code::AlreadyExists,
-            Self::NotThatNode(_) => Code::PermissionDenied,
+            Self::NotThatNode(_) | Self::NodeRemoved(_) => Code::PermissionDenied,
+            Self::NodePresent(_) => Code::FailedPrecondition,
+            Self::Notes(..) => Code::Internal,
             Self::WatchLagged(_) => Code::Aborted,
             Self::Node(status) => status.code(),
         }
@@ -176,6 +193,9 @@ impl Fault for Error {
             Self::JoinToken => "JOIN_TOKEN_INVALID",
             Self::NodeExists(_) => "NODE_ALREADY_EXISTS",
             Self::NotThatNode(_) => "NODE_MISMATCH",
+            Self::NodeRemoved(_) => "NODE_REMOVED",
+            Self::NodePresent(_) => "NODE_PRESENT",
+            Self::Notes(..) => "INTERNAL",
             Self::WatchLagged(_) => "WATCH_LAGGED",
             Self::Node(_) => "INTERNAL",
         }

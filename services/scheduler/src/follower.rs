@@ -14,6 +14,9 @@ use crate::registry::Registry;
 /// How soon a watch that ended is opened again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// More sandboxes than a node has.
+const MAX_SANDBOXES: usize = 100_000;
+
 /// The client of an agent, with the limits of the mesh.
 pub(crate) fn agent(link: Link) -> AgentServiceClient<Link> {
     AgentServiceClient::new(link)
@@ -21,10 +24,15 @@ pub(crate) fn agent(link: Link) -> AgentServiceClient<Link> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
+/// Whether the agent behind a link is on another machine, which joined.
+pub(crate) fn is_elsewhere(link: &Link) -> bool {
+    link.target().starts_with("https://")
+}
+
 /// What a node tells of a sandbox, which is its own. One that joined from another machine does not say where its
 /// executors are: they are reached through it.
 pub(crate) fn located(link: &Link, node_id: &str, mut sandbox: Sandbox) -> Sandbox {
-    if link.target().starts_with("https://") {
+    if is_elsewhere(link) {
         node_id.clone_into(&mut sandbox.node_id);
         if !sandbox.endpoint.is_empty() {
             sandbox.endpoint = format!("{}/{}", link.target(), sandbox.sandbox_id);
@@ -83,10 +91,16 @@ impl Follower {
     async fn list(&self, agent: &mut AgentServiceClient<Link>) -> Result<Vec<Sandbox>, Status> {
         let (mut sandboxes, mut page_token) = (Vec::new(), String::new());
         loop {
-            let mut request = Request::new(ListSandboxesRequest { page_size: 0, page_token });
+            let mut request =
+                Request::new(ListSandboxesRequest { page_size: 0, page_token: page_token.clone() });
             request.set_timeout(self.call_timeout);
             let page = agent.list_sandboxes(request).await?.into_inner();
             sandboxes.extend(page.sandboxes.into_iter().map(|sandbox| self.located(sandbox)));
+            if sandboxes.len() > MAX_SANDBOXES
+                || (page.next_page_token == page_token && !page_token.is_empty())
+            {
+                return Err(Status::out_of_range("the node lists more sandboxes than one can have"));
+            }
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return Ok(sandboxes);

@@ -14,7 +14,7 @@ use sandmesh_proto::scheduler::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Error, join::check_speaker, registry::Place, service::Service};
+use crate::{Error, registry::Place, service::Service};
 
 /// How many sandboxes a page has.
 const PAGE: u32 = 1000;
@@ -106,7 +106,7 @@ impl SchedulerService for Grpc {
     ) -> Result<Response<RegisterNodeResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let node = required("node", request.into_inner().node)?;
-        check_speaker(peer.as_ref(), &node).map_err(Error::into_status)?;
+        self.0.check_speaker(peer.as_ref(), &node).map_err(Error::into_status)?;
         let again = self.0.register(node).map_err(Error::into_status)?;
         let heartbeat_interval_ms = u32::try_from(again.as_millis()).unwrap_or(u32::MAX);
         Ok(Response::new(RegisterNodeResponse { heartbeat_interval_ms }))

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sandmesh_mesh::{
-    Clock, FieldViolation, Mesh, NodeCalls, ServerBuilder,
-    tls::{Authority, JoinToken, Name, Peer},
+    Clock, FieldViolation, Mesh, NodeCalls, ServerBuilder, datetime,
+    tls::{Authority, JoinToken, Name, Peer, key_of},
 };
 use sandmesh_proto::{
     agent::Node,
@@ -18,10 +18,14 @@ use sandmesh_proto::{
 };
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::{Error, config::Join as Settings, grpc, service::Service};
+use crate::{Error, config::Join as Settings, grpc, members::Members, service::Service};
 
 /// The longest id of a node.
 const NODE_ID_MAX: usize = 63;
+
+/// The largest messages that strangers and nodes may send, in bytes.
+const MAX_JOIN: usize = 16 << 10;
+const MAX_REPORT: usize = 1 << 20;
 
 /// What machines may call.
 const CALLS: NodeCalls = NodeCalls {
@@ -66,8 +70,9 @@ impl Entrance {
     pub(crate) fn register(&self, server: &mut ServerBuilder) {
         server.add(CertificateServiceServer::new(self.clone()));
         if let Some(listen) = self.0.settings.listen {
-            let routes = Routes::new(JoinServiceServer::new(self.clone()));
-            server.serve_nodes(listen, routes.add_service(grpc::server(Arc::clone(&self.0.service))), CALLS);
+            let join = JoinServiceServer::new(self.clone()).max_decoding_message_size(MAX_JOIN);
+            let reports = grpc::server(Arc::clone(&self.0.service)).max_decoding_message_size(MAX_REPORT);
+            server.serve_nodes(listen, Routes::new(join).add_service(reports), CALLS);
         }
     }
 
@@ -106,8 +111,25 @@ impl Entrance {
         if self.0.service.registry().is_present(node_id) {
             return Err(Error::NodeExists(node_id.clone()));
         }
+        self.0.service.members().check_free(node_id, now)?;
         tracing::info!(node.id = node_id, "a machine joined");
         self.certify(signing_request, &Name::Node(node_id.clone()))
+    }
+
+    fn renew(
+        &self,
+        peer: Option<&Peer>,
+        node_id: &str,
+        signing_request: &[u8],
+    ) -> Result<Certificate, Error> {
+        let peer = peer.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))?;
+        let (before, _) = shown(peer, node_id)?;
+        let certificate = self.certify(signing_request, &Name::Node(node_id.to_owned()))?;
+        let expires_at = certificate.expires_at.as_ref().and_then(datetime);
+        let next = key_of(&certificate.der).zip(expires_at);
+        let (next, expires_at) = next.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))?;
+        self.0.service.members().renew(node_id, before, (&next, expires_at), self.0.clock.now())?;
+        Ok(certificate)
     }
 
     fn certify(&self, signing_request: &[u8], name: &Name) -> Result<Certificate, Error> {
@@ -128,25 +150,37 @@ fn check_id(node_id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A node that joined speaks for itself only, and is where it says that it is by its own name.
+/// A node that joined speaks for itself only, from the machine that has its name, and is where it says that it is
+/// by that name.
 ///
 /// # Errors
-/// `NotThatNode`, `Invalid`.
-pub(crate) fn check_speaker(peer: Option<&Peer>, node: &Node) -> Result<(), Error> {
+/// `NotThatNode`, `NodeExists`, `NodeRemoved`, `Invalid`.
+pub(crate) fn check_speaker(
+    peer: Option<&Peer>,
+    node: &Node,
+    members: &Members,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
     // Without one it is a process of the mesh, which is trusted.
     let Some(peer) = peer else { return Ok(()) };
-    if !peer.is(&Name::Node(node.node_id.clone())) {
-        return Err(Error::NotThatNode(node.node_id.clone()));
+    let shown = shown(peer, &node.node_id)?;
+    if !is_place_of(&node.node_id, &node.endpoint) {
+        let problem = format!("must be `https://{}@HOST:PORT`", node.node_id);
+        return Err(Error::Invalid(FieldViolation::new("node.endpoint", "value_error", problem)));
     }
-    let place = node.endpoint.strip_prefix("https://").and_then(|rest| rest.split_once('@'));
-    match place {
-        Some((name, address)) if name == node.node_id && !address.contains(['/', '@']) => Ok(()),
-        _ => Err(Error::Invalid(FieldViolation::new(
-            "node.endpoint",
-            "value_error",
-            format!("must be `https://{}@HOST:PORT`", node.node_id),
-        ))),
-    }
+    members.enter(&node.node_id, shown, now)
+}
+
+/// The key that a node shows, and until when.
+fn shown<'a>(peer: &'a Peer, node_id: &str) -> Result<(&'a str, DateTime<Utc>), Error> {
+    let known = peer.is(&Name::Node(node_id.to_owned()));
+    let shown = peer.key().zip(peer.expires_at()).filter(|_| known);
+    shown.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))
+}
+
+fn is_place_of(node_id: &str, endpoint: &str) -> bool {
+    let place = endpoint.strip_prefix("https://").and_then(|rest| rest.split_once('@'));
+    place.is_some_and(|(name, address)| name == node_id && !address.contains(['/', '@']))
 }
 
 #[tonic::async_trait]
@@ -160,14 +194,11 @@ impl JoinService for Entrance {
         &self,
         request: Request<RenewCertificateRequest>,
     ) -> Result<Response<RenewCertificateResponse>, Status> {
-        let name = Name::Node(request.get_ref().node_id.clone());
-        let peer = request.extensions().get::<Peer>();
-        if !peer.is_some_and(|peer| peer.is(&name)) {
-            return Err(Error::NotThatNode(request.into_inner().node_id).into_status());
-        }
-        let certificate = self.certify(&request.get_ref().signing_request, &name);
-        let certificate = Some(certificate.map_err(Error::into_status)?);
-        Ok(Response::new(RenewCertificateResponse { certificate }))
+        let peer = request.extensions().get::<Peer>().cloned();
+        let RenewCertificateRequest { node_id, signing_request } = request.into_inner();
+        let certificate =
+            self.renew(peer.as_ref(), &node_id, &signing_request).map_err(Error::into_status)?;
+        Ok(Response::new(RenewCertificateResponse { certificate: Some(certificate) }))
     }
 }
 
@@ -180,5 +211,38 @@ impl CertificateService for Entrance {
         let certificate = self.certify(&request.get_ref().signing_request, &Name::Control);
         let certificate = Some(certificate.map_err(Error::into_status)?);
         Ok(Response::new(IssueCertificateResponse { certificate }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_where_it_is_by_its_own_name() {
+        assert!(is_place_of("one", "https://one@10.0.0.2:8010"));
+        for elsewhere in [
+            "",
+            "http://one@10.0.0.2:8010",
+            "https://10.0.0.2:8010",
+            "https://two@10.0.0.2:8010",
+            "unix:/run/x",
+            "https://one@10.0.0.2:8010/sbx_1",
+            "https://one@two@10.0.0.2:8010",
+        ] {
+            assert!(!is_place_of("one", elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn who_shows_nothing_speaks_for_no_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = Members::load(&dir.path().join("members")).unwrap();
+        let endpoint = "https://one@10.0.0.2:8010".to_owned();
+        let node = Node { node_id: "one".to_owned(), endpoint, ..Node::default() };
+        let now = DateTime::UNIX_EPOCH;
+        assert!(check_speaker(None, &node, &members, now).is_ok(), "a process of the mesh");
+        let stranger = check_speaker(Some(&Peer::default()), &node, &members, now);
+        assert!(matches!(stranger, Err(Error::NotThatNode(_))));
     }
 }

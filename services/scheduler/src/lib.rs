@@ -4,8 +4,8 @@
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
 //! Parts: `placement.rs` (pure choice), `index.rs` (the same without a look at every node, pure), `tally.rs` and
 //! `shelf.rs` (what a node has, and which warm sandbox is given next, pure), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
-//! for room), `registry.rs` (what is known), `join.rs` (machines
-//! that join),
+//! for room), `registry.rs` (what is known), `join.rs` and
+//! `members.rs` (machines that join),
 //! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
 //! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
 //! `node_service.rs` and `pool_service.rs` (the wire). `simulation.rs` is all of this at the size of a data centre.
@@ -16,6 +16,7 @@ mod follower;
 mod grpc;
 mod index;
 mod join;
+mod members;
 mod memory;
 mod node_service;
 mod placement;
@@ -54,7 +55,7 @@ struct Scheduler {
 #[expect(clippy::unused_async, reason = "the signature is that of every role")]
 pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role>> {
     config.validate()?;
-    let service = Arc::new(Service::new(config.clone(), mesh.clone()));
+    let service = Arc::new(Service::new(config.clone(), mesh.clone())?);
     let pools = Pools::new(Arc::clone(&service), mesh, &config.pools)?;
     let entrance = Entrance::new(&config.join, Arc::clone(&service), mesh)?;
     Ok(Arc::new(Scheduler { service, pools: Arc::new(pools), entrance }))

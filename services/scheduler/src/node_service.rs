@@ -8,7 +8,8 @@ use sandmesh_proto::scheduler::{
     CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
     GetNodeResponse, GetNodeSandboxRequest, GetNodeSandboxResponse, ListNodeSandboxesRequest,
     ListNodeSandboxesResponse, NodeServiceListNodesRequest, NodeServiceListNodesResponse,
-    ReadSandboxLogRequest, ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse,
+    ReadSandboxLogRequest, ReadSandboxLogResponse, RemoveNodeRequest, RemoveNodeResponse, ResumeNodeRequest,
+    ResumeNodeResponse,
     node_service_server::{NodeService, NodeServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -63,6 +64,15 @@ impl NodeService for Nodes {
         let node =
             self.0.set_draining(&request.get_ref().node_id, false).await.map_err(Error::into_status)?;
         Ok(Response::new(ResumeNodeResponse { node: Some(node) }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        let RemoveNodeRequest { node_id, only_here } = request.into_inner();
+        self.0.remove_node(&node_id, only_here).await.map_err(Error::into_status)?;
+        Ok(Response::new(RemoveNodeResponse {}))
     }
 
     async fn create_join_token(

@@ -229,6 +229,14 @@ impl Registry {
         known.refresh(node_id);
     }
 
+    /// Has a node lost at once.
+    pub(crate) fn give_up(&self, node_id: &str) {
+        let mut known = self.known();
+        if known.nodes.get(node_id).is_some_and(|entry| !entry.lost) {
+            self.lose(&mut known, node_id);
+        }
+    }
+
     /// Whether a node is known that is not lost.
     pub(crate) fn is_present(&self, node_id: &str) -> bool {
         self.known().nodes.get(node_id).is_some_and(|entry| !entry.lost)

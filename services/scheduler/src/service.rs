@@ -10,7 +10,7 @@ mod wait;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::join_all, stream};
-use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName};
+use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, tls::Peer, was_not_sent};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
@@ -25,7 +25,9 @@ use tonic::{Code, Request, Status};
 pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
-    follower::{Follower, agent, located},
+    follower::{Follower, agent, is_elsewhere, located},
+    join::check_speaker,
+    members::Members,
     memory::Memory,
     placement::{Refusal, Refusals, Wanted},
     registry::{Place, Registry},
@@ -38,6 +40,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// Longer than a node lets any installation take.
 const INSTALL_LIMIT: Duration = Duration::from_secs(3700);
 
+/// After how long a node is left alone where nobody was reached: it may be starting anew.
+const ABSENT_AFTER: Duration = Duration::from_secs(2);
+
 /// Places sandboxes on nodes.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -45,6 +50,7 @@ pub(crate) struct Service {
     mesh: Mesh,
     registry: Arc<Registry>,
     memory: Memory,
+    members: Members,
     waiters: wait::Waiters,
 }
 
@@ -53,21 +59,39 @@ enum Answer {
     Created(Box<Sandbox>),
     /// It said no, and has not got it.
     Refused(Refusal),
+    /// It was never reached, and has not got it from this.
+    Absent(Error),
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, mesh: Mesh) -> Self {
+    /// # Errors
+    /// When what is to be remembered cannot be read.
+    pub(crate) fn new(config: Config, mesh: Mesh) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::new(config.clone(), mesh.clock(), mesh.tasks().token()));
         let (memory, places) = Memory::load(mesh.data_dir().join("scheduler.nodes"));
         let waiters = wait::Waiters::new(config.queue.max_waiting as usize);
-        let service = Self { config, mesh, registry, memory, waiters };
+        let members = Members::load(&mesh.data_dir().join("scheduler.members"))?;
+        let service = Self { config, mesh, registry, memory, members, waiters };
         for (node_id, endpoint) in places {
             // Where it cannot be dialled any more, it is what reports that counts.
             if let Ok(link) = service.dial(&endpoint) {
                 service.registry.remember(Node { node_id, endpoint, ..Node::default() }, link);
             }
         }
-        service
+        Ok(service)
+    }
+
+    /// Which machine has which name.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Whether who reports a node may do so: see [`check_speaker`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn check_speaker(&self, peer: Option<&Peer>, node: &Node) -> Result<(), Error> {
+        check_speaker(peer, node, &self.members, self.mesh.clock().now())
     }
 
     fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
@@ -125,6 +149,8 @@ impl Service {
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 Answer::Refused(refusal) => refusals.push(refusal),
+                // It may have it from before.
+                Answer::Absent(error) => return Err(error),
             }
         }
         self.registry.wait_for_node().await;
@@ -173,16 +199,21 @@ impl Service {
         wanted: &Wanted,
         mut refusals: Vec<Refusal>,
     ) -> Result<Sandbox, Error> {
-        let mut asked = Vec::new();
+        let (mut asked, mut absent) = (Vec::new(), None);
         while let Some(node_id) = self.registry.reserve(id, spec, (wanted, &asked)) {
             refusals.retain(|refusal| refusal.node_id != node_id);
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 Answer::Refused(refusal) => refusals.push(refusal),
+                Answer::Absent(error) => {
+                    self.registry.unbind(id, &node_id);
+                    absent = Some(error);
+                }
             }
             asked.push(node_id);
         }
-        Err(Error::refused(id, self.registry.refusals(wanted, refusals, None)))
+        // One that is not there now may be so soon, and have room.
+        Err(absent.unwrap_or_else(|| Error::refused(id, self.registry.refusals(wanted, refusals, None))))
     }
 
     /// The node that says that it has a sandbox. One that cannot be asked may have it, too: should it, the
@@ -197,14 +228,25 @@ impl Service {
 
     /// Creates at one node, again and again while it is not known whether it did.
     async fn create_on(&self, node_id: &str, id: &str, spec: &SandboxSpec) -> Result<Answer, Error> {
-        let deadline = Instant::now() + self.config.create_timeout.0;
-        let mut pause = PAUSES.0;
+        let begun = Instant::now();
+        let deadline = begun + self.config.create_timeout.0;
+        let (mut pause, mut sent) = (PAUSES.0, false);
         loop {
             let error = match self.try_create(node_id, id, spec, deadline).await {
                 Ok(sandbox) => return Ok(Answer::Created(Box::new(sandbox))),
                 Err(error) => error,
             };
+            sent |= !was_not_sent(&error);
             match error.code() {
+                _ if !sent && begun.elapsed() >= ABSENT_AFTER => {
+                    return Ok(Answer::Absent(unavailable(node_id, &error)));
+                }
+                code if is_broken(code) && self.is_elsewhere(node_id) => {
+                    self.registry.unbind(id, node_id);
+                    let why = error.message().to_owned();
+                    let refusal = Refusal { node_id: node_id.to_owned(), why, may_change: true };
+                    return Ok(Answer::Refused(refusal));
+                }
                 Code::ResourceExhausted | Code::FailedPrecondition => {
                     self.registry.unbind(id, node_id);
                     let may_change = error.code() == Code::ResourceExhausted;
@@ -237,7 +279,7 @@ impl Service {
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let link = self.link(node_id)?;
         let answer = agent(link.clone()).create_sandbox(request).await?.into_inner();
-        sent(&link, node_id, answer.sandbox)
+        sent(&link, node_id, id, answer.sandbox)
     }
 
     /// Destroys a sandbox wherever it may be, or `only_there`. Idempotent.
@@ -352,6 +394,11 @@ impl Service {
         if nodes.is_empty() { Err(Error::NoNodes) } else { Ok(nodes) }
     }
 
+    /// Whether a node is on another machine, which is trusted with its own sandboxes and no more.
+    fn is_elsewhere(&self, node_id: &str) -> bool {
+        self.registry.link(node_id).as_ref().is_some_and(is_elsewhere)
+    }
+
     fn link(&self, node_id: &str) -> Result<Link, Status> {
         self.registry.link(node_id).ok_or_else(|| Status::unavailable("it has not registered"))
     }
@@ -403,9 +450,24 @@ impl Service {
 }
 
 /// The sandbox that a node must have sent.
-fn sent(link: &Link, node_id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
+fn sent(link: &Link, node_id: &str, id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
+    let usable =
+        |sandbox: &Sandbox| sandbox.sandbox_id == id && !(is_elsewhere(link) && sandbox.endpoint.is_empty());
+    let sandbox = sandbox.filter(usable);
     let sandbox = sandbox.map(|sandbox| located(link, node_id, sandbox));
     sandbox.ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))
+}
+
+/// Whether it is the node that is not as it should be, rather than what it was asked for.
+fn is_broken(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Internal
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::DataLoss
+    )
 }
 
 /// Whether a call that ended so may have had its effect.

@@ -15,8 +15,8 @@ use sandmesh_proto::{
         GetNodeResponse, GetNodeSandboxRequest, GetNodeSandboxResponse, GetPoolRequest, GetPoolResponse,
         ListNodeSandboxesRequest, ListNodeSandboxesResponse, ListPoolsRequest, ListPoolsResponse,
         NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, Pool, ReadSandboxLogRequest,
-        ReadSandboxLogResponse, ResumeNodeRequest, ResumeNodeResponse, SetPoolRequest, SetPoolResponse,
-        node_service_server::NodeService, pool_service_server::PoolService,
+        ReadSandboxLogResponse, RemoveNodeRequest, RemoveNodeResponse, ResumeNodeRequest, ResumeNodeResponse,
+        SetPoolRequest, SetPoolResponse, node_service_server::NodeService, pool_service_server::PoolService,
     },
     template::PoolSettings,
 };
@@ -107,6 +107,10 @@ impl NodeService for Fakes {
 
     async fn resume_node(&self, request: Request<ResumeNodeRequest>) -> Reply<ResumeNodeResponse> {
         known(&self.note(request).node_id, ResumeNodeResponse { node: Some(node(false)) })
+    }
+
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Reply<RemoveNodeResponse> {
+        known(&self.note(request).node_id, RemoveNodeResponse {})
     }
 
     async fn create_join_token(

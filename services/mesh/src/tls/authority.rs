@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use ring::hmac;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
@@ -57,6 +57,13 @@ impl Authority {
         let pair = KeyPair::from_pem(&key_pem).map_err(|_| no_key())?;
         let tokens = hmac::Key::new(hmac::HMAC_SHA256, &pair.serialize_der());
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| no_certificate())?;
+        let (_, read) = x509_parser::parse_x509_certificate(&der).map_err(|_| no_certificate())?;
+        if read.public_key().raw != pair.subject_public_key_info() {
+            return Err(unusable(key, "key of the certificate beside it"));
+        }
+        if read.validity().not_after.timestamp() < now.timestamp() {
+            return Err(unusable(certificate, "certificate any more: its time is over"));
+        }
         let issuer = Issuer::from_ca_cert_der(&der, pair).map_err(|_| no_certificate())?;
         Ok(Self { issuer, certificate: der, tokens })
     }
@@ -129,25 +136,37 @@ fn make(certificate: &Path, key: &Path, now: DateTime<Utc>) -> Result<(), TlsErr
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     (params.not_before, params.not_after) = (moment(now - CLOCK_SKEW)?, moment(now + LIFETIME)?);
     let made = params.self_signed(&pair).map_err(unusable)?;
-    // The key first: a start that ends in between is told what is missing.
-    write_secret(key, pair.serialize_pem().as_bytes())?;
-    write_secret(certificate, made.pem().as_bytes())
+    // The key first, by whoever is first: a start that ends in between is told what is missing, and of two at
+    // once the other takes what the first made.
+    match write(key, pair.serialize_pem().as_bytes(), |new, path| fs::hard_link(new, path)) {
+        Err(TlsError::File { error, .. }) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made_it => {
+            made_it?;
+            write_secret(certificate, made.pem().as_bytes())
+        }
+    }
 }
 
 /// Writes a file that nobody else may read, whole or not at all.
 pub(super) fn write_secret(path: &Path, text: &[u8]) -> Result<(), TlsError> {
-    let new: PathBuf = path.with_extension("new");
+    write(path, text, |new, path| fs::rename(new, path))
+}
+
+fn write(path: &Path, text: &[u8], publish: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<(), TlsError> {
+    let new: PathBuf = path.with_extension(format!("{:x}.new", rand::random::<u64>()));
     let write = || {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
-        let _ = fs::remove_file(&new);
         let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         made.write_all(text)?;
         made.sync_all()?;
-        fs::rename(&new, path)
+        publish(&new, path)
     };
-    write().map_err(|error| file(path, error))
+    let written = write().map_err(|error| file(path, error));
+    // What was renamed is not there any more.
+    let _ = fs::remove_file(&new);
+    written
 }
 
 pub(super) fn file(path: &Path, error: io::Error) -> TlsError {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rustls::{ClientConfig, ServerConfig};
 use sandmesh_proto::scheduler::{
     IssueCertificateRequest, certificate_service_client::CertificateServiceClient,
@@ -19,7 +19,10 @@ use super::{Identity, TlsError, signing_request};
 use crate::{Clock, Link};
 
 /// How long the scheduler may take to answer.
-const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How soon it is asked again that gave none, while there is one that is good.
+const RETRY: TimeDelta = TimeDelta::seconds(60);
 
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,8 +34,8 @@ struct Inner {
     /// Who is asked for the next one; `None` for a node.
     scheduler: Option<Link>,
     held: Mutex<Option<Held>>,
-    /// Held by who asks for one: the others wait for that.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by who asks for one, with when that is to be tried again. The others wait only where there is none.
+    asking: tokio::sync::Mutex<Option<DateTime<Utc>>>,
 }
 
 /// What follows from a certificate.
@@ -87,12 +90,13 @@ impl Credentials {
         self.held().map(|held| held.renew_at)
     }
 
-    fn held(&self) -> Option<Held> {
-        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether the time of the one that is held is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.held().is_some_and(|held| held.expires_at <= self.0.clock.now())
     }
 
-    fn fresh(&self) -> Option<Held> {
-        self.held().filter(|held| self.0.scheduler.is_none() || self.0.clock.now() < held.renew_at)
+    fn held(&self) -> Option<Held> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What to show now.
@@ -100,20 +104,31 @@ impl Credentials {
     /// # Errors
     /// `NoCertificate` when there is none, and none can be had.
     pub(crate) async fn current(&self) -> Result<Held, TlsError> {
-        if let Some(held) = self.fresh() {
-            return Ok(held);
-        }
-        let _asking = self.0.asking.lock().await;
-        if let Some(held) = self.fresh() {
-            return Ok(held);
-        }
-        match self.ask().await {
-            Ok(held) => Ok(held),
-            Err(error) => {
-                let still = self.held().filter(|held| self.0.clock.now() < held.expires_at);
-                still.ok_or(error)
+        let Some(held) = self.valid() else {
+            let _asking = self.0.asking.lock().await;
+            return match self.valid() {
+                Some(held) => Ok(held),
+                None => self.ask().await,
+            };
+        };
+        if self.0.scheduler.is_some()
+            && held.renew_at <= self.0.clock.now()
+            && let Ok(mut again) = self.0.asking.try_lock()
+            && again.is_none_or(|again| again <= self.0.clock.now())
+        {
+            // The one that there is does for now.
+            match self.ask().await {
+                Ok(next) => return Ok(next),
+                Err(error) => tracing::warn!(%error, "no new certificate; the one there is goes on"),
             }
+            *again = Some(self.0.clock.now() + RETRY);
         }
+        Ok(held)
+    }
+
+    fn valid(&self) -> Option<Held> {
+        // A node's is shown to its end and beyond: that it is over is told by who is shown it.
+        self.held().filter(|held| self.0.scheduler.is_none() || self.0.clock.now() < held.expires_at)
     }
 
     async fn ask(&self) -> Result<Held, TlsError> {

@@ -2,16 +2,18 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
 use hyper_util::rt::TokioIo;
 use rcgen::KeyPair;
+use rustls::CertificateError;
 use sandmesh_proto::scheduler::{
     JoinRequest, RenewCertificateRequest, join_service_client::JoinServiceClient,
 };
@@ -50,6 +52,8 @@ pub(crate) struct Membership {
     pub(crate) credentials: Credentials,
     /// The address that others reach this machine at, as far as it can tell.
     pub(crate) host: String,
+    addresses: String,
+    token: Option<JoinToken>,
     path: PathBuf,
     clock: Arc<dyn Clock>,
 }
@@ -77,22 +81,30 @@ impl Membership {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let path = config.data_dir.join("identity.json");
-        let identity = match read(&path, node_id)?.filter(|identity| clock.now() < identity.expires_at) {
+        let token = token(config)?;
+        // A token for another mesh than the certificate is of: then it moves there.
+        let stays = |identity: &Identity| {
+            clock.now() < identity.expires_at
+                && token.as_ref().is_none_or(|token| token.names(&identity.authority))
+        };
+        let identity = match read(&path, node_id)?.filter(stays) {
             Some(identity) => identity,
             None => {
-                let identity = join(config, node_id).await?;
+                let identity = join(&config.join, node_id, token.as_ref()).await?;
                 keep(&path, node_id, &identity)?;
                 identity
             }
         };
         let credentials = Credentials::of_node(&identity, Arc::clone(&clock))?;
         let host = own_address(&config.join).await?;
-        Ok(Self { node_id: node_id.to_owned(), credentials, host, path, clock })
+        let (node_id, addresses) = (node_id.to_owned(), config.join.clone());
+        Ok(Self { node_id, credentials, host, addresses, token, path, clock })
     }
 
     /// A link to the control plane, at each of the addresses.
-    pub(crate) fn control(&self, join: &str) -> Result<Link, LinkError> {
-        let endpoints: Vec<_> = join.split(',').map(|one| format!("https://{}", one.trim())).collect();
+    pub(crate) fn control(&self) -> Result<Link, LinkError> {
+        let endpoints: Vec<_> =
+            self.addresses.split(',').map(|one| format!("https://{}", one.trim())).collect();
         Link::dial_any_machine(&endpoints.join(","), &self.credentials)
     }
 
@@ -128,34 +140,47 @@ impl Membership {
     }
 
     async fn renew_now(&self, control: &Link) -> anyhow::Result<()> {
-        let (key, request) = signing_request()?;
-        let node_id = self.node_id.clone();
-        let mut request = Request::new(RenewCertificateRequest { node_id, signing_request: request.into() });
-        request.set_timeout(CALL_TIMEOUT);
-        let mut client = JoinServiceClient::new(control.clone());
-        let renewed = client.renew_certificate(request).await?.into_inner().certificate;
-        let identity = Identity::new(key, renewed)?;
+        let identity = match self.credentials.is_over() {
+            // It was away for too long to be given one for the last.
+            true => join(&self.addresses, &self.node_id, self.token.as_ref()).await?,
+            false => self.next(control).await?,
+        };
         self.credentials.replace(&identity)?;
         keep(&self.path, &self.node_id, &identity)?;
         tracing::info!(expires_at = %identity.expires_at, "this node has its next certificate");
         Ok(())
     }
+
+    async fn next(&self, control: &Link) -> anyhow::Result<Identity> {
+        let (key, request) = signing_request()?;
+        let node_id = self.node_id.clone();
+        let mut request = Request::new(RenewCertificateRequest { node_id, signing_request: request.into() });
+        request.set_timeout(CALL_TIMEOUT);
+        let mut client = JoinServiceClient::new(control.clone());
+        let renewed =
+            client.renew_certificate(request).await.map_err(|status| anyhow!(status.message().to_owned()))?;
+        Ok(Identity::new(key, renewed.into_inner().certificate)?)
+    }
 }
 
-/// Joins, at whichever address answers.
-async fn join(config: &MeshConfig, node_id: &str) -> anyhow::Result<Identity> {
-    let Some(token) = &config.join_token else {
+/// The token that is configured.
+fn token(config: &MeshConfig) -> anyhow::Result<Option<JoinToken>> {
+    let token = config.join_token.as_ref().map(|token| token.expose().parse());
+    token.transpose().context("setting `mesh.join_token`")
+}
+
+/// Joins, at whichever of the addresses answers.
+async fn join(addresses: &str, node_id: &str, token: Option<&JoinToken>) -> anyhow::Result<Identity> {
+    let Some(token) = token else {
         bail!(
-            "this machine is no node of the mesh at `{}` yet, or was away for too long: give setting \
-             `mesh.join_token` what `sandmesh nodes token` prints there",
-            config.join
+            "this machine is no node of the mesh at `{addresses}` yet, or was away for too long: give setting \
+             `mesh.join_token` what `sandmesh nodes token` prints there"
         );
     };
-    let token: JoinToken = token.expose().parse().context("setting `mesh.join_token`")?;
     let mut pause = PAUSES.0;
     loop {
-        for address in config.join.split(',').map(str::trim) {
-            match join_at(address, node_id, &token).await? {
+        for address in addresses.split(',').map(str::trim) {
+            match join_at(address, node_id, token).await? {
                 Ok(identity) => return Ok(identity),
                 Err(why) => tracing::warn!(address, why, "the mesh does not answer yet; it is asked again"),
             }
@@ -173,8 +198,12 @@ async fn join_at(
 ) -> anyhow::Result<Result<Identity, String>> {
     let channel = match meet(address, token).await {
         Ok(channel) => channel,
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+        Err(error) if is_stranger(&error) => {
             bail!("`{address}` is not the mesh that the token in setting `mesh.join_token` is for: {error}")
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            let advice = "do the clocks of both machines agree, and is it the port to join at?";
+            return Ok(Err(format!("{error}; {advice}")));
         }
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -196,6 +225,14 @@ async fn join_at(
     }
 }
 
+/// Whether who answered is another mesh, and will be.
+fn is_stranger(error: &std::io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let unknown = [CertificateError::UnknownIssuer, CertificateError::BadSignature];
+    matches!(error, Some(rustls::Error::InvalidCertificate(why)) if unknown.contains(why)
+        || matches!(why, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
+}
+
 /// A connection to the control plane, known by the token.
 async fn meet(address: &str, token: &JoinToken) -> std::io::Result<Channel> {
     let config = Arc::new(stranger(Arc::new(ByToken::new(token.clone()))));
@@ -209,21 +246,31 @@ async fn meet(address: &str, token: &JoinToken) -> std::io::Result<Channel> {
     endpoint.connect_with_connector(connector).await.map_err(std::io::Error::other)
 }
 
-/// The address of this machine on the way to the control plane. Nothing is sent for it.
+/// The address of this machine on the way to the control plane. Nothing is sent for it. Waits for a network, as at
+/// the start of a machine.
 async fn own_address(join: &str) -> anyhow::Result<String> {
-    let mut why = None;
-    for address in join.split(',').map(str::trim) {
-        for local in ["0.0.0.0:0", "[::]:0"] {
-            let socket = UdpSocket::bind(local).await?;
-            match socket.connect(address).await.and_then(|()| socket.local_addr()) {
-                Ok(own) if own.is_ipv6() => return Ok(format!("[{}]", own.ip())),
-                Ok(own) => return Ok(own.ip().to_string()),
-                Err(error) => why = Some(error),
+    let mut pause = PAUSES.0;
+    loop {
+        let mut why = String::new();
+        for address in join.split(',').map(str::trim) {
+            for local in ["0.0.0.0:0", "[::]:0"] {
+                match route(local, address).await {
+                    Ok(own) if own.is_ipv6() => return Ok(format!("[{own}]")),
+                    Ok(own) => return Ok(own.to_string()),
+                    Err(error) => why = error.to_string(),
+                }
             }
         }
+        tracing::warn!(join, why, "there is no way to the mesh yet");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
     }
-    Err(why.map_or_else(|| anyhow::anyhow!("it is empty"), anyhow::Error::from))
-        .with_context(|| format!("setting `mesh.join`: there is no way to `{join}`"))
+}
+
+async fn route(local: &str, address: &str) -> std::io::Result<IpAddr> {
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(address).await?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// The certificate from before; `None` where there is none, or it was that of another node.

@@ -7,7 +7,6 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{verify::ByToken, *};
-use crate::{Clock, SystemClock};
 
 fn now() -> DateTime<Utc> {
     SystemClock.now()

@@ -112,7 +112,7 @@ pub enum Command {
     /// Templates: list, get
     #[command(subcommand)]
     Template(TemplateCommand),
-    /// Nodes: list, drain, resume, token
+    /// Nodes: list, drain, resume, remove, token
     #[command(alias = "node")]
     Nodes(NodesArgs),
     /// Pools of warm sandboxes: list, set

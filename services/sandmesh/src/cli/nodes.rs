@@ -1,10 +1,10 @@
-//! `sandmesh nodes`: list, drain, resume, and a token for others.
+//! `sandmesh nodes`: list, drain, resume, remove, and a token for others.
 
 use clap::{Args, Subcommand};
 use sandmesh_mesh::{HumanDuration, duration_pb};
 use sandmesh_proto::scheduler::{
     CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, NodeServiceListNodesRequest,
-    NodeStatus, ResumeNodeRequest,
+    NodeStatus, RemoveNodeRequest, ResumeNodeRequest,
 };
 
 use super::{
@@ -35,6 +35,12 @@ pub enum NodeCommand {
         #[arg(value_name = "ID")]
         node: String,
     },
+    /// Take a node that joined, or is lost, out of the mesh: its sessions go on elsewhere
+    Remove {
+        /// The node
+        #[arg(value_name = "ID")]
+        node: String,
+    },
     /// Make a token with which machines join as nodes
     Token {
         /// How long it works, 1m to 30days [default: as the server is configured]
@@ -60,6 +66,11 @@ pub(super) async fn run(args: NodesArgs, context: &Context) -> Result<(), Failur
             let reply = client.drain_node(timed(DrainNodeRequest { node_id: node })).await?.into_inner();
             show(reply.node.into_iter().collect(), context, true)
         }
+        NodeCommand::Remove { node } => {
+            let request = RemoveNodeRequest { node_id: node, only_here: false };
+            client.remove_node(timed(request)).await?;
+            Ok(())
+        }
         NodeCommand::Token { valid_for } => {
             let valid_for = valid_for.map(|limit| duration_pb(limit.0));
             let request = timed(CreateJoinTokenRequest { valid_for });
@@ -78,11 +89,11 @@ fn show_token(made: &CreateJoinTokenResponse, context: &Context) -> Result<(), F
     if let Format::Json = context.format {
         return output::json(&view);
     }
+    let port = view.listen.rsplit(':').next().unwrap_or_default();
     output::note(&format!(
         "works until {}; on the other machine, with the address of this one:\n  \
-         SANDMESH_MESH__JOIN_TOKEN=TOKEN sandmesh serve --roles agent --join {}",
+         SANDMESH_MESH__JOIN_TOKEN=TOKEN sandmesh serve --roles agent --join ADDRESS:{port}",
         view.expires_at.as_deref().unwrap_or_default(),
-        view.listen
     ));
     output::text(&format!("{}\n", view.token))
 }

@@ -70,6 +70,9 @@ async fn cut_cable_costs_time_and_a_lost_node_its_sandboxes() {
         ("SANDMESH_SCHEDULER__NODE_LOST_AFTER", "15s"),
         ("SANDMESH_STATE_SYNC__INTERVAL", "500ms"),
         ("SANDMESH_STATE_SYNC__ORPHAN_GRACE", "1s"),
+        // An executor would be taken for dead at once, if it was not known that its node cannot be asked.
+        ("SANDMESH_HEALTH_PROBE__SANDBOX_PROBE_INTERVAL", "200ms"),
+        ("SANDMESH_HEALTH_PROBE__SANDBOX_PROBE_TIMEOUT", "300ms"),
     ];
     let mut mesh = Open::start(Wiring::Embedded, &settings).await;
     mesh.join("two").await;
@@ -90,6 +93,8 @@ async fn cut_cable_costs_time_and_a_lost_node_its_sandboxes() {
     let [two, three] = &mesh.machines[..] else { panic!("two machines joined") };
     two.cut();
     three.cut();
+    let read = api.get(&format!("/sessions/{late}/files/none")).await;
+    assert_eq!(read.status, 503, "what was saved is not all there is: {}", read.text);
     tokio::time::sleep(Duration::from_secs(6)).await;
     three.mend();
     mesh.node_is("three", "healthy").await;
@@ -137,6 +142,51 @@ async fn only_who_has_a_token_of_this_mesh_joins_and_under_a_name_of_its_own() {
     ended_with(&mut mesh.launch("one", &token).spawn(), "there is a node `one`");
     let nodes = mesh.server.api.get("/nodes").await.is(200);
     assert_eq!(nodes["total"], 1, "{nodes}");
+}
+
+/// One cannot be dialled, and is the emptiest of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn node_that_cannot_be_dialled_holds_up_nobody() {
+    let mut mesh = Open::start(Wiring::Embedded, &[("SANDMESH_AGENT__NODE_ID", "one")]).await;
+    let token = mesh.token().await;
+    let mut launch = mesh.launch("two", &token);
+    launch.env.push(("SANDMESH_AGENT__ADVERTISE".to_owned(), "https://127.0.0.1:9".to_owned()));
+    mesh.server.processes.push(launch.spawn());
+    mesh.node_is("two", "healthy").await;
+    for _ in 0..3 {
+        let id = mesh.server.api.session().await;
+        let session = mesh.server.api.get(&format!("/sessions/{id}")).await.is(200);
+        assert_eq!(session["runtime_node"], "one", "{session}");
+    }
+}
+
+/// The same machine with the same certificate, and another with the name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn node_that_was_removed_does_not_come_back_and_its_sessions_go_on() {
+    let mut mesh = Open::start(Wiring::Embedded, &[("SANDMESH_AGENT__NODE_ID", "one")]).await;
+    mesh.join("two").await;
+    let api = mesh.server.api.clone();
+    let id = mesh.session_on("two").await;
+    assert_eq!(api.run(&id, "shell", "echo kept > kept").await["status"], "completed");
+    api.delete("/nodes/one").await.refused(409, "Sandbox.NodePresent");
+    api.delete("/nodes/none").await.refused(404, "Sandbox.NodeNotFound");
+    api.delete("/nodes/two").await.is(204);
+    let mut session = json!(null);
+    eventually("the session goes on elsewhere", Duration::from_secs(20), async || {
+        session = api.get(&format!("/sessions/{id}")).await.is(200);
+        session["runtime_node"] == "one" && session["status"] == "running"
+    })
+    .await;
+    assert_eq!(api.run(&id, "shell", "cat kept").await["stdout"], "kept\n");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(api.get("/nodes/two").await.is(200)["status"], "lost", "its reports are not taken");
+    mesh.server.process("two").kill();
+    let token = mesh.token().await;
+    let launch = mesh.launch("two", &token);
+    let data_dir = launch.args[2].clone();
+    fs::remove_file(format!("{data_dir}/identity.json")).unwrap();
+    mesh.server.processes.push(launch.spawn());
+    mesh.node_is("two", "healthy").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

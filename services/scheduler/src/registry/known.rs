@@ -142,7 +142,8 @@ impl Entry {
         };
         let [sandboxes, cpu_millis, memory_bytes] = view::shares(&self.node, promised);
         Load {
-            healthy: self.healthy,
+            // One on another machine that reports may be out of reach from here: the watch tells.
+            healthy: self.healthy && (self.followed || !self.node.endpoint.starts_with("https://")),
             draining: self.node.draining,
             sandboxes,
             cpu_millis,

@@ -45,8 +45,10 @@ impl Service {
             match self.try_claim(&node_id, &warm_id, id, spec).await {
                 Ok(sandbox) => return Ok(Some(sandbox)),
                 Err(status) if is_ambiguous(status.code()) => {
-                    if let Answer::Created(sandbox) = self.create_on(&node_id, id, spec).await? {
-                        return Ok(Some(*sandbox));
+                    match self.create_on(&node_id, id, spec).await? {
+                        Answer::Created(sandbox) => return Ok(Some(*sandbox)),
+                        Answer::Refused(_) => {}
+                        Answer::Absent(error) => return Err(error),
                     }
                 }
                 Err(status) => {
@@ -81,7 +83,7 @@ impl Service {
         request.set_timeout(self.config.call_timeout.0);
         let link = self.link(node_id)?;
         let answer = agent(link.clone()).claim_sandbox(request).await?.into_inner();
-        sent(&link, node_id, answer.sandbox)
+        sent(&link, node_id, id, answer.sandbox)
     }
 
     /// Makes a warm sandbox where there is room for it. Whoever asks does so once for an id.

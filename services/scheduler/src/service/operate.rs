@@ -1,11 +1,12 @@
 //! What operators do with nodes and look at: draining, sandboxes in pages, and the logs of executors.
 
 use futures::{Stream, StreamExt};
+use sandmesh_mesh::RoleName;
 use sandmesh_proto::{
-    agent::{DrainNodeRequest, ReadSandboxLogRequest, ResumeNodeRequest, Sandbox},
-    scheduler::NodeStatus,
+    agent::{DrainNodeRequest, Node, ReadSandboxLogRequest, ResumeNodeRequest, Sandbox},
+    scheduler::{NodeStatus, RemoveNodeRequest, node_service_client::NodeServiceClient},
 };
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::{Service, told};
 use crate::{Error, follower::agent, registry::Place};
@@ -77,9 +78,40 @@ impl Service {
         };
         let node = node.map_err(|error| told(node_id, error))?;
         tracing::info!(node.id = node_id, draining, "draining of a node was decided");
-        // Not at its next report: what is placed from now on obeys.
+        // Not at its next report: what is placed from now on obeys. A node speaks of itself.
+        let node = node.map(|node| Node { node_id: node_id.to_owned(), ..node });
         let status = node.and_then(|node| self.registry.told(node));
         status.ok_or_else(|| Error::NodeNotFound(node_id.to_owned()))
+    }
+
+    /// Takes a node that joined, or is lost, out of the mesh, in every process of the scheduler unless `only_here`.
+    ///
+    /// # Errors
+    /// `NodeNotFound`, `NodePresent`, `Notes`, `NodeUnavailable` (another process of the scheduler).
+    pub(crate) async fn remove_node(&self, node_id: &str, only_here: bool) -> Result<(), Error> {
+        let was_member = self.members.remove(node_id, self.mesh.clock().now())?;
+        let status = self.node(node_id);
+        match &status {
+            Ok(status) if !status.lost && !was_member => return Err(Error::NodePresent(node_id.to_owned())),
+            Err(_) if !was_member => return status.map(drop),
+            _ => {}
+        }
+        tracing::warn!(node.id = node_id, "a node was removed");
+        self.registry.give_up(node_id);
+        if only_here {
+            return Ok(());
+        }
+        let links = self.mesh.links(RoleName::Scheduler).unwrap_or_default();
+        for link in links.into_iter().filter(|link| !link.is_here()) {
+            let mut request =
+                Request::new(RemoveNodeRequest { node_id: node_id.to_owned(), only_here: true });
+            request.set_timeout(self.config.call_timeout.0);
+            match NodeServiceClient::new(link).remove_node(request).await {
+                Err(status) if status.code() != Code::NotFound => return Err(told(node_id, status)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// A page of the sandboxes that are known.

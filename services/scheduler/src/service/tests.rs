@@ -45,7 +45,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(DateTime::from_timestamp(2_000_000_000, 0).unwrap());
         let mesh = Mesh::builder(dir.path()).clock(Arc::new(clock.clone())).build();
-        let service = Arc::new(Service::new(config, mesh.clone()));
+        let service = Arc::new(Service::new(config, mesh.clone()).unwrap());
         mesh.tasks().spawn("serve those who wait", Arc::clone(&service).serve_queue());
         Self { dir, clock, mesh, service }
     }
@@ -427,7 +427,7 @@ async fn another_scheduler_finds_what_may_exist_and_does_not_make_it_again() {
     let (a, _a) = bench.node("a", 5).await;
     let (b, _b) = bench.node("b", 5).await;
     let first = bench.create(ID).await.unwrap();
-    let other = Service::new(bench.service.config.clone(), bench.mesh.clone());
+    let other = Service::new(bench.service.config.clone(), bench.mesh.clone()).unwrap();
     for node in [&a, &b] {
         other.register(node.node()).unwrap();
     }
@@ -444,7 +444,8 @@ async fn of_two_sandboxes_of_one_id_each_is_read_and_destroyed_by_its_node() {
     let (a, _a) = bench.node("a", 5).await;
     bench.create(ID).await.unwrap();
     // Another scheduler, which does not know of that node.
-    let other = Service::new(bench.service.config.clone(), Mesh::builder(bench.dir.path().join("b")).build());
+    let other = Service::new(bench.service.config.clone(), Mesh::builder(bench.dir.path().join("b")).build())
+        .unwrap();
     let b = FakeAgent::new(bench.dir.path(), "b", 5);
     let _b = b.serve(bench.mesh.tasks());
     other.register(b.node()).unwrap();
@@ -469,7 +470,7 @@ async fn node_that_went_while_no_scheduler_watched_is_lost_to_the_next() {
     let (a, stop) = bench.node("a", 5).await;
     bench.create(ID).await.unwrap();
     stop.cancel();
-    let next = Service::new(bench.service.config.clone(), bench.mesh.clone());
+    let next = Service::new(bench.service.config.clone(), bench.mesh.clone()).unwrap();
     let known = next.node("a").unwrap();
     assert!(!known.healthy && !known.lost);
     assert_eq!(next.get(ID, "a").await.unwrap_err().reason(), "NODE_UNAVAILABLE", "it may come back");

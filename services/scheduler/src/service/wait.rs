@@ -86,9 +86,14 @@ impl Service {
             let Ok(Some(reserved)) = timeout_at(deadline, place.granted()).await else {
                 return Err(full.behind(place.leave()));
             };
-            let refusal = match self.create_on(&reserved.take(), id, spec).await? {
+            let node_id = reserved.take();
+            let refusal = match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 Answer::Refused(refusal) => refusal,
+                Answer::Absent(error) => {
+                    self.registry.unbind(id, &node_id);
+                    return Err(error);
+                }
             };
             // It was not what it looked like: one that will never take it is not asked again.
             if !refusal.may_change {

@@ -96,7 +96,7 @@ impl Service {
             self.store.used(&session.id, self.clock.now());
             match observe(sandbox, top.bytes(), MOST_LISTED).await {
                 Ok(observed) => return Ok(observed),
-                Err(status) if is_gone(&status) => {}
+                Err(status) if has_gone(session, &status) => {}
                 Err(status) => return Err(refused(status)),
             }
         }
@@ -117,7 +117,7 @@ impl Service {
         if let Some(sandbox) = self.live_files(&session)? {
             self.store.used(&session.id, self.clock.now());
             match from_sandbox(sandbox, path, range).await {
-                Err(status) if is_gone(&status) => {}
+                Err(status) if has_gone(&session, &status) => {}
                 download => return download.map_err(refused),
             }
         }
@@ -255,6 +255,12 @@ pub(super) fn told(found: Option<&pb::Entry>) -> Result<FileEntry, Error> {
 /// The sandbox is not there any more, or not yet again.
 fn is_gone(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// Whether what was saved is all that there is of the files of a session that runs. On another machine it is not:
+/// that may be cut off, and come back with what is newer.
+fn has_gone(session: &Model, status: &Status) -> bool {
+    is_gone(status) && !session.endpoint.starts_with("https://")
 }
 
 /// What a sandbox refused, as a caller is told.

@@ -42,6 +42,12 @@ const MOST: usize = 1024;
 /// How long a sandbox may be silent while it lists or reads.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// As many bytes a second a sandbox takes at least.
+const SLOWEST: u64 = 1 << 20;
+
+/// A path longer than the kernel takes is none.
+const LONGEST_PATH: usize = 4096;
+
 /// The pieces in which a file is written.
 const PIECE: usize = 256 << 10;
 
@@ -193,6 +199,13 @@ impl Service {
         Ok(Ok(()))
     }
 
+    fn most_of_a_file(&self, session: &Model) -> u64 {
+        match session.resources.disk_bytes {
+            0 => self.config.max_stored.0,
+            disk => disk.min(self.config.max_stored.0),
+        }
+    }
+
     async fn read_into_store(
         &self,
         session: &Model,
@@ -205,10 +218,15 @@ impl Service {
             Ok(frames) => frames,
             Err(status) => return Ok(Err(status)),
         };
-        let mut content = Content::default();
+        let (mut content, mut left) = (Content::default(), self.most_of_a_file(session));
         loop {
             match within(frames.message()).await {
                 Ok(Some(pb::ReadFileResponse { frame: Some(ReadFrame::Data(data)) })) => {
+                    // It may have grown since it was listed, and cannot be larger than all may be.
+                    let Some(less) = left.checked_sub(data.len() as u64) else {
+                        return Ok(Err(Status::unavailable("a file is larger than its workspace may be")));
+                    };
+                    left = less;
                     content = content.push(data, &self.spool_dir).await?;
                 }
                 Ok(Some(_)) => {}
@@ -285,7 +303,13 @@ impl Service {
             drop(frames);
             Ok::<(), Error>(())
         };
-        let (sent, written) = tokio::join!(send, files.write_file(ReceiverStream::new(receiver)));
+        let write = files.write_file(ReceiverStream::new(receiver));
+        let both = async { tokio::join!(send, write) };
+        // However large it is: somebody must take it in time, or nobody waits.
+        let limit = SILENCE + Duration::from_secs(entry.size / SLOWEST);
+        let Ok((sent, written)) = tokio::time::timeout(limit, both).await else {
+            return Ok(Err(Status::deadline_exceeded("the sandbox does not take its files")));
+        };
         sent?;
         Ok(written.map(drop))
     }
@@ -308,10 +332,14 @@ pub(super) async fn observe(mut files: Files, path: Bytes, most: usize) -> Resul
         Err(status) if status.code() == Code::NotFound => return Ok(observed),
         answers => answers?,
     };
+    // Counted as they come: who tells the same again and again must come to an end, too.
+    let mut told = 0;
     while let Some(answer) = within(answers.message()).await? {
         observed.incomplete |= answer.incomplete;
-        observed.entries.extend(answer.entries.iter().filter_map(entry));
-        if observed.entries.len() >= most {
+        told += answer.entries.len().max(1);
+        let usable = |entry: &&pb::Entry| entry.path.len() <= LONGEST_PATH;
+        observed.entries.extend(answer.entries.iter().filter(usable).filter_map(entry));
+        if told >= most {
             observed.incomplete = true;
             break;
         }

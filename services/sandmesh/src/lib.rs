@@ -1,8 +1,9 @@
-//! The `sandmesh` program: [`serve`] runs the roles of the mesh in one process, [`cli`] is what people
-//! type. This is the only crate that knows every role.
+//! The `sandmesh` program: [`serve`] runs the roles of the mesh in one process, [`health`] asks one how it
+//! is, [`cli`] is what people type. This is the only crate that knows every role.
 
 pub mod attack;
 pub mod cli;
+pub mod health;
 pub mod serve;
 pub mod settings;
 
@@ -24,6 +25,8 @@ pub struct Program {
 enum Command {
     /// Serve the platform: every role in this process, or those named by --roles
     Serve(serve::ServeArgs),
+    /// Ask the server that these settings are of, on this machine, whether it can do its work
+    Health(health::HealthArgs),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
     };
     match program.command {
         Command::Serve(args) => runtime.block_on(serve::run(&args)),
+        Command::Health(args) => runtime.block_on(health::run(&args)),
         Command::Client(command) => runtime.block_on(cli::run(command, &program.globals)),
     }
 }

@@ -3,15 +3,25 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
-use sandmesh_mesh::{Mesh, Node, Role, RoleName, Telemetry, config};
+use sandmesh_mesh::{ConfigError, Mesh, Node, Role, RoleName, Telemetry, config};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::settings::Settings;
 
-/// Flags of `sandmesh serve`. Every one is a setting, too; a flag wins over environment and file.
+/// Flags of `sandmesh serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Print the effective configuration and exit
+    #[arg(long)]
+    dump_config: bool,
+}
+
+/// What tells of a process of the mesh. Every flag is a setting, too, and wins over environment and file.
+#[derive(Debug, Args)]
+pub struct SettingsArgs {
     /// Where clients are served: REST, gRPC-web and gRPC on one port [default: 127.0.0.1:8000]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -37,9 +47,6 @@ pub struct ServeArgs {
     /// A configuration file in TOML
     #[arg(long, env = "SANDMESH_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the effective configuration and exit
-    #[arg(long)]
-    dump_config: bool,
 }
 
 fn parse_link(text: &str) -> Result<(RoleName, String), String> {
@@ -48,7 +55,15 @@ fn parse_link(text: &str) -> Result<(RoleName, String), String> {
     Ok((role.parse::<RoleName>().map_err(|error| error.to_string())?, address.to_owned()))
 }
 
-impl ServeArgs {
+impl SettingsArgs {
+    /// The settings of the process: file, environment and flags.
+    ///
+    /// # Errors
+    /// Names the setting that cannot be used.
+    pub(crate) fn load(&self) -> Result<Settings, ConfigError> {
+        Settings::load(self.config.as_deref(), self.flags())
+    }
+
     /// The flags that were given, in the shape of the settings.
     fn flags(&self) -> Value {
         let mut mesh = Map::new();
@@ -78,7 +93,7 @@ impl ServeArgs {
 /// Serves until SIGTERM or SIGINT. The exit code is 0 after an orderly stop, 2 for a configuration that
 /// cannot be used, 1 for anything else.
 pub async fn run(args: &ServeArgs) -> ExitCode {
-    let settings = match Settings::load(args.config.as_deref(), args.flags()) {
+    let settings = match args.settings.load() {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,6 +1,9 @@
 //! Health: followed, measured now, and readiness that means it.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use sandmesh_proto::health::{
@@ -12,7 +15,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::harness::{Server, Wiring, eventually, process::signal};
+use crate::harness::{
+    Server, Wiring, eventually,
+    process::{Launch, Process, SANDMESH, signal},
+};
 
 in_both_wirings!(
     health_of_sandboxes_nodes_and_dependencies_can_be_followed,
@@ -116,6 +122,37 @@ async fn without_the_session_role_the_gateway_is_not_ready_and_health_tells_why(
     assert_eq!(detailed["dependencies"]["session"]["status"], "unhealthy", "{detailed}");
     server.start_again().await;
     assert_eq!(ready(&server).await, 200);
+}
+
+/// What a container engine or a supervisor asks of each process: the same settings, another word.
+fn told_by(process: &Process) -> (i32, String) {
+    let Launch { args, env, .. } = &process.launch;
+    assert_eq!(args[0], "serve");
+    let mut command = Command::new(SANDMESH);
+    command.arg("health").args(&args[1..]).envs(env.iter().map(|(key, value)| (key, value)));
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn each_process_tells_whether_it_can_work_to_who_has_its_settings() {
+    let mut server = Wiring::Split.start().await;
+    for process in &server.processes {
+        let (code, said) = told_by(process);
+        assert!(code == 0 && said.contains("serving"), "{}: {code} {said}", process.launch.name);
+    }
+    server.process("session").kill();
+    let (code, said) = told_by(server.process("session"));
+    assert!(code == 1 && said.contains("Unavailable"), "{code} {said}");
+    // It lives, and cannot do what it is for.
+    let (code, said) = told_by(server.process("gateway"));
+    assert!(code == 1 && said.contains("lacks something"), "{code} {said}");
+    assert_eq!(told_by(server.process("control")).0, 0);
+    let nobody = Command::new(SANDMESH).args(["health", "--data-dir", "/x", "--roles", "session"]).output();
+    let nobody = nobody.unwrap();
+    let said = String::from_utf8(nobody.stderr).unwrap();
+    assert!(nobody.status.code() == Some(2) && said.contains("mesh.listen"), "{said}");
 }
 
 /// Something that is not essential: the mesh goes on, and is not called well.

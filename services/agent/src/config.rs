@@ -40,6 +40,9 @@ pub struct Config {
     pub cgroup_parent: String,
     /// The isolation that must be had.
     pub isolation: IsolationPolicy,
+    /// A group whose members may dial executors, by its gid; unset means that only the agent's own user may.
+    /// It is for a session and a health-probe role that run as another user, and is all that they can do.
+    pub socket_group: Option<u32>,
     /// How many executions may run at once in a sandbox whose spec does not say.
     pub max_concurrent_executions: u32,
     /// How many executions may wait in a sandbox.
@@ -85,6 +88,7 @@ impl Default for Config {
             uid_count: 10_000,
             cgroup_parent: "sandmesh".to_owned(),
             isolation: IsolationPolicy::default(),
+            socket_group: None,
             max_concurrent_executions: 16,
             max_queued: 256,
             max_output: ByteSize(16 << 20),

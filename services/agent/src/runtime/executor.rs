@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,6 +38,21 @@ pub(in crate::runtime) fn endpoint(dir: &Path) -> String {
 
 fn socket_path(dir: &Path) -> PathBuf {
     dir.join("executor.sock")
+}
+
+/// Lets the members of a group dial the executor in `dir`, and see nothing else that is there.
+pub(in crate::runtime) fn open_to(dir: &Path, group: Option<u32>) -> Result<(), String> {
+    let Some(group) = group else { return Ok(()) };
+    let open = |path: &Path, mode| {
+        chown(path, None, Some(group))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    let ways = dir.parent().into_iter().chain([dir]);
+    let opened = ways.map(|way| open(way, 0o710)).chain([open(&socket_path(dir), 0o660)]);
+    let opened: io::Result<()> = opened.collect();
+    opened.map_err(|error| {
+        format!("its socket cannot be given to group {group} (`agent.socket_group`): {error}")
+    })
 }
 
 /// Waits until the executor in `dir` answers, and is the one that it should be.

@@ -31,7 +31,7 @@ use tokio::{
 use super::{
     Ability, Contents, Found, LogPart, LogStart, Order, Problems, Runtime,
     arrival::Arrivals,
-    executor::{answered, claim_noted, facts, ids_in, mount_noted, with_log},
+    executor::{answered, claim_noted, facts, ids_in, mount_noted, open_to, with_log},
     life::{self, Mark, Process},
     log,
     program::Program,
@@ -155,6 +155,7 @@ impl ProcessRuntime {
             status = process.ended() => Err(life::describe(status)),
         };
         let answer = answer.map_err(|why| with_log(&why, &dir))?;
+        open_to(&dir, self.program.config().socket_group)?;
         let mut facts = facts(&dir, order.spec.language, answer);
         if let Some(layer) = &order.layer {
             facts.show_layer(&layer.key);
@@ -196,6 +197,7 @@ impl ProcessRuntime {
         let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
         let process = process.flatten().ok_or("executor ended while no agent ran")?;
         let answer = answered(dir, id, ADOPT_TIMEOUT, None).await?;
+        open_to(dir, self.program.config().socket_group)?;
         Ok((process, facts(dir, record.spec.language, answer)))
     }
 

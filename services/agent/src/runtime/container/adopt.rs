@@ -11,7 +11,7 @@ use super::{
 use crate::{
     runtime::{
         Found,
-        executor::{answered, facts},
+        executor::{answered, facts, open_to},
         life::Process,
         record::Record,
     },
@@ -62,6 +62,7 @@ impl ContainerRuntime {
         let process = process.map_err(|error| format!("executor cannot be watched: {error}"))?;
         let Some(process) = process.flatten() else { return Err(self.found_dead(record).await) };
         let answer = answered(dir, id, ADOPT_TIMEOUT, None).await?;
+        open_to(dir, self.config.socket_group)?;
         Ok((process, facts(dir, record.spec.language, answer)))
     }
 

@@ -96,7 +96,8 @@ fn last_object(said: &[u8]) -> &[u8] {
 fn explain(why: &str) -> String {
     if why.contains("control group") {
         return format!(
-            "{why}; run the agent on the host itself and as root, or accept the container's limits alone with \
+            "{why}; run the agent as root on the host itself, or in a container that has the host's processes and \
+             control groups (deploy/compose), or accept the container's limits alone with \
              `agent.isolation.cgroups = \"optional\"`"
         );
     }

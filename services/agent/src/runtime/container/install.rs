@@ -2,6 +2,8 @@
 //! is that packages are for, and with the socket of a proxy as its only way out.
 
 use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -91,8 +93,7 @@ impl ContainerRuntime {
         let mut places = self
             .make_places(dir, *uid, ready)
             .map_err(internal("cannot make the directory of an installer"))?;
-        // Who signs for an index is trusted as on the node.
-        places.authorities = Some(PathBuf::from(AUTHORITIES)).filter(|path| path.is_file());
+        places.authorities = authorities(dir).map_err(internal("cannot tell an installer whom to trust"))?;
         let listener = listen(&dir.join("own").join(PROXY), Some(*uid)).map_err(internal("cannot listen"))?;
         let mut command = vec!["serve".to_owned()];
         command.extend(place_args(id));
@@ -134,6 +135,20 @@ impl ContainerRuntime {
             () = serving => Ok(()),
         }
     }
+}
+
+/// Who signs for an index is trusted as by the agent: a copy, as an engine looks for files on its machine, and
+/// the agent may be in a container itself.
+fn authorities(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let trusted = Path::new(AUTHORITIES);
+    if !trusted.is_file() {
+        return Ok(None);
+    }
+    let copy = dir.join("authorities.crt");
+    fs::copy(trusted, &copy)?;
+    // Who reads it in the container is another user.
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o644))?;
+    Ok(Some(copy))
 }
 
 /// The interpreter of an image.

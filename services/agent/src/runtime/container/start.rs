@@ -24,7 +24,7 @@ use crate::{
     layers,
     runtime::{
         Found, Order,
-        executor::{answered, facts, log_tail},
+        executor::{answered, facts, log_tail, open_to},
         life::{self, Mark, Process},
         program::{Admit, tail},
         record::{Container, Record},
@@ -83,6 +83,7 @@ impl ContainerRuntime {
             Ok(answer) => answer,
             Err(why) => return Err(self.with_all_logs(&why, &dir, &container).await),
         };
+        open_to(&dir, self.config.socket_group)?;
         let facts = self.facts(order, image, &dir, answer)?;
         record.facts = Some(facts.clone());
         record.save(&dir).map_err(not_recorded)?;

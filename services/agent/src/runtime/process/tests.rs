@@ -157,6 +157,44 @@ async fn a_failed_start_tells_the_end_of_the_log_and_leaves_nothing() {
     assert_eq!(bench.traces(&id(1)), [""; 0]);
 }
 
+/// Whether a user whose only group this is can connect to a socket.
+fn can_dial(socket: &Path, group: u32) -> bool {
+    let dial = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])";
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid",
+        "65534",
+        "--regid",
+        &group.to_string(),
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-c",
+        dial,
+    ]);
+    command.arg(socket).output().unwrap().status.success()
+}
+
+#[tokio::test]
+async fn members_of_the_group_that_is_set_dial_executors_and_see_nothing_else() {
+    const MEMBER: u32 = 64_123;
+    let mut bench = ProcessBench::new();
+    fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let dir = bench.sandbox_dir(&id(1));
+    let socket = dir.join("executor.sock");
+    bench.process_runtime().create(&order(1)).await.unwrap();
+    assert!(!can_dial(&socket, MEMBER), "nobody may who is not told");
+    bench.config.socket_group = Some(MEMBER);
+    // The next agent opens what it takes over, too.
+    bench.process_runtime().adopt().await.unwrap();
+    assert!(can_dial(&socket, MEMBER));
+    assert!(!can_dial(&socket, MEMBER + 1));
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    for private in ["sandbox.json", "executor.log"] {
+        assert_eq!(mode(&dir.join(private)), 0o600, "{private}");
+    }
+    assert_eq!((mode(&dir), mode(&dir.join("workspace"))), (0o710, 0o700));
+}
+
 #[tokio::test]
 async fn an_executor_that_never_answers_is_given_up_and_leaves_nothing() {
     let mut bench = ProcessBench::new();

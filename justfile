@@ -32,6 +32,14 @@ executor:
 static-executor:
     bash -c '. deploy/lib.sh && build_static_executor'
 
+# Start Sandmesh by Docker Compose: roles, database, object store.
+compose *args:
+    deploy/compose/up {{args}}
+
+# Test that on an engine of its own, with what `just build` and `just static-executor` made.
+compose-test *args:
+    deploy/compose/test {{args}}
+
 # Install what tests need, check everything, run every test: what CI runs.
 test:
     deploy/test

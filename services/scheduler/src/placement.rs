@@ -255,7 +255,7 @@ fn why_never(wanted: &Wanted, node: &NodeView) -> Option<String> {
 /// What may be otherwise soon.
 fn why_not_now(wanted: &Wanted, node: &NodeView) -> Option<&'static str> {
     match node {
-        _ if !node.healthy => Some("it has not reported for too long"),
+        _ if !node.healthy => Some("it has not reported for too long, or cannot be reached"),
         _ if node.draining => Some("it takes no new sandboxes"),
         _ if !node.sandboxes.fits(1) => Some("it has as many sandboxes as it takes"),
         _ if !node.memory_bytes.fits(wanted.memory_bytes) => Some("its memory is promised"),

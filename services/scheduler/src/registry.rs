@@ -309,7 +309,7 @@ impl Registry {
     /// The nodes that answer.
     pub(crate) fn healthy_nodes(&self) -> Vec<String> {
         let known = self.known();
-        let healthy = known.nodes.iter().filter(|(_, entry)| !entry.lost && entry.healthy);
+        let healthy = known.nodes.iter().filter(|(_, entry)| !entry.lost && entry.is_usable());
         healthy.map(|(id, _)| id.clone()).collect()
     }
 
@@ -400,7 +400,7 @@ fn has_same_facts(a: &Node, b: &Node) -> bool {
 fn status(entry: &Entry) -> NodeStatus {
     NodeStatus {
         node: Some(entry.node.clone()),
-        healthy: entry.healthy,
+        healthy: entry.is_usable(),
         last_seen_at: Some(timestamp(entry.last_seen)),
         lost: entry.lost,
     }

@@ -24,9 +24,9 @@ pub(crate) struct Nodes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NodeHealth {
-    /// It reports.
+    /// It reports, and can be reached.
     Healthy,
-    /// It has not reported for a while: nothing is placed on it.
+    /// It has not reported for a while, or cannot be reached: nothing is placed on it.
     Silent,
     /// It has not reported for so long that its sandboxes count as dead.
     Lost,

@@ -120,6 +120,12 @@ impl Entry {
         self
     }
 
+    /// Whether it reports and can be reached. One on another machine that reports may be out of reach from here: the
+    /// watch tells.
+    pub(super) fn is_usable(&self) -> bool {
+        self.healthy && (self.followed || !self.node.endpoint.starts_with("https://"))
+    }
+
     /// Whether it can be told which sandboxes it has.
     pub(super) fn is_told(&self) -> bool {
         self.lost || (self.followed && self.healthy)
@@ -142,8 +148,7 @@ impl Entry {
         };
         let [sandboxes, cpu_millis, memory_bytes] = view::shares(&self.node, promised);
         Load {
-            // One on another machine that reports may be out of reach from here: the watch tells.
-            healthy: self.healthy && (self.followed || !self.node.endpoint.starts_with("https://")),
+            healthy: self.is_usable(),
             draining: self.node.draining,
             sandboxes,
             cpu_millis,
@@ -222,7 +227,7 @@ impl Known {
         if before != Some(load) {
             self.index.set(node_id, &load);
         }
-        let gives = entry.healthy && !entry.lost && !entry.node.draining;
+        let gives = entry.is_usable() && !entry.lost && !entry.node.draining;
         self.shelf.set_node(node_id, entry.sandboxes.len() as u64, gives);
     }
 

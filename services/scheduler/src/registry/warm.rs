@@ -60,7 +60,7 @@ impl Registry {
         let Some(of) = known.templates.get(template_id) else { return Vec::new() };
         let kind = view::kind(spec);
         let there = of.warm.iter().filter_map(|(place, own)| {
-            let entry = known.nodes.get(&place.1).filter(|entry| !entry.lost && entry.healthy)?;
+            let entry = known.nodes.get(&place.1).filter(|entry| !entry.lost && entry.is_usable())?;
             let sandbox = entry.sandboxes.get(&place.0)?;
             Some(Warm {
                 place: place.clone(),

@@ -52,6 +52,13 @@ pub async fn run(args: &HealthArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if !settings.mesh.join.is_empty() {
+        eprintln!(
+            "error: a machine that joined answers the control plane alone (`mesh.join`): ask there, with \
+             `sandmesh nodes`"
+        );
+        return ExitCode::from(2);
+    }
     let doors = doors(&settings);
     if doors.is_empty() {
         eprintln!(

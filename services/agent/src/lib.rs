@@ -4,7 +4,8 @@
 //! not choose nodes (the scheduler does) and does not run code (the executor in each sandbox does).
 //! Parts: `service.rs` (what is done), `ledger.rs` (who is there, admission), `runtime.rs` (the port to
 //! what makes sandboxes), `grpc.rs` (the wire), `register.rs` (reports to the scheduler), `forward.rs` (the
-//! way to executors from another machine); and for packages `layers.rs` (what is installed) and `proxy.rs` (the way out of an installer).
+//! way to executors from another machine); and for packages `layers.rs` (what is installed) and `proxy.rs` (the
+//! way out of an installer).
 
 pub mod config;
 mod convert;

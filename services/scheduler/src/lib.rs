@@ -3,12 +3,11 @@
 //! It is asked when a sandbox is made or destroyed, and is off the path of executions. What it knows is in
 //! memory, rebuilt from what the agents report; the agents are the authority on what they have and take.
 //! Parts: `placement.rs` (pure choice), `index.rs` (the same without a look at every node, pure), `tally.rs` and
-//! `shelf.rs` (what a node has, and which warm sandbox is given next, pure), `pool.rs` (how many are warm, pure), `queue.rs` (who waits
-//! for room), `registry.rs` (what is known), `join.rs` and
-//! `members.rs` (machines that join),
-//! `memory.rs` (what of it a start finds again), `view.rs` (from the registry to placement), `follower.rs` (the
-//! watch held at each node), `service.rs` (what is done), `pools.rs` (what is kept warm), `grpc.rs`,
-//! `node_service.rs` and `pool_service.rs` (the wire). `simulation.rs` is all of this at the size of a data centre.
+//! `shelf.rs` (what a node has, and which warm sandbox is given next, pure), `pool.rs` (how many are warm, pure),
+//! `queue.rs` (who waits for room), `registry.rs` (what is known), `memory.rs` (what of it a start finds again),
+//! `view.rs` (from the registry to placement), `follower.rs` (the watch held at each node), `service.rs` (what is
+//! done), `pools.rs` (what is kept warm), `join.rs` and `members.rs` (machines that join), `grpc.rs`,
+//! `node_service.rs` and `pool_service.rs` (the wire), `simulation.rs` (a day of many nodes, in minutes).
 
 pub mod config;
 mod error;

@@ -45,9 +45,12 @@ type Stream = Either<TcpStream, UnixStream>;
 /// Calls at once on a connection of a machine that joins or has: it makes one every few seconds.
 const MAX_NODE_STREAMS: u32 = 16;
 
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How many strangers are spoken to at once, and for how long: they have one call to make.
 const MAX_STRANGERS: usize = 1000;
-const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How connections are encrypted, and from whom they are taken.
 #[derive(Debug, Clone)]
@@ -74,6 +77,7 @@ impl Tls {
     ) {
         let place = self.strangers.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
         if matches!(place, Some(Err(_))) {
+            tracing::warn!("too many strangers connect; one more was turned away");
             return;
         }
         match self.accept(stream).await {
@@ -93,7 +97,7 @@ impl Tls {
         let config = if self.strangers.is_some() { held.open_server } else { held.server };
         let accept = TlsAcceptor::from(config).accept(stream);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
-        let stream = tokio::time::timeout(HEAD_TIMEOUT, accept).await.unwrap_or_else(|_| Err(late()))?;
+        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await.unwrap_or_else(|_| Err(late()))?;
         let peer = Peer::of(stream.get_ref().1.peer_certificates());
         Ok((stream, peer))
     }

@@ -14,7 +14,7 @@ mod verify;
 
 use std::{io, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use ring::digest;
 use rustls::{
@@ -28,10 +28,14 @@ use rustls::{
 use sandmesh_proto::scheduler::Certificate;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use x509_parser::{extensions::GeneralName, time::ASN1Time};
 
-pub use self::{authority::Authority, token::JoinToken};
+pub use self::{
+    authority::{Authority, write_secret},
+    token::JoinToken,
+};
 pub(crate) use self::{credentials::Credentials, join::Membership};
-use crate::{Clock, SystemClock, datetime, timestamp};
+use crate::{Clock, SystemClock, timestamp};
 
 /// How long it may take until a connection is made and encrypted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,52 +88,56 @@ impl Name {
 /// Who is at the other end of a connection, by the certificate that was shown and checked. In the extensions of
 /// each request that came over TLS. Nobody any more when the certificate's time is over.
 #[derive(Debug, Clone, Default)]
-pub struct Peer(Option<Arc<Shown>>);
+pub struct Peer(Option<Arc<Known>>);
+
+/// What a certificate of a machine says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Which machine it is: the same in each certificate that it was given for the one before.
+    pub machine: String,
+    /// When it was signed, to the second.
+    pub issued_at: DateTime<Utc>,
+    /// From when on it is worth nothing.
+    pub expires_at: DateTime<Utc>,
+}
 
 #[derive(Debug)]
-struct Shown {
+struct Known {
     certificate: CertificateDer<'static>,
-    key: String,
-    expires_at: i64,
+    shown: Shown,
 }
 
 impl Peer {
     pub(crate) fn of(shown: Option<&[CertificateDer<'_>]>) -> Self {
-        Self(shown.and_then(<[_]>::first).and_then(Shown::new).map(Arc::new))
+        Self(shown.and_then(<[_]>::first).and_then(Known::new).map(Arc::new))
     }
 
-    fn shown(&self) -> Option<&Shown> {
-        self.0.as_deref().filter(|shown| SystemClock.now().timestamp() < shown.expires_at)
+    fn known(&self) -> Option<&Known> {
+        self.0.as_deref().filter(|known| SystemClock.now() < known.shown.expires_at)
     }
 
     /// Whether it showed a certificate.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.shown().is_some()
+        self.known().is_some()
     }
 
-    /// The fingerprint of its key, in hexadecimal digits.
+    /// What its certificate says.
     #[must_use]
-    pub fn key(&self) -> Option<&str> {
-        self.shown().map(|shown| shown.key.as_str())
-    }
-
-    /// From when on its certificate is worth nothing.
-    #[must_use]
-    pub fn expires_at(&self) -> Option<DateTime<Utc>> {
-        self.shown().and_then(|shown| DateTime::from_timestamp(shown.expires_at, 0))
+    pub fn shown(&self) -> Option<&Shown> {
+        self.known().map(|known| &known.shown)
     }
 
     /// For how long its certificate is worth something.
     pub(crate) fn lasts(&self) -> Option<Duration> {
-        (self.expires_at()? - SystemClock.now()).to_std().ok()
+        (self.shown()?.expires_at - SystemClock.now()).to_std().ok()
     }
 
     /// Whether it is who is meant.
     #[must_use]
     pub fn is(&self, name: &Name) -> bool {
-        let Some(shown) = self.shown() else { return false };
-        let (Ok(shown), Ok(name)) = (webpki::EndEntityCert::try_from(&shown.certificate), name.server_name())
+        let Some(known) = self.known() else { return false };
+        let (Ok(shown), Ok(name)) = (webpki::EndEntityCert::try_from(&known.certificate), name.server_name())
         else {
             return false;
         };
@@ -137,26 +145,33 @@ impl Peer {
     }
 }
 
-impl Shown {
+impl Known {
     fn new(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
-        Some(Self {
-            key: fingerprint(read.public_key().raw),
-            expires_at: read.validity().not_after.timestamp(),
-            certificate: certificate.clone().into_owned(),
-        })
+        let shown = shown_by(certificate)?;
+        Some(Self { certificate: certificate.clone().into_owned(), shown })
     }
 }
 
-/// The fingerprint of the key of a certificate, DER, in hexadecimal digits.
-#[must_use]
-pub fn key_of(certificate: &[u8]) -> Option<String> {
-    let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(fingerprint(read.public_key().raw))
-}
+/// What is after the machine in the name that says which it is.
+const MACHINE: &str = ".machine.sandmesh.internal";
 
-fn fingerprint(der: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, der).as_ref())
+/// How far the clock of another machine may be behind: so much earlier than they are signed certificates begin.
+const CLOCK_SKEW: TimeDelta = TimeDelta::hours(1);
+
+/// What a certificate, DER, says.
+fn shown_by(certificate: &[u8]) -> Option<Shown> {
+    let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = read.subject_alternative_name().ok()??;
+    let machine = names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::DNSName(name) => name.strip_suffix(MACHINE),
+        _ => None,
+    });
+    let time = |time: ASN1Time| DateTime::from_timestamp(time.timestamp(), 0);
+    Some(Shown {
+        machine: machine.unwrap_or_default().to_owned(),
+        issued_at: time(read.validity().not_before)? + CLOCK_SKEW,
+        expires_at: time(read.validity().not_after)?,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -169,6 +184,7 @@ pub(crate) struct Identity {
     key: Arc<KeyPair>,
     certificate: CertificateDer<'static>,
     authority: CertificateDer<'static>,
+    issued_at: DateTime<Utc>,
     expires_at: DateTime<Utc>,
 }
 
@@ -180,16 +196,15 @@ impl std::fmt::Debug for Identity {
 
 impl Identity {
     fn new(key: KeyPair, sent: Option<Certificate>) -> Result<Self, TlsError> {
-        let sent = sent.ok_or(TlsError::Unusable("certificate"))?;
+        let unusable = || TlsError::Unusable("certificate");
+        let sent = sent.ok_or_else(unusable)?;
+        let Shown { issued_at, expires_at, .. } = shown_by(&sent.der).ok_or_else(unusable)?;
         Ok(Self {
             key: Arc::new(key),
             certificate: sent.der.to_vec().into(),
             authority: sent.authority_der.to_vec().into(),
-            expires_at: sent
-                .expires_at
-                .as_ref()
-                .and_then(datetime)
-                .ok_or(TlsError::Unusable("certificate"))?,
+            issued_at,
+            expires_at,
         })
     }
 

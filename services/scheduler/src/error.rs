@@ -86,8 +86,8 @@ pub(crate) enum Error {
     #[error("node `{0}` is there and did not join: stop its agent, and remove it when it is lost")]
     NodePresent(String),
     /// What is to be remembered cannot be.
-    #[error("`{0}` cannot be written: {1}")]
-    Notes(String, String),
+    #[error("who is a node cannot be noted: {0}")]
+    Notes(String),
     /// A node speaks for another.
     #[error("only node `{0}` itself may say this")]
     NotThatNode(String),

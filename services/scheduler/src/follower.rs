@@ -9,13 +9,10 @@ use sandmesh_proto::agent::{
 };
 use tonic::{Request, Status};
 
-use crate::registry::Registry;
+use crate::registry::{MAX_SANDBOXES, Registry};
 
 /// How soon a watch that ended is opened again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// More sandboxes than a node has.
-const MAX_SANDBOXES: usize = 100_000;
 
 /// The client of an agent, with the limits of the mesh.
 pub(crate) fn agent(link: Link) -> AgentServiceClient<Link> {

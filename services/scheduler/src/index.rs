@@ -86,7 +86,8 @@ impl Index {
         });
         old.difference(&new).for_each(|feature| self.lose(slot, feature));
         new.difference(&old).for_each(|feature| self.gain(slot, feature.clone()));
-        self.note(slot);
+        // Once for all: a node may tell of thousands.
+        self.mark(&[slot]);
     }
 
     fn add(&mut self, id: &str) -> Slot {
@@ -168,27 +169,27 @@ impl Index {
             true => self.gain(slot, feature),
             false => self.lose(slot, &feature),
         }
-        self.note(slot);
+        self.mark(&[slot]);
     }
 
+    /// To be marked afterwards.
     fn gain(&mut self, slot: Slot, feature: Feature) {
         let (id, changed) = self.features.add(feature, slot);
         if let Some(node) = &mut self.slots[slot as usize]
             && let Err(at) = node.features.binary_search(&id)
         {
             node.features.insert(at, id);
-            node.bits = self.features.bits(&node.features);
         }
         self.mark(&changed);
     }
 
+    /// To be marked afterwards.
     fn lose(&mut self, slot: Slot, feature: &Feature) {
         let Some((id, changed)) = self.features.remove(feature, slot) else { return };
         if let Some(node) = &mut self.slots[slot as usize]
             && let Ok(at) = node.features.binary_search(&id)
         {
             node.features.remove(at);
-            node.bits = self.features.bits(&node.features);
         }
         self.mark(&changed);
     }

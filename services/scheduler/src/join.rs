@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sandmesh_mesh::{
-    Clock, FieldViolation, Mesh, NodeCalls, ServerBuilder, datetime,
-    tls::{Authority, JoinToken, Name, Peer, key_of},
+    Clock, FieldViolation, Mesh, NodeCalls, ServerBuilder,
+    tls::{Authority, JoinToken, Name, Peer, Shown},
 };
 use sandmesh_proto::{
     agent::Node,
@@ -113,7 +113,7 @@ impl Entrance {
         }
         self.0.service.members().check_free(node_id, now)?;
         tracing::info!(node.id = node_id, "a machine joined");
-        self.certify(signing_request, &Name::Node(node_id.clone()))
+        self.certify(signing_request, (&Name::Node(node_id.clone()), None))
     }
 
     fn renew(
@@ -123,16 +123,12 @@ impl Entrance {
         signing_request: &[u8],
     ) -> Result<Certificate, Error> {
         let peer = peer.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))?;
-        let (before, _) = shown(peer, node_id)?;
-        let certificate = self.certify(signing_request, &Name::Node(node_id.to_owned()))?;
-        let expires_at = certificate.expires_at.as_ref().and_then(datetime);
-        let next = key_of(&certificate.der).zip(expires_at);
-        let (next, expires_at) = next.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))?;
-        self.0.service.members().renew(node_id, before, (&next, expires_at), self.0.clock.now())?;
-        Ok(certificate)
+        let shown = shown(peer, node_id)?;
+        self.0.service.members().enter(node_id, shown, self.0.clock.now())?;
+        self.certify(signing_request, (&Name::Node(node_id.to_owned()), Some(&shown.machine)))
     }
 
-    fn certify(&self, signing_request: &[u8], name: &Name) -> Result<Certificate, Error> {
+    fn certify(&self, signing_request: &[u8], name: (&Name, Option<&str>)) -> Result<Certificate, Error> {
         let (now, lifetime) = (self.0.clock.now(), self.0.settings.certificate_valid_for.0);
         let certified = self.authority()?.certify(signing_request, name, now, lifetime);
         certified.map_err(|error| {
@@ -171,11 +167,10 @@ pub(crate) fn check_speaker(
     members.enter(&node.node_id, shown, now)
 }
 
-/// The key that a node shows, and until when.
-fn shown<'a>(peer: &'a Peer, node_id: &str) -> Result<(&'a str, DateTime<Utc>), Error> {
+/// What a node shows, which it must be.
+fn shown<'a>(peer: &'a Peer, node_id: &str) -> Result<&'a Shown, Error> {
     let known = peer.is(&Name::Node(node_id.to_owned()));
-    let shown = peer.key().zip(peer.expires_at()).filter(|_| known);
-    shown.ok_or_else(|| Error::NotThatNode(node_id.to_owned()))
+    peer.shown().filter(|_| known).ok_or_else(|| Error::NotThatNode(node_id.to_owned()))
 }
 
 fn is_place_of(node_id: &str, endpoint: &str) -> bool {
@@ -208,7 +203,7 @@ impl CertificateService for Entrance {
         &self,
         request: Request<IssueCertificateRequest>,
     ) -> Result<Response<IssueCertificateResponse>, Status> {
-        let certificate = self.certify(&request.get_ref().signing_request, &Name::Control);
+        let certificate = self.certify(&request.get_ref().signing_request, (&Name::Control, None));
         let certificate = Some(certificate.map_err(Error::into_status)?);
         Ok(Response::new(IssueCertificateResponse { certificate }))
     }

@@ -1,7 +1,8 @@
-//! Which machine has which name: the keys of the nodes that joined, in a file.
+//! Which machine has which name, in a file.
 //!
-//! A name is the machine's that registered under it first, until its certificate is over or it is removed. One that
-//! was removed does not come back with what it has.
+//! A name is the machine's that registered under it first, until its certificate is over or it is removed. What was
+//! signed for the name before that is of no use any more, whoever has it. Several schedulers need not tell each
+//! other: a certificate says which machine it is of.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +12,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use sandmesh_mesh::tls::{Shown, write_secret};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+
+/// Longer than any certificate lives.
+const LONGEST: TimeDelta = TimeDelta::days(370);
 
 /// See the module.
 #[derive(Debug)]
@@ -27,21 +32,19 @@ pub(crate) struct Members {
 struct Kept {
     /// By the id of the node.
     members: BTreeMap<String, Member>,
-    /// Keys that are not taken any more, and until when that matters.
+    /// When a node was removed, by its id.
     removed: BTreeMap<String, DateTime<Utc>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Member {
-    key: String,
-    /// What it may still show that has been given another: it may not have heard of that.
-    before: Option<String>,
+    machine: String,
     expires_at: DateTime<Utc>,
 }
 
-impl Member {
-    fn has(&self, key: &str) -> bool {
-        self.key == key || self.before.as_deref() == Some(key)
+impl Kept {
+    fn is_banned(&self, node_id: &str, shown: &Shown) -> bool {
+        self.removed.get(node_id).is_some_and(|removed_at| shown.issued_at <= *removed_at)
     }
 }
 
@@ -52,8 +55,12 @@ impl Members {
     /// When it cannot be read: then nobody could tell who was removed.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         let kept = match fs::read(path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| anyhow::anyhow!("`{}` is damaged: {error}", path.display()))?,
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+                anyhow::anyhow!(
+                    "`{}` is damaged ({error}): without it, nodes that were removed may come back",
+                    path.display()
+                )
+            })?,
             Err(error) if error.kind() == ErrorKind::NotFound => Kept::default(),
             Err(error) => anyhow::bail!("`{}` cannot be read: {error}", path.display()),
         };
@@ -71,68 +78,45 @@ impl Members {
         }
     }
 
-    /// A machine shows a key and takes a name, or has it.
+    /// A machine shows a certificate and takes a name, or has it.
     ///
     /// # Errors
     /// `NodeRemoved`, `NodeExists` (the name is another machine's), `Notes`.
-    pub(crate) fn enter(
-        &self,
-        node_id: &str,
-        (key, expires_at): (&str, DateTime<Utc>),
-        now: DateTime<Utc>,
-    ) -> Result<(), Error> {
-        // What nearly every report finds: nothing changes by it.
-        let is_settled =
-            |member: &Member| member.key == key && member.before.is_none() && now < member.expires_at;
-        if self.kept().members.get(node_id).is_some_and(is_settled) {
-            return Ok(());
+    pub(crate) fn enter(&self, node_id: &str, shown: &Shown, now: DateTime<Utc>) -> Result<(), Error> {
+        let member = Member { machine: shown.machine.clone(), expires_at: shown.expires_at };
+        {
+            // What nearly every report finds: nothing changes by it.
+            let kept = self.kept();
+            if kept.members.get(node_id) == Some(&member) && !kept.is_banned(node_id, shown) {
+                return Ok(());
+            }
         }
         self.change(now, |kept| {
-            if kept.removed.contains_key(key) {
+            if kept.is_banned(node_id, shown) {
                 return Err(Error::NodeRemoved(node_id.to_owned()));
             }
             match kept.members.get_mut(node_id) {
-                Some(member) if !member.has(key) => return Err(Error::NodeExists(node_id.to_owned())),
-                Some(member) if member.key == key => member.before = None,
-                Some(_) => {}
+                Some(known) if known.machine != member.machine => Err(Error::NodeExists(node_id.to_owned())),
+                Some(known) => {
+                    known.expires_at = known.expires_at.max(member.expires_at);
+                    Ok(())
+                }
                 None => {
-                    let member = Member { key: key.to_owned(), before: None, expires_at };
                     kept.members.insert(node_id.to_owned(), member);
+                    Ok(())
                 }
             }
-            Ok(())
         })
     }
 
-    /// A member that shows a key gets another.
-    ///
-    /// # Errors
-    /// As [`Members::enter`].
-    pub(crate) fn renew(
-        &self,
-        node_id: &str,
-        shown: &str,
-        (next, expires_at): (&str, DateTime<Utc>),
-        now: DateTime<Utc>,
-    ) -> Result<(), Error> {
-        self.enter(node_id, (shown, expires_at), now)?;
-        self.change(now, |kept| {
-            let member = Member { key: next.to_owned(), before: Some(shown.to_owned()), expires_at };
-            kept.members.insert(node_id.to_owned(), member);
-            Ok(())
-        })
-    }
-
-    /// A node is none any more. Whether it was one.
+    /// A node is none any more, nor what was signed for its name. Whether it was one.
     ///
     /// # Errors
     /// `Notes`.
     pub(crate) fn remove(&self, node_id: &str, now: DateTime<Utc>) -> Result<bool, Error> {
         self.change(now, |kept| {
-            let Some(member) = kept.members.remove(node_id) else { return Ok(false) };
-            let keys = [Some(member.key), member.before];
-            kept.removed.extend(keys.into_iter().flatten().map(|key| (key, member.expires_at)));
-            Ok(true)
+            kept.removed.insert(node_id.to_owned(), now);
+            Ok(kept.members.remove(node_id).is_some())
         })
     }
 
@@ -149,31 +133,31 @@ impl Members {
         let mut kept = self.kept();
         let mut next = kept.clone();
         next.members.retain(|_, member| now < member.expires_at);
-        next.removed.retain(|_, until| now < *until);
+        next.removed.retain(|_, removed_at| now - *removed_at < LONGEST);
         let answer = change(&mut next)?;
         if next != *kept {
-            self.write(&next).map_err(|error| Error::Notes(self.path.display().to_string(), error))?;
+            self.write(&next).map_err(Error::Notes)?;
             *kept = next;
         }
         Ok(answer)
     }
 
-    /// Whole or not at all.
     fn write(&self, kept: &Kept) -> Result<(), String> {
-        let new = self.path.with_extension("new");
         let text = serde_json::to_vec_pretty(kept).map_err(|error| error.to_string())?;
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)).map_err(|error| error.to_string())
+        write_secret(&self.path, &text).map_err(|error| error.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
 
     fn at(hours: i64) -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::hours(hours)
+    }
+
+    fn shown(machine: &str, issued: i64, expires: i64) -> Shown {
+        Shown { machine: machine.to_owned(), issued_at: at(issued), expires_at: at(expires) }
     }
 
     fn members(dir: &tempfile::TempDir) -> Members {
@@ -184,39 +168,36 @@ mod tests {
     fn a_name_is_of_who_came_first_until_its_certificate_is_over() {
         let dir = tempfile::tempdir().unwrap();
         let members = members(&dir);
-        members.enter("one", ("a", at(10)), at(0)).unwrap();
-        members.enter("one", ("a", at(10)), at(1)).unwrap();
-        assert!(matches!(members.enter("one", ("b", at(20)), at(9)), Err(Error::NodeExists(_))));
+        members.enter("one", &shown("a", 0, 10), at(0)).unwrap();
+        members.enter("one", &shown("a", 0, 10), at(1)).unwrap();
+        assert!(matches!(members.enter("one", &shown("b", 1, 20), at(9)), Err(Error::NodeExists(_))));
         assert!(matches!(members.check_free("one", at(9)), Err(Error::NodeExists(_))));
         members.check_free("one", at(10)).unwrap();
-        members.enter("one", ("b", at(20)), at(10)).unwrap();
+        members.enter("one", &shown("b", 1, 20), at(10)).unwrap();
     }
 
     #[test]
-    fn a_renewed_key_and_the_one_before_it_are_the_members() {
+    fn a_machine_may_show_its_last_certificate_or_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
         let members = members(&dir);
-        members.enter("one", ("a", at(10)), at(0)).unwrap();
-        members.renew("one", "a", ("b", at(15)), at(5)).unwrap();
-        members.enter("one", ("a", at(10)), at(6)).expect("it may not have heard of the next");
-        members.renew("one", "a", ("c", at(16)), at(6)).expect("and asks again");
-        members.enter("one", ("c", at(16)), at(7)).unwrap();
-        assert!(members.enter("one", ("a", at(10)), at(7)).is_err(), "what is before the one in use is over");
-        assert!(members.enter("one", ("b", at(15)), at(7)).is_err());
+        members.enter("one", &shown("a", 0, 10), at(0)).unwrap();
+        members.enter("one", &shown("a", 5, 15), at(6)).unwrap();
+        members.enter("one", &shown("a", 0, 10), at(7)).unwrap();
+        assert!(members.check_free("one", at(14)).is_err(), "it has the name for as long as the later one");
     }
 
     #[test]
-    fn one_that_was_removed_does_not_come_back_also_after_a_start() {
+    fn one_that_was_removed_does_not_come_back_with_any_certificate_of_before_also_after_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let before = members(&dir);
-        before.enter("one", ("a", at(10)), at(0)).unwrap();
-        before.renew("one", "a", ("b", at(15)), at(5)).unwrap();
+        before.enter("one", &shown("a", 5, 15), at(5)).unwrap();
         assert!(before.remove("one", at(6)).unwrap());
         assert!(!before.remove("one", at(6)).unwrap());
         let after = members(&dir);
-        for (key, name) in [("a", "one"), ("b", "one"), ("b", "two")] {
-            assert!(matches!(after.enter(name, (key, at(15)), at(7)), Err(Error::NodeRemoved(_))));
+        for old in [shown("a", 0, 10), shown("a", 5, 15), shown("never seen", 6, 16)] {
+            assert!(matches!(after.enter("one", &old, at(7)), Err(Error::NodeRemoved(_))), "{old:?}");
         }
-        after.enter("one", ("c", at(30)), at(7)).expect("another machine may have the name");
+        after.enter("two", &shown("b", 0, 10), at(7)).expect("others are not concerned");
+        after.enter("one", &shown("c", 7, 30), at(7)).expect("who joined after that may have the name");
     }
 }

@@ -26,6 +26,8 @@ use tokio::sync::{Notify, broadcast};
 use self::known::{Entry, Known};
 use crate::{Config, Error};
 
+/// More sandboxes than a node has.
+pub(crate) const MAX_SANDBOXES: usize = 100_000;
 /// How many changes a slow watcher may be behind.
 const WATCH_BACKLOG: usize = 1024;
 /// For how long a placement is remembered of which the node has told nothing.
@@ -187,6 +189,11 @@ impl Registry {
             return;
         }
         let id = sandbox.sandbox_id.clone();
+        let has = known.nodes.get(node_id).map_or(0, |entry| entry.sandboxes.len());
+        if has >= MAX_SANDBOXES && known.sandbox(node_id, &id).is_none() {
+            tracing::warn!(node.id = node_id, "the node tells of more sandboxes than one can have");
+            return;
+        }
         known.unplace(&id);
         if known.sandbox(node_id, &id) != Some(&sandbox) {
             self.tell(&sandbox);

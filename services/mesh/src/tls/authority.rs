@@ -19,13 +19,10 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sandmesh_proto::scheduler::Certificate;
 use time::OffsetDateTime;
 
-use super::{JoinToken, Name, TlsError, certificate_pb};
+use super::{CLOCK_SKEW, JoinToken, MACHINE, Name, TlsError, certificate_pb, hex};
 
 /// How long the authority lives.
 const LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
-
-/// How far the clock of another machine may be behind.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// Signs certificates and makes tokens.
 pub struct Authority {
@@ -49,6 +46,10 @@ impl Authority {
         if !certificate.exists() && !key.exists() {
             make(certificate, key, now)?;
         }
+        if !certificate.exists() {
+            let why = "it is missing, and its key is there: where no machine has joined yet, remove the key";
+            return Err(file(certificate, io::Error::new(io::ErrorKind::NotFound, why)));
+        }
         let read = |path: &Path| fs::read_to_string(path).map_err(|error| file(path, error));
         let (certificate_pem, key_pem) = (read(certificate)?, read(key)?);
         let unusable = |path: &Path, what: &str| file(path, io::Error::other(format!("it is no {what}")));
@@ -68,15 +69,15 @@ impl Authority {
         Ok(Self { issuer, certificate: der, tokens })
     }
 
-    /// A certificate with this name, for the key that a signing request (DER) is about. What else the request
-    /// says is not heeded.
+    /// A certificate with this name, for the key that a signing request (DER) is about, of the `machine` that has
+    /// one already or of another. What else the request says is not heeded.
     ///
     /// # Errors
     /// When it is no signing request, or not signed with the key that it is about.
     pub fn certify(
         &self,
         request: &[u8],
-        name: &Name,
+        (name, machine): (&Name, Option<&str>),
         now: DateTime<Utc>,
         lifetime: Duration,
     ) -> Result<Certificate, TlsError> {
@@ -84,7 +85,8 @@ impl Authority {
         let mut request =
             CertificateSigningRequestParams::from_der(&request.into()).map_err(|_| unusable())?;
         let expires_at = now + lifetime;
-        request.params = params(name, now, expires_at)?;
+        let machine = machine.map_or_else(|| hex(&rand::random::<[u8; 16]>()), str::to_owned);
+        request.params = params(name, &machine, now, expires_at)?;
         let certificate = request.signed_by(&self.issuer).map_err(|_| unusable())?;
         Ok(certificate_pb(certificate.der(), &self.certificate, expires_at))
     }
@@ -102,8 +104,14 @@ impl Authority {
     }
 }
 
-fn params(name: &Name, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Result<CertificateParams, TlsError> {
-    let mut params = CertificateParams::new(vec![name.dns()]).map_err(|_| TlsError::Unusable("name"))?;
+fn params(
+    name: &Name,
+    machine: &str,
+    now: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+) -> Result<CertificateParams, TlsError> {
+    let mut params = CertificateParams::new(vec![name.dns(), format!("{machine}{MACHINE}")])
+        .map_err(|_| TlsError::Unusable("name"))?;
     params.distinguished_name = called(match name {
         Name::Control => "control plane",
         Name::Node(id) => id,
@@ -148,7 +156,10 @@ fn make(certificate: &Path, key: &Path, now: DateTime<Utc>) -> Result<(), TlsErr
 }
 
 /// Writes a file that nobody else may read, whole or not at all.
-pub(super) fn write_secret(path: &Path, text: &[u8]) -> Result<(), TlsError> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_secret(path: &Path, text: &[u8]) -> Result<(), TlsError> {
     write(path, text, |new, path| fs::rename(new, path))
 }
 
@@ -161,7 +172,9 @@ fn write(path: &Path, text: &[u8], publish: impl Fn(&Path, &Path) -> io::Result<
         let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         made.write_all(text)?;
         made.sync_all()?;
-        publish(&new, path)
+        publish(&new, path)?;
+        // What was written is there after a power cut, too.
+        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     };
     let written = write().map_err(|error| file(path, error));
     // What was renamed is not there any more.

@@ -52,13 +52,13 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn new(identity: &Identity, now: DateTime<Utc>) -> Result<Self, TlsError> {
+    fn new(identity: &Identity) -> Result<Self, TlsError> {
         let expires_at = identity.expires_at;
         Ok(Self {
             client: Arc::new(identity.client()?),
             server: Arc::new(identity.server(false)?),
             open_server: Arc::new(identity.server(true)?),
-            renew_at: now + (expires_at - now) / 2,
+            renew_at: identity.issued_at + (expires_at - identity.issued_at) / 2,
             expires_at,
         })
     }
@@ -80,7 +80,7 @@ impl Credentials {
 
     /// Shows another certificate from now on.
     pub(crate) fn replace(&self, identity: &Identity) -> Result<Held, TlsError> {
-        let held = Held::new(identity, self.0.clock.now())?;
+        let held = Held::new(identity)?;
         *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held.clone());
         Ok(held)
     }

@@ -145,8 +145,9 @@ impl Membership {
             true => join(&self.addresses, &self.node_id, self.token.as_ref()).await?,
             false => self.next(control).await?,
         };
-        self.credentials.replace(&identity)?;
+        // Kept before it is used, so that a start finds what was shown last.
         keep(&self.path, &self.node_id, &identity)?;
+        self.credentials.replace(&identity)?;
         tracing::info!(expires_at = %identity.expires_at, "this node has its next certificate");
         Ok(())
     }

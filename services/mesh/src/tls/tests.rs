@@ -18,7 +18,7 @@ fn authority(dir: &Path) -> Authority {
 
 fn identity(authority: &Authority, name: &Name) -> Identity {
     let (key, request) = signing_request().unwrap();
-    let certificate = authority.certify(&request, name, now(), Duration::from_secs(60)).unwrap();
+    let certificate = authority.certify(&request, (name, None), now(), Duration::from_secs(60)).unwrap();
     Identity::new(key, Some(certificate)).unwrap()
 }
 
@@ -49,6 +49,23 @@ async fn both_sides_know_whom_they_meet() {
     assert!(seen.is(&Name::Control) && !seen.is(&node("one")) && seen.is_known());
     let seen = meet(one.client().unwrap(), control.server(true).unwrap(), &Name::Control).await.unwrap();
     assert!(seen.is(&node("one")) && !seen.is(&node("two")) && !seen.is(&Name::Control));
+}
+
+#[test]
+fn a_certificate_tells_the_machine_and_when_it_was_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = authority(dir.path());
+    let (one, now) = (node("one"), now());
+    let certify = |machine: Option<&str>| {
+        let (_, request) = signing_request().unwrap();
+        let certificate = authority.certify(&request, (&one, machine), now, Duration::from_secs(60)).unwrap();
+        shown_by(&certificate.der).unwrap()
+    };
+    let (first, other) = (certify(None), certify(None));
+    assert_ne!(first.machine, other.machine);
+    assert_eq!(certify(Some(&first.machine)).machine, first.machine, "the next of the same");
+    assert_eq!(first.issued_at.timestamp(), now.timestamp());
+    assert_eq!(first.expires_at.timestamp(), now.timestamp() + 60);
 }
 
 #[tokio::test]
@@ -128,11 +145,11 @@ fn what_is_no_signing_request_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let authority = authority(dir.path());
     for request in [&b""[..], b"nothing", &[0x30, 0x82, 0xff, 0xff]] {
-        assert!(authority.certify(request, &Name::Control, now(), Duration::from_secs(60)).is_err());
+        assert!(authority.certify(request, (&Name::Control, None), now(), Duration::from_secs(60)).is_err());
     }
     let (_, mut tampered) = signing_request().unwrap();
     *tampered.last_mut().unwrap() ^= 1;
-    assert!(authority.certify(&tampered, &Name::Control, now(), Duration::from_secs(60)).is_err());
+    assert!(authority.certify(&tampered, (&Name::Control, None), now(), Duration::from_secs(60)).is_err());
 }
 
 proptest! {

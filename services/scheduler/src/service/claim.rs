@@ -9,7 +9,7 @@ use sandmesh_proto::agent::{
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
-use super::{Answer, Service, is_ambiguous, sent};
+use super::{Answer, Service, is_ambiguous, is_broken, sent};
 use crate::{
     Error,
     follower::agent,
@@ -58,6 +58,9 @@ impl Service {
                         Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
                             tracing::info!(sandbox.id = id, node.id = node_id, why, "a claim was refused");
                         }
+                        code if is_broken(code) && self.is_elsewhere(&node_id) => {
+                            tracing::warn!(sandbox.id = id, node.id = node_id, why, "a claim failed");
+                        }
                         // One that is too old to be asked this.
                         Code::Unimplemented => return Ok(None),
                         _ => return Err(Error::Node(Box::new(status))),
@@ -101,7 +104,9 @@ impl Service {
             };
             self.registry.unbind(id, &node_id);
             // Should it be made all the same, as is not known, it is found as another one that is warm.
-            let may_change = error.code() == Code::ResourceExhausted || is_ambiguous(error.code());
+            let may_change = error.code() == Code::ResourceExhausted
+                || is_ambiguous(error.code())
+                || (is_broken(error.code()) && self.is_elsewhere(&node_id));
             if !may_change && error.code() != Code::FailedPrecondition {
                 return Err(Error::Node(Box::new(error)));
             }

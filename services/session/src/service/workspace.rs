@@ -16,7 +16,7 @@ use sandmesh_proto::executor::{
     self as pb, entry::Kind as PbKind, read_file_response::Frame as ReadFrame,
     write_file_request::Frame as WriteFrame,
 };
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
@@ -41,9 +41,6 @@ const MOST: usize = 1024;
 
 /// How long a sandbox may be silent while it lists or reads.
 const SILENCE: Duration = Duration::from_secs(30);
-
-/// As many bytes a second a sandbox takes at least.
-const SLOWEST: u64 = 1 << 20;
 
 /// A path longer than the kernel takes is none.
 const LONGEST_PATH: usize = 4096;
@@ -295,23 +292,33 @@ impl Service {
             while open && let Some(mut piece) = pieces.try_next().await? {
                 while open && !piece.is_empty() {
                     let next = piece.split_to(piece.len().min(PIECE));
-                    open = frames.send(frame(WriteFrame::Data(next))).await.is_ok();
+                    // However large the file is: somebody must take it, or nobody waits.
+                    let sent = frames.send_timeout(frame(WriteFrame::Data(next)), SILENCE).await;
+                    if let Err(SendTimeoutError::Timeout(_)) = sent {
+                        return Ok(false);
+                    }
+                    open = sent.is_ok();
                 }
             }
             // Where nobody takes it any more, the answer says why.
             let _ = frames.send(frame(WriteFrame::End(pb::WriteEnd {}))).await;
             drop(frames);
-            Ok::<(), Error>(())
+            Ok::<bool, Error>(true)
         };
         let write = files.write_file(ReceiverStream::new(receiver));
-        let both = async { tokio::join!(send, write) };
-        // However large it is: somebody must take it in time, or nobody waits.
-        let limit = SILENCE + Duration::from_secs(entry.size / SLOWEST);
-        let Ok((sent, written)) = tokio::time::timeout(limit, both).await else {
-            return Ok(Err(Status::deadline_exceeded("the sandbox does not take its files")));
+        let silent = || Status::deadline_exceeded("the sandbox does not take its files");
+        tokio::pin!(write);
+        let sent = tokio::select! {
+            biased;
+            written = &mut write => return Ok(written.map(drop)),
+            sent = send => sent?,
         };
-        sent?;
-        Ok(written.map(drop))
+        if !sent {
+            return Ok(Err(silent()));
+        }
+        // All of it was taken; what is left on the way is little.
+        let written = tokio::time::timeout(SILENCE, write).await;
+        Ok(written.unwrap_or_else(|_| Err(silent())).map(drop))
     }
 }
 

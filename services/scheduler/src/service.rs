@@ -4,12 +4,13 @@
 //! said no. A call whose outcome is not known is made again at the same node.
 
 mod claim;
+mod list;
 mod operate;
 mod wait;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, future::join_all, stream};
+use futures::future::join_all;
 use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, tls::Peer, was_not_sent};
 use sandmesh_proto::{
     agent::{
@@ -19,7 +20,6 @@ use sandmesh_proto::{
     scheduler::NodeStatus,
 };
 use tokio::time::Instant;
-use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tonic::{Code, Request, Status};
 
 pub(crate) use self::operate::{Filter, Page};
@@ -30,7 +30,7 @@ use crate::{
     members::Members,
     memory::Memory,
     placement::{Refusal, Refusals, Wanted},
-    registry::{Place, Registry},
+    registry::Registry,
     view,
 };
 
@@ -423,34 +423,6 @@ impl Service {
             }
             self.memory.keep(self.registry.places());
         }
-    }
-
-    /// At most `limit` sandboxes, ordered by id and node, from after `after`; whether there are more; and the
-    /// nodes whose sandboxes are missing.
-    ///
-    /// # Errors
-    /// `NoNodes`, as an empty list would say that there are none.
-    pub(crate) fn list(
-        &self,
-        after: &Place,
-        limit: usize,
-    ) -> Result<(Vec<Sandbox>, bool, Vec<String>), Error> {
-        if !self.registry.has_nodes() {
-            return Err(Error::NoNodes);
-        }
-        let (page, more) = self.registry.sandboxes(after, limit, |_| true);
-        Ok((page, more, self.registry.unreachable()))
-    }
-
-    /// First each sandbox that is known, then every change, until the scheduler stops. A watcher that falls
-    /// too far behind gets an error at the end, and is to list again.
-    pub(crate) fn watch(&self) -> impl Stream<Item = Result<Sandbox, Error>> + Send + 'static {
-        let (existing, changes) = self.registry.watch();
-        let changes = BroadcastStream::new(changes).map(|change| {
-            change.map_err(|BroadcastStreamRecvError::Lagged(missed)| Error::WatchLagged(missed))
-        });
-        let stopped = self.mesh.tasks().token().cancelled_owned();
-        stream::iter(existing.into_iter().map(Ok)).chain(changes).take_until(stopped)
     }
 
     /// The nodes, ordered by id.

@@ -1,4 +1,5 @@
 use chrono::DateTime;
+use futures::StreamExt;
 use sandmesh_mesh::{Fault, HumanDuration, ManualClock};
 use sandmesh_proto::{
     agent::{self, install_packages_response::Outcome, sandbox::State},
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 
 use self::fake_agent::FakeAgent;
 use super::*;
-use crate::config;
+use crate::{config, registry::Place};
 
 #[path = "claim_tests.rs"]
 mod claims;

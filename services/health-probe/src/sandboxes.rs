@@ -13,7 +13,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, future::join_all, stream};
-use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, Probe, Tasks, timestamp};
+use sandmesh_mesh::{Link, MAX_MESSAGE_BYTES, Mesh, Probe, Tasks, is_elsewhere, timestamp};
 use sandmesh_proto::{
     agent::{GetNodeRequest, Sandbox, agent_service_client::AgentServiceClient, sandbox::State},
     executor::{GetExecutorRequest, GetExecutorResponse, executor_service_client::ExecutorServiceClient},
@@ -192,7 +192,7 @@ impl Registry {
 
 /// The other machine that an executor is on.
 fn machine(endpoint: &str) -> Option<&str> {
-    let (machine, _) = endpoint.rsplit_once('/').filter(|_| endpoint.starts_with("https://"))?;
+    let (machine, _) = endpoint.rsplit_once('/').filter(|_| is_elsewhere(endpoint))?;
     Some(machine)
 }
 

@@ -28,7 +28,9 @@ pub use config::{ConfigError, LogFormat, MeshConfig};
 pub use database::{Database, DatabaseUrl, PoolSettings};
 pub use error::{Fault, FieldViolation, reason_of, status};
 pub use lease::Lease;
-pub use link::{Link, LinkError, SANDBOX_HEADER, TOKEN_HEADER, forget_not_sent, not_sent, was_not_sent};
+pub use link::{
+    Link, LinkError, SANDBOX_HEADER, TOKEN_HEADER, forget_not_sent, is_elsewhere, not_sent, was_not_sent,
+};
 pub use node::{Mesh, MeshBuilder, Node};
 pub use role::{Role, RoleName};
 pub use server::{NodeCalls, ServerBuilder, grpc_router, public_reflection, traced};

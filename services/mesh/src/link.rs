@@ -216,6 +216,16 @@ impl Link {
 /// The metadata key that says that a call never left this process.
 const NOT_SENT: &str = "sandmesh-not-sent";
 
+/// Whether an address is on another machine, which joined as a node, or where machines join: a link there is
+/// encrypted, and sure of whom it leads to.
+#[must_use]
+pub fn is_elsewhere(endpoint: &str) -> bool {
+    endpoint.starts_with(ELSEWHERE)
+}
+
+/// What addresses on other machines begin with.
+const ELSEWHERE: &str = "https://";
+
 /// The status of a call that had no effect, as it never reached who was to do it.
 #[must_use]
 pub fn not_sent(message: &str) -> Status {

@@ -23,7 +23,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     Clock, Link, LinkError, MeshConfig, Role, RoleName, Secret, ServerBuilder, SystemClock, Tasks, VERSION,
-    link::Slot,
+    link::{Slot, is_elsewhere},
     listener::{Listener, Tls},
     readiness::Readiness,
     server,
@@ -84,7 +84,7 @@ impl Mesh {
     /// # Errors
     /// When the address has neither form.
     pub fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
-        match endpoint.starts_with("https://") {
+        match is_elsewhere(endpoint) {
             true => Link::dial_machine(endpoint, &self.credentials),
             false => Link::dial_with(endpoint, self.token.clone()),
         }
@@ -96,7 +96,7 @@ impl Mesh {
     /// # Errors
     /// When the address has neither form.
     pub fn dial_executor(&self, endpoint: &str) -> Result<Link, LinkError> {
-        match endpoint.starts_with("https://") {
+        match is_elsewhere(endpoint) {
             true => Link::dial_machine(endpoint, &self.credentials),
             false => Link::dial(endpoint),
         }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sandmesh_mesh::{CancellationToken, Link, MAX_MESSAGE_BYTES};
+use sandmesh_mesh::{CancellationToken, Link, MAX_MESSAGE_BYTES, is_elsewhere};
 use sandmesh_proto::agent::{
     ListSandboxesRequest, Sandbox, WatchSandboxesRequest, agent_service_client::AgentServiceClient,
 };
@@ -21,15 +21,10 @@ pub(crate) fn agent(link: Link) -> AgentServiceClient<Link> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Whether the agent behind a link is on another machine, which joined.
-pub(crate) fn is_elsewhere(link: &Link) -> bool {
-    link.target().starts_with("https://")
-}
-
 /// What a node tells of a sandbox, which is its own. One that joined from another machine does not say where its
 /// executors are: they are reached through it.
 pub(crate) fn located(link: &Link, node_id: &str, mut sandbox: Sandbox) -> Sandbox {
-    if is_elsewhere(link) {
+    if is_elsewhere(link.target()) {
         node_id.clone_into(&mut sandbox.node_id);
         if !sandbox.endpoint.is_empty() {
             sandbox.endpoint = format!("{}/{}", link.target(), sandbox.sandbox_id);

@@ -11,7 +11,7 @@ mod wait;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, tls::Peer, was_not_sent};
+use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, is_elsewhere, tls::Peer, was_not_sent};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
@@ -25,7 +25,7 @@ use tonic::{Code, Request, Status};
 pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
-    follower::{Follower, agent, is_elsewhere, located},
+    follower::{Follower, agent, located},
     join::check_speaker,
     members::Members,
     memory::Memory,
@@ -406,7 +406,7 @@ impl Service {
 
     /// Whether a node is on another machine, which is trusted with its own sandboxes and no more.
     fn is_elsewhere(&self, node_id: &str) -> bool {
-        self.registry.link(node_id).as_ref().is_some_and(is_elsewhere)
+        self.registry.link(node_id).is_some_and(|link| is_elsewhere(link.target()))
     }
 
     fn link(&self, node_id: &str) -> Result<Link, Status> {
@@ -433,8 +433,9 @@ impl Service {
 
 /// The sandbox that a node must have sent.
 fn sent(link: &Link, node_id: &str, id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
-    let usable =
-        |sandbox: &Sandbox| sandbox.sandbox_id == id && !(is_elsewhere(link) && sandbox.endpoint.is_empty());
+    let usable = |sandbox: &Sandbox| {
+        sandbox.sandbox_id == id && !(is_elsewhere(link.target()) && sandbox.endpoint.is_empty())
+    };
     let sandbox = sandbox.filter(usable);
     let sandbox = sandbox.map(|sandbox| located(link, node_id, sandbox));
     sandbox.ok_or_else(|| Status::internal(format!("node `{node_id}` answered without the sandbox")))

@@ -11,7 +11,7 @@ use tonic::{
 };
 use tower::{ServiceExt, service_fn};
 
-use super::{Request, Response, SANDBOX_HEADER, TOKEN_HEADER, caused_by, not_sent};
+use super::{ELSEWHERE, Request, Response, SANDBOX_HEADER, TOKEN_HEADER, caused_by, not_sent};
 use crate::{
     Secret,
     answer::Answer,
@@ -73,7 +73,7 @@ impl Remote {
     /// To `https://HOST:PORT`, which is the control plane, or `https://NODE@HOST:PORT`, which is that node, or an
     /// executor there, `https://NODE@HOST:PORT/SANDBOX`; `None` for an address of neither form.
     pub(super) fn tls(endpoint: &str, credentials: &Credentials) -> Option<Self> {
-        let rest = endpoint.strip_prefix("https://")?;
+        let rest = endpoint.strip_prefix(ELSEWHERE)?;
         let (place, sandbox) = rest.split_once('/').map_or((rest, None), |(place, id)| (place, Some(id)));
         let (name, address) = match place.rsplit_once('@') {
             Some((node, address)) if !node.is_empty() => (Name::Node(node.to_owned()), address),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use sandmesh_mesh::{CancellationToken, Link, datetime};
+use sandmesh_mesh::{CancellationToken, Link, datetime, is_elsewhere};
 use sandmesh_proto::agent::{Node, Sandbox, SandboxSpec, sandbox::State};
 
 use super::{Place, Used};
@@ -123,7 +123,7 @@ impl Entry {
     /// Whether it reports and can be reached. One on another machine that reports may be out of reach from here: the
     /// watch tells.
     pub(super) fn is_usable(&self) -> bool {
-        self.healthy && (self.followed || !self.node.endpoint.starts_with("https://"))
+        self.healthy && (self.followed || !is_elsewhere(&self.node.endpoint))
     }
 
     /// Whether it can be told which sandboxes it has.

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use sandmesh_mesh::{page_size, page_token};
+use sandmesh_mesh::{is_elsewhere, page_size, page_token};
 use sandmesh_proto::executor::{self as pb, read_file_response::Frame};
 use tonic::{Code, Status};
 
@@ -260,7 +260,7 @@ fn is_gone(status: &Status) -> bool {
 /// Whether what was saved is all that there is of the files of a session that runs. On another machine it is not:
 /// that may be cut off, and come back with what is newer.
 fn has_gone(session: &Model, status: &Status) -> bool {
-    is_gone(status) && !session.endpoint.starts_with("https://")
+    is_gone(status) && !is_elsewhere(&session.endpoint)
 }
 
 /// What a sandbox refused, as a caller is told.

@@ -1,6 +1,14 @@
 //! Where a node is reached: TCP or a unix socket, HTTP/1 and HTTP/2 on the same port.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use axum::{Router, extract::Request};
@@ -60,11 +68,14 @@ pub(crate) struct Tls {
     /// Places for strangers, who show no certificate; what they may do is for others to say. `None`: nobody
     /// speaks to them.
     strangers: Option<Arc<Semaphore>>,
+    /// Whether there were none left when one was wanted last.
+    is_full: Arc<AtomicBool>,
 }
 
 impl Tls {
     pub(crate) fn new(credentials: Credentials, strangers: bool) -> Self {
-        Self { credentials, strangers: strangers.then(|| Arc::new(Semaphore::new(MAX_STRANGERS))) }
+        let strangers = strangers.then(|| Arc::new(Semaphore::new(MAX_STRANGERS)));
+        Self { credentials, strangers, is_full: Arc::default() }
     }
 
     /// Serves a connection to its end; that of a stranger, or of a certificate whose time is over, for a while.
@@ -76,8 +87,11 @@ impl Tls {
         watcher: Watcher,
     ) {
         let place = self.strangers.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
-        if matches!(place, Some(Err(_))) {
-            tracing::warn!("too many strangers connect; one more was turned away");
+        let is_full = matches!(place, Some(Err(_)));
+        if is_full != self.is_full.swap(is_full, Ordering::Relaxed) {
+            tracing::warn!(is_full, "strangers are turned away while too many connect");
+        }
+        if is_full {
             return;
         }
         match self.accept(stream).await {

@@ -35,7 +35,7 @@ pub use self::{
     token::JoinToken,
 };
 pub(crate) use self::{credentials::Credentials, join::Membership};
-use crate::{Clock, SystemClock, timestamp};
+use crate::{Clock, SystemClock};
 
 /// How long it may take until a connection is made and encrypted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -195,17 +195,18 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
+    /// As it was sent.
     fn new(key: KeyPair, sent: Option<Certificate>) -> Result<Self, TlsError> {
-        let unusable = || TlsError::Unusable("certificate");
-        let sent = sent.ok_or_else(unusable)?;
-        let Shown { issued_at, expires_at, .. } = shown_by(&sent.der).ok_or_else(unusable)?;
-        Ok(Self {
-            key: Arc::new(key),
-            certificate: sent.der.to_vec().into(),
-            authority: sent.authority_der.to_vec().into(),
-            issued_at,
-            expires_at,
-        })
+        let sent = sent.ok_or(TlsError::Unusable("certificate"))?;
+        Self::of(key, sent.der.to_vec(), sent.authority_der.to_vec())
+    }
+
+    /// Of a key and DER.
+    fn of(key: KeyPair, certificate: Vec<u8>, authority: Vec<u8>) -> Result<Self, TlsError> {
+        let shown = shown_by(&certificate).ok_or(TlsError::Unusable("certificate"))?;
+        let Shown { issued_at, expires_at, .. } = shown;
+        let (certificate, authority) = (certificate.into(), authority.into());
+        Ok(Self { key: Arc::new(key), certificate, authority, issued_at, expires_at })
     }
 
     fn key(&self) -> PrivateKeyDer<'static> {
@@ -252,15 +253,6 @@ fn signing_request() -> Result<(KeyPair, Vec<u8>), TlsError> {
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(&key).map_err(unusable)?;
     Ok((key, request.der().to_vec()))
-}
-
-/// A certificate as it travels.
-fn certificate_pb(certificate: &[u8], authority: &[u8], expires_at: DateTime<Utc>) -> Certificate {
-    Certificate {
-        der: certificate.to_vec().into(),
-        authority_der: authority.to_vec().into(),
-        expires_at: Some(timestamp(expires_at)),
-    }
 }
 
 fn provider() -> Arc<CryptoProvider> {

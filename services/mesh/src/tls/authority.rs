@@ -19,7 +19,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sandmesh_proto::scheduler::Certificate;
 use time::OffsetDateTime;
 
-use super::{CLOCK_SKEW, JoinToken, MACHINE, Name, TlsError, certificate_pb, hex};
+use super::{CLOCK_SKEW, JoinToken, MACHINE, Name, TlsError, hex};
+use crate::timestamp;
 
 /// How long the authority lives.
 const LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
@@ -88,7 +89,11 @@ impl Authority {
         let machine = machine.map_or_else(|| hex(&rand::random::<[u8; 16]>()), str::to_owned);
         request.params = params(name, &machine, now, expires_at)?;
         let certificate = request.signed_by(&self.issuer).map_err(|_| unusable())?;
-        Ok(certificate_pb(certificate.der(), &self.certificate, expires_at))
+        Ok(Certificate {
+            der: certificate.der().to_vec().into(),
+            authority_der: self.certificate.to_vec().into(),
+            expires_at: Some(timestamp(expires_at)),
+        })
     }
 
     /// A token that machines can join with until `expires_at`.

@@ -28,7 +28,7 @@ use tower::service_fn;
 use super::{
     Credentials, Identity, JoinToken, Name, TlsError,
     authority::{file, write_secret},
-    certificate_pb, open, signing_request, stranger,
+    open, signing_request, stranger,
     verify::ByToken,
 };
 use crate::{CancellationToken, Clock, Link, LinkError, MeshConfig};
@@ -39,9 +39,11 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 /// How long a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long after one that failed the next certificate is asked for again, and how often it is looked whether it
-/// is time, at most.
-const RENEW_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// How often it is looked whether the next certificate is due, at most and at least.
+const RENEW_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// How long after it could not be had it is asked for again.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
 
 /// What this machine is in the mesh that it joined.
 #[derive(Debug)]
@@ -65,6 +67,7 @@ struct Kept {
     key: String,
     certificate: String,
     authority: String,
+    /// For who looks into the file: the certificate says it, too.
     expires_at: DateTime<Utc>,
 }
 
@@ -116,27 +119,26 @@ impl Membership {
 
     /// Gets the next certificate whenever half of the time of one is over, until `stopped`.
     pub(crate) async fn renew(self: Arc<Self>, control: Link, stopped: CancellationToken) {
-        let mut pause = Duration::ZERO;
-        loop {
-            if stopped.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return;
+        let renew = async {
+            loop {
+                tokio::time::sleep(self.left().clamp(RENEW_PAUSES.0, RENEW_PAUSES.1)).await;
+                if !self.left().is_zero() {
+                    continue;
+                }
+                if let Err(error) = self.renew_now(&control).await {
+                    let (error, is_over) = (format!("{error:#}"), self.credentials.is_over());
+                    tracing::warn!(error, is_over, "no new certificate; it is asked for again");
+                    tokio::time::sleep(RENEW_RETRY).await;
+                }
             }
-            let left = self.credentials.renew_at().map(|at| at - self.clock.now());
-            let left = left.and_then(|left| left.to_std().ok()).unwrap_or_default();
-            pause = left.min(RENEW_PAUSES.1);
-            if left.is_zero() {
-                pause = match self.renew_now(&control).await {
-                    Ok(()) => Duration::ZERO,
-                    Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "no new certificate; the one there is goes on"
-                        );
-                        RENEW_PAUSES.0
-                    }
-                };
-            }
-        }
+        };
+        stopped.run_until_cancelled(renew).await;
+    }
+
+    /// How long it is until the next certificate is due.
+    fn left(&self) -> Duration {
+        let left = self.credentials.renew_at().map(|at| at - self.clock.now());
+        left.and_then(|left| left.to_std().ok()).unwrap_or_default()
     }
 
     async fn renew_now(&self, control: &Link) -> anyhow::Result<()> {
@@ -287,8 +289,7 @@ fn read(path: &Path, node_id: &str) -> anyhow::Result<Option<Identity>> {
     }
     let decode = |text: &str| STANDARD.decode(text).map_err(|_| TlsError::Unusable("certificate"));
     let key = KeyPair::from_pem(&kept.key).map_err(|_| TlsError::Unusable("key"))?;
-    let sent = certificate_pb(&decode(&kept.certificate)?, &decode(&kept.authority)?, kept.expires_at);
-    Ok(Some(Identity::new(key, Some(sent))?))
+    Ok(Some(Identity::of(key, decode(&kept.certificate)?, decode(&kept.authority)?)?))
 }
 
 fn keep(path: &Path, node_id: &str, identity: &Identity) -> anyhow::Result<()> {

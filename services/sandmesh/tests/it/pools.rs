@@ -13,6 +13,7 @@ in_both_wirings!(
     a_warm_sandbox_is_all_that_a_cold_one_is,
     a_burst_of_more_than_the_pool_fails_nobody,
     a_burst_of_more_than_there_is_room_for_waits_its_turn,
+    of_forty_at_once_on_three_places_three_are_created,
     a_changed_template_drains_its_pool,
     a_pool_that_is_ended_leaves_nothing,
     whatever_dies_a_pool_fills_again,
@@ -138,6 +139,24 @@ async fn a_burst_of_more_than_there_is_room_for_waits_its_turn(wiring: Wiring) {
     let all = futures::future::join_all((0..12).map(|_| use_one())).await;
     assert_eq!(all, ["on\n"; 12], "nobody is refused where there is room in time");
     server.expect_nothing_left(FILLS).await;
+}
+
+async fn of_forty_at_once_on_three_places_three_are_created(wiring: Wiring) {
+    let settings = [("SANDMESH_AGENT__MAX_SANDBOXES", "3"), ("SANDMESH_SESSION__CREATE_WAIT", "20s")];
+    let server = wiring.start_with(&settings).await;
+    let api = &server.api;
+    let ask = || api.post("/sessions", json!({"template_id": "shell-basic"}));
+    let answers = futures::future::join_all((0..40).map(|_| ask())).await;
+    let (created, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    assert_eq!(created.len(), 3, "{created:?}");
+    for answer in refused {
+        assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{answer:?}");
+        answer.refused(503, "Sandbox.NoCapacity");
+    }
+    for session in &created {
+        api.session_is(id(&session.body), "running").await;
+    }
+    assert_eq!(server.executors().len(), 3);
 }
 
 async fn a_changed_template_drains_its_pool(wiring: Wiring) {

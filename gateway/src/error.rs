@@ -38,6 +38,9 @@ pub(crate) struct ErrorBody {
     /// The execution that goes on although the request ended; only with status 408.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) execution_id: Option<String>,
+    /// Where in the queue for room the request was when it gave up; only with `Sandbox.NoCapacity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) queue_position: Option<u64>,
 }
 
 /// More about an error.
@@ -98,6 +101,7 @@ impl ApiError {
             solution: solutions::solution(code, reason).to_owned(),
             request_id: String::new(),
             execution_id: None,
+            queue_position: None,
             detail,
         };
         let status = http_status(code, reason, matches!(body.detail, Detail::Fields(_)));
@@ -121,6 +125,7 @@ impl From<Status> for ApiError {
         };
         let mut error = Self::new(code, &reason, description, detail);
         error.body.execution_id = metadata.get("execution_id").cloned();
+        error.body.queue_position = metadata.get("queue_position").and_then(|position| position.parse().ok());
         let delay = details.retry_info().and_then(|info| info.retry_delay);
         error.retry_after = retry_after(error.status, delay);
         error
@@ -201,7 +206,8 @@ fn summary(violations: &[Violation]) -> String {
 
 /// What the reason says besides, in the order of its names.
 fn text(metadata: &HashMap<String, String>) -> Detail {
-    let known = |name: &str| name == "execution_id" || name.starts_with("violation.");
+    let known =
+        |name: &str| ["execution_id", "queue_position"].contains(&name) || name.starts_with("violation.");
     let mut parts: Vec<String> = metadata
         .iter()
         .filter(|(name, _)| !known(name))

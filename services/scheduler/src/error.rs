@@ -215,6 +215,15 @@ impl Fault for Error {
         }
     }
 
+    fn metadata(&self) -> Vec<(String, String)> {
+        match self {
+            Self::NoCapacity { before, .. } => {
+                vec![("queue_position".to_owned(), before.saturating_add(1).to_string())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoNodes => Some(RETRY_AFTER),

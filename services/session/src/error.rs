@@ -9,6 +9,9 @@ use tonic_types::StatusExt;
 
 use crate::validate::FilePath;
 
+/// What the scheduler, and then this role, call the place in the queue for room in the details of an error.
+pub(crate) const QUEUE_POSITION: &str = "queue_position";
+
 /// An error of the session role.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -44,6 +47,8 @@ pub(crate) enum Error {
         reason: String,
         /// When to try again.
         retry_after: Duration,
+        /// Which of those it was who wait for room, if the scheduler said.
+        queue_position: Option<String>,
     },
     /// Packages are being installed into the session already.
     #[error("packages are being installed into session `{0}` already")]
@@ -300,6 +305,15 @@ impl Fault for Error {
                 vec![FieldViolation::new(*field, "value_error", self.to_string())]
             }
             Self::PageToken => vec![FieldViolation::new("page_token", "value_error", self.to_string())],
+            _ => Vec::new(),
+        }
+    }
+
+    fn metadata(&self) -> Vec<(String, String)> {
+        match self {
+            Self::NoCapacity { queue_position: Some(position), .. } => {
+                vec![(QUEUE_POSITION.to_owned(), position.clone())]
+            }
             _ => Vec::new(),
         }
     }

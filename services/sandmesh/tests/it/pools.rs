@@ -151,6 +151,8 @@ async fn of_forty_at_once_on_three_places_three_are_created(wiring: Wiring) {
     assert_eq!(created.len(), 3, "{created:?}");
     for answer in refused {
         assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{answer:?}");
+        let position = answer.body["queue_position"].as_u64().unwrap();
+        assert!((1..=37).contains(&position), "{answer:?}");
         answer.refused(503, "Sandbox.NoCapacity");
     }
     for session in &created {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     dependencies::{InstallState, Installed, Packages, Wanted},
     encode,
-    error::Error,
+    error::{Error, QUEUE_POSITION},
     id,
     lifecycle::{SessionEvent, SessionState},
     peers::{Backoff, call},
@@ -53,7 +53,7 @@ const ID_ATTEMPTS: usize = 8;
 /// How the creation of a sandbox failed.
 enum Refusal {
     /// No node has room now.
-    NoCapacity { reason: String, retry_after: Duration },
+    NoCapacity { reason: String, retry_after: Duration, queue_position: Option<String> },
     /// It will not work.
     Final(String),
     /// The session ended meanwhile, or the service stops: nothing more to do here.
@@ -253,8 +253,8 @@ impl Service {
                 self.end(&session, SessionEvent::CreationFailed, reason).await?;
             }
             Ok(sandbox) => self.furnish(session, sandbox).await?,
-            Err(Refusal::NoCapacity { reason, retry_after }) => {
-                let error = Error::NoCapacity { reason, retry_after };
+            Err(Refusal::NoCapacity { reason, retry_after, queue_position }) => {
+                let error = Error::NoCapacity { reason, retry_after, queue_position };
                 self.give_up(&session, waiter, error).await?;
             }
             Err(Refusal::Final(reason)) => {
@@ -455,7 +455,9 @@ fn refusal(status: &Status) -> Option<Refusal> {
         Code::ResourceExhausted => {
             let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
             let retry_after = retry_after.unwrap_or(Duration::from_secs(1));
-            Some(Refusal::NoCapacity { reason, retry_after })
+            let told = status.get_details_error_info();
+            let queue_position = told.and_then(|info| info.metadata.get(QUEUE_POSITION).cloned());
+            Some(Refusal::NoCapacity { reason, retry_after, queue_position })
         }
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown => None,
         _ => Some(Refusal::Final(format!("its sandbox could not be created: {reason}"))),

@@ -66,7 +66,7 @@ pub struct Config {
     /// Where other processes dial this agent, `https://HOST:PORT` on a machine that joined; empty when the
     /// scheduler runs in the same process, or finds it at the address that this machine dials it from.
     pub advertise: String,
-    /// Labels of this node, for placement.
+    /// Labels of this node, for placement, besides `name`, `runtime` and `isolation`, which each node has.
     pub labels: BTreeMap<String, String>,
     /// The installation of packages.
     pub packages: Packages,
@@ -251,6 +251,8 @@ const QUEUED_MAX: u32 = 4096;
 const OVERHEAD_LEAST: u64 = 32 << 20;
 /// The longest name of a node, as of a host.
 const NODE_ID_MAX: usize = 63;
+/// The labels that a node tells of itself: its id, its runtime, and the outer layer of isolation.
+pub(crate) const OWN_LABELS: [&str; 3] = ["name", "runtime", "isolation"];
 /// The most labels of a node.
 const LABELS_MAX: usize = 64;
 
@@ -294,6 +296,9 @@ impl Config {
         }
         if self.labels.len() > LABELS_MAX {
             return Err(invalid("labels", format!("must be at most {LABELS_MAX}")));
+        }
+        if let Some(own) = OWN_LABELS.into_iter().find(|own| self.labels.contains_key(*own)) {
+            return Err(invalid("labels", format!("must not have `{own}`: each node tells its own")));
         }
         Ok(())
     }

@@ -91,6 +91,8 @@ const PACKAGES_MAX: usize = 250;
 const WORD_MAX: usize = 256;
 /// The longest URL of an index.
 const URL_MAX: usize = 2048;
+/// The longest fingerprint of a set.
+const FINGERPRINT_MAX: usize = 128;
 
 /// Reads a set of packages. What they are to be is checked where they are asked for: here is only seen to it
 /// that nothing can be an option, an address or a path.
@@ -120,9 +122,18 @@ pub(crate) fn package_set(sent: pb::PackageSet) -> Result<PackageSet, Error> {
     if !is_index(&sent.index_url) {
         wrong.push(FieldViolation::new("packages.index_url", "value_error", "must be an http or https URL"));
     }
+    if sent.fingerprint.len() > FINGERPRINT_MAX {
+        let problem = format!("may have {FINGERPRINT_MAX} bytes at most");
+        wrong.push(FieldViolation::new("packages.fingerprint", "string_too_long", problem));
+    }
     let (Some(language), true) = (language, wrong.is_empty()) else { return Err(Error::Invalid(wrong)) };
     let packages = sent.packages.into_iter().map(|pb::Package { name, version }| Package { name, version });
-    Ok(PackageSet { language, packages: packages.collect(), index_url: Secret::new(sent.index_url) })
+    Ok(PackageSet {
+        language,
+        packages: packages.collect(),
+        index_url: Secret::new(sent.index_url),
+        fingerprint: sent.fingerprint,
+    })
 }
 
 fn is_package_name(name: &str) -> bool {
@@ -285,6 +296,7 @@ pub(crate) fn node_pb(identity: &Identity, load: Load, runtime: &str) -> pb::Nod
         // Each scheduler is told where it dials this agent: `register.rs`.
         endpoint: String::new(),
         labels: identity.labels.clone().into_iter().collect(),
+        package_sets: load.package_sets,
     }
 }
 

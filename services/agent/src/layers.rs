@@ -28,6 +28,9 @@ const UNFINISHED: [&str; 2] = ["new-", "gone-"];
 /// One that was used so lately is kept: whoever asked for it may be about to use it.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// So many sets of packages are told to the scheduler.
+const TOLD: usize = 1024;
+
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keep {
@@ -106,6 +109,17 @@ impl Layers {
     /// A layer that is there.
     pub(crate) fn get(&self, key: &LayerKey) -> Option<Arc<Layer>> {
         self.inside().layers.get(key).map(|entry| Arc::clone(&entry.layer))
+    }
+
+    /// What the scheduler knows the layers by, those used last first; not more than a report may tell.
+    pub(crate) fn fingerprints(&self) -> Vec<String> {
+        let inside = self.inside();
+        let known = inside.layers.values().filter(|entry| !entry.layer.fingerprint.is_empty());
+        let mut known: Vec<_> = known.map(|entry| (entry.last_used, &entry.layer.fingerprint)).collect();
+        known.sort_unstable_by(|a, b| b.cmp(a));
+        let mut told = BTreeSet::new();
+        let newest = known.into_iter().filter(|(_, fingerprint)| told.insert(*fingerprint));
+        newest.take(TOLD).map(|(_, fingerprint)| fingerprint.clone()).collect()
     }
 
     /// Notes that a sandbox has a layer, or is to have it: from now on it is not removed. Answers with it when

@@ -23,6 +23,7 @@ mod sandbox;
 mod service;
 
 use std::{
+    collections::BTreeMap,
     fs,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -37,7 +38,7 @@ use sandmesh_proto::executor::{
 
 pub use self::config::Config;
 use self::{
-    config::RuntimeKind,
+    config::{OWN_LABELS, RuntimeKind},
     drain::Drain,
     error::Error,
     forward::Forward,
@@ -88,7 +89,8 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     for warning in &ability.warnings {
         tracing::info!(warning, "this host could be better");
     }
-    let identity = Identity { node_id, labels: config.labels.clone(), limits: limits(config)?, ability };
+    let labels = labels(config, &node_id, (runtime.name(), &ability.isolation.sandbox));
+    let identity = Identity { node_id, labels, limits: limits(config)?, ability };
     let drain = Drain::load(mesh.data_dir());
     let layers = Layers::new(mesh.data_dir(), config.packages.keep());
     layers.load().context("the layers of packages cannot be read")?;
@@ -134,6 +136,13 @@ pub fn node_id(config: &Config) -> anyhow::Result<String> {
         name if name.is_empty() => bail!("this host has no name; name the node in setting `agent.node_id`"),
         name => Ok(name),
     }
+}
+
+/// The labels of this node: those that it was given, and what each node tells of itself.
+fn labels(config: &Config, node_id: &str, (runtime, isolation): (&str, &str)) -> BTreeMap<String, String> {
+    let own = OWN_LABELS.into_iter().zip([node_id, runtime, isolation]);
+    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    config.labels.clone().into_iter().chain(own).collect()
 }
 
 fn limits(config: &Config) -> anyhow::Result<Limits> {

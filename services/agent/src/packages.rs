@@ -36,6 +36,8 @@ pub(crate) struct PackageSet {
     pub(crate) packages: Vec<Package>,
     /// Where they come from.
     pub(crate) index_url: Secret,
+    /// What the scheduler knows them by; may be empty.
+    pub(crate) fingerprint: String,
 }
 
 /// What a layer is known by: a SHA-256 in hex, safe as a name of a file.
@@ -48,6 +50,9 @@ pub(crate) struct LayerKey(String);
 pub(crate) struct Layer {
     /// What it is known by.
     pub(crate) key: LayerKey,
+    /// What the scheduler knows the packages by that were asked for; may be empty.
+    #[serde(default)]
+    pub(crate) fingerprint: String,
     /// What its packages are for.
     pub(crate) language: Language,
     /// Everything that is in it, ordered by name.
@@ -144,6 +149,7 @@ pub(crate) mod tests {
             language: Language::Python,
             packages: packages.iter().map(package).collect(),
             index_url: Secret::new("https://pypi.org/simple"),
+            fingerprint: String::new(),
         }
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Load {
     pub(crate) allocated: Resources,
     /// The images that are present.
     pub(crate) images: Vec<String>,
+    /// The fingerprints of the packages that are installed.
+    pub(crate) package_sets: Vec<String>,
     /// True while it takes no new sandboxes.
     pub(crate) draining: bool,
 }
@@ -438,9 +440,10 @@ impl Service {
             tracing::warn!(%error, "images not listed");
             Vec::new()
         });
+        let package_sets = self.installs.layers.fingerprints();
         let ledger = self.ledger();
         let draining = self.tasks.token().is_cancelled() || self.drain.is_draining();
-        Load { sandboxes: ledger.count(), allocated: ledger.allocated(), images, draining }
+        Load { sandboxes: ledger.count(), allocated: ledger.allocated(), images, package_sets, draining }
     }
 
     /// Measures now whether the runtime can work.

@@ -2,8 +2,8 @@
 //! each change of one.
 //!
 //! Pure, as that is, and its answers are the same, which tests see to. What is looked for has needs (a language,
-//! labels, room) and likes (a warm sandbox, the image, the template's other sandboxes), and of equals the emptiest
-//! is best. Where few nodes have something these are looked at one by one; among many, `tree.rs` leads to the best.
+//! labels, room) and likes (a warm sandbox, the image, the packages, the template's other sandboxes), and of equals
+//! the emptiest is best. Where few nodes have something these are looked at one by one; among many, `tree.rs` leads to the best.
 
 mod features;
 mod query;
@@ -24,6 +24,8 @@ pub(crate) struct Facts {
     pub(crate) languages: Vec<placement::Language>,
     /// The images that are present.
     pub(crate) images: Vec<String>,
+    /// The sets of packages that are installed, by their fingerprints.
+    pub(crate) package_sets: Vec<String>,
     /// Its labels.
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -82,6 +84,7 @@ impl Index {
         let old = features_of(&Facts {
             languages: std::mem::replace(&mut node.view.languages, facts.languages.clone()),
             images: std::mem::replace(&mut node.view.images, facts.images.clone()),
+            package_sets: std::mem::replace(&mut node.view.package_sets, facts.package_sets.clone()),
             labels: std::mem::replace(&mut node.view.labels, facts.labels.clone()),
         });
         old.difference(&new).for_each(|feature| self.lose(slot, feature));
@@ -105,6 +108,7 @@ impl Index {
             memory_bytes: nothing,
             languages: Vec::new(),
             images: Vec::new(),
+            package_sets: Vec::new(),
             labels: BTreeMap::new(),
             templates: BTreeSet::new(),
             warm: BTreeSet::new(),
@@ -148,8 +152,8 @@ impl Index {
     pub(crate) fn remove(&mut self, id: &str) {
         let Some(slot) = self.by_id.remove(id) else { return };
         let Some(node) = self.slots[slot as usize].take() else { return };
-        let NodeView { languages, images, labels, templates, warm, .. } = node.view;
-        let mut features = features_of(&Facts { languages, images, labels });
+        let NodeView { languages, images, package_sets, labels, templates, warm, .. } = node.view;
+        let mut features = features_of(&Facts { languages, images, package_sets, labels });
         features.extend(templates.into_iter().map(Feature::Template));
         features.extend(warm.into_iter().map(Feature::Warm));
         for feature in features {
@@ -288,8 +292,9 @@ fn percent(percent: u64) -> u8 {
 fn features_of(facts: &Facts) -> BTreeSet<Feature> {
     let languages = facts.languages.iter().map(|language| Feature::Language(*language));
     let images = facts.images.iter().map(|image| Feature::Image(image.clone()));
+    let packages = facts.package_sets.iter().map(|set| Feature::Packages(set.clone()));
     let labels = facts.labels.iter().map(|(key, value)| Feature::Label(key.clone(), value.clone()));
-    languages.chain(images).chain(labels).collect()
+    languages.chain(images).chain(packages).chain(labels).collect()
 }
 
 fn turn(set: &mut BTreeSet<String>, member: &str, has: bool) {

@@ -27,6 +27,8 @@ pub(crate) struct Wanted {
     pub(crate) node_labels: BTreeMap<String, String>,
     /// The image that would better be there already.
     pub(crate) image: String,
+    /// The set of packages that would better be there already, by its fingerprint; empty: none.
+    pub(crate) packages: String,
     /// The template whose sandboxes would better be there already.
     pub(crate) template_id: String,
 }
@@ -80,6 +82,8 @@ pub(crate) struct NodeView {
     pub(crate) languages: Vec<Language>,
     /// The images that are present.
     pub(crate) images: Vec<String>,
+    /// The sets of packages that are installed, by their fingerprints.
+    pub(crate) package_sets: Vec<String>,
     /// Its labels.
     pub(crate) labels: BTreeMap<String, String>,
     /// The templates of which it has sandboxes.
@@ -135,6 +139,8 @@ pub(crate) struct Score {
     pub(crate) warm: bool,
     /// It has the image.
     pub(crate) image: bool,
+    /// It has the packages.
+    pub(crate) packages: bool,
     /// It has other sandboxes of the template, and is not crowded.
     pub(crate) affinity: bool,
     /// How much of it is free, in percent: of what it has least of.
@@ -173,7 +179,7 @@ pub(crate) fn choose(wanted: &Wanted, nodes: &[NodeView]) -> Choice {
 }
 
 /// Where a warm sandbox may go: only on nodes of which less than `crowded` percent are promised, so that there
-/// is room for what is asked for; those that have the image first, and of these the emptiest.
+/// is room for what is asked for; those that have the image first, then the packages, and of these the emptiest.
 #[cfg(test)]
 pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> Choice {
     let mut choice = choose(wanted, nodes);
@@ -182,8 +188,10 @@ pub(crate) fn choose_warm(wanted: &Wanted, nodes: &[NodeView], crowded: u64) -> 
         choice.candidates.into_iter().partition(|id| node(id).is_some_and(|node| percent(node) < crowded));
     choice.candidates = roomy;
     choice.candidates.sort_by_cached_key(|id| {
-        let image = node(id).is_some_and(|node| node.images.contains(&wanted.image));
-        (!image, node(id).map(percent), id.clone())
+        let has = |node: &NodeView| {
+            (node.images.contains(&wanted.image), node.package_sets.contains(&wanted.packages))
+        };
+        (Reverse(node(id).map(has)), node(id).map(percent), id.clone())
     });
     choice.refusals.extend(full.into_iter().map(|node_id| crowded_out(node_id, crowded)));
     choice
@@ -264,13 +272,15 @@ fn why_not_now(wanted: &Wanted, node: &NodeView) -> Option<&'static str> {
     }
 }
 
-/// What makes one node better than another: a warm sandbox, the image, the template's other sandboxes, room.
+/// What makes one node better than another: a warm sandbox, the image, the packages, the template's other
+/// sandboxes, room.
 #[cfg(test)]
 fn score(wanted: &Wanted, node: &NodeView) -> Score {
     let is_crowded = percent_used(node.sandboxes) >= CROWDED_PERCENT;
     Score {
         warm: node.warm.contains(&wanted.template_id),
         image: node.images.contains(&wanted.image),
+        packages: node.package_sets.contains(&wanted.packages),
         affinity: !is_crowded && node.templates.contains(&wanted.template_id),
         free_percent: u8::try_from(100u64.saturating_sub(percent(node))).unwrap_or_default(),
     }

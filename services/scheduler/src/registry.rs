@@ -401,7 +401,10 @@ fn before(time: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
 
 /// Whether all is the same that sandboxes do not change.
 fn has_same_facts(a: &Node, b: &Node) -> bool {
-    a.languages == b.languages && a.images == b.images && a.labels == b.labels
+    a.languages == b.languages
+        && a.images == b.images
+        && a.package_sets == b.package_sets
+        && a.labels == b.labels
 }
 
 fn status(entry: &Entry) -> NodeStatus {

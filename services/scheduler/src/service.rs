@@ -40,7 +40,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// Longer than a node lets any installation take.
 const INSTALL_LIMIT: Duration = Duration::from_secs(3700);
 
-/// How many images, labels and languages a node may tell of.
+/// How many images, sets of packages, labels and languages a node may tell of.
 const MOST_FACTS: usize = 4096;
 
 /// After how long a node is left alone where nobody was reached: it may be starting anew.
@@ -117,11 +117,10 @@ impl Service {
                 "a node id is required",
             )));
         }
-        if node.images.len() > MOST_FACTS
-            || node.labels.len() > MOST_FACTS
-            || node.languages.len() > MOST_FACTS
-        {
-            let problem = format!("must have at most {MOST_FACTS} images, labels and languages");
+        let facts = [node.images.len(), node.package_sets.len(), node.labels.len(), node.languages.len()];
+        if facts.into_iter().any(|count| count > MOST_FACTS) {
+            let problem =
+                format!("must have at most {MOST_FACTS} images, sets of packages, labels and languages");
             return Err(Error::Invalid(FieldViolation::new("node", "value_error", problem)));
         }
         let link = self.dial(&node.endpoint).map_err(|error| {

@@ -79,9 +79,16 @@ impl Shelf {
         self.nodes.remove(node_id);
     }
 
-    /// The one to give of a kind, where a node that has one `may` give it: its id and its node.
-    pub(crate) fn best(&self, kind: &Kind, may: impl Fn(&str) -> bool) -> Option<(String, String)> {
-        let (_, (_, id), node) = self.fronts.get(kind)?.iter().find(|(_, _, node)| may(node))?;
+    /// The one to give of a kind, where a node that has one `may` give it, of so many that are asked: its id and its
+    /// node.
+    pub(crate) fn best(
+        &self,
+        kind: &Kind,
+        asked: usize,
+        may: impl Fn(&str) -> bool,
+    ) -> Option<(String, String)> {
+        let mut fronts = self.fronts.get(kind)?.iter().take(asked);
+        let (_, (_, id), node) = fronts.find(|(_, _, node)| may(node))?;
         Some((id.clone(), node.as_ref().to_owned()))
     }
 

@@ -26,6 +26,7 @@ pub(crate) fn wanted(spec: &SandboxSpec) -> Wanted {
         language: Language(spec.language),
         node_labels: spec.labels.iter().filter_map(node_label).collect(),
         image: spec.image.clone(),
+        packages: spec.packages.as_ref().map(|set| set.fingerprint.clone()).unwrap_or_default(),
         template_id: spec.template_id.clone(),
     }
 }
@@ -35,6 +36,7 @@ pub(crate) fn facts(node: &Node) -> Facts {
     Facts {
         languages: node.languages.iter().copied().map(Language).collect(),
         images: node.images.clone(),
+        package_sets: node.package_sets.iter().filter(|set| !set.is_empty()).cloned().collect(),
         labels: node.labels.clone().into_iter().collect(),
     }
 }

@@ -29,6 +29,7 @@ fn make(layers: &Layers, number: u32, bytes: u64) -> LayerKey {
     fs::create_dir(dir.join("files")).unwrap();
     let layer = Layer {
         key: key(number),
+        fingerprint: format!("set {number}"),
         language: Language::Python,
         installed: Vec::new(),
         bytes,
@@ -47,6 +48,7 @@ fn a_layer_is_found_by_the_next_agent_and_what_is_half_made_is_not() {
     drop(layers);
     let layers = opened(&dir);
     assert_eq!(layers.get(&made).unwrap().bytes, 10);
+    assert_eq!(layers.fingerprints(), ["set 1"]);
     assert!(layers.get(&key(2)).is_none() && !half.exists());
     assert!(layers.get(&key(3)).is_none() && !root(dir.path()).join(key(3).to_string()).exists());
 }

@@ -250,6 +250,7 @@ impl Service {
         let contents = self.runtime.install(spec, set, &dir.join("files"), until).await?;
         let layer = Layer {
             key: key.clone(),
+            fingerprint: set.fingerprint.clone(),
             language: set.language,
             installed: contents.installed,
             bytes: contents.bytes,

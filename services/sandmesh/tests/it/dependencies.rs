@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use sandmesh_mesh::database::testing::Kind;
 use sandmesh_proto::session::{
     Dependency, InstallDependenciesRequest, dependency_service_client::DependencyServiceClient,
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Index, Server, Wiring, eventually};
+use crate::harness::{Api, Index, Server, Wiring, eventually, twofold::Twofold};
 
 in_both_wirings!(
     packages_are_installed_when_a_session_is_created,
@@ -383,6 +384,36 @@ async fn packages_of_a_template_come_with_its_sessions() {
         .collect();
     assert_eq!(of_template, [true, false]);
     assert_eq!(session["requested_dependencies"], json!([{"name": "beta", "version": null}]), "{session}");
+}
+
+/// One of a template goes where others of it are, unless what it is to have is elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sessions_go_to_the_node_that_has_their_packages() {
+    let index = Index::start(1);
+    let mesh = Twofold::start(Kind::Postgres, &index.settings(&[])).await;
+    let api = &mesh.server.api;
+    let asked = json!([{"name": "alpha"}]);
+    let (_, session) = created(api, &asked).await;
+    let node = session["runtime_node"].as_str().unwrap().to_owned();
+    let of = |labels: Value, dependencies: &Value| json!({"template_id": "other", "labels": labels, "dependencies": dependencies, "timeout": 600});
+    let other = json!({"id": "other", "name": "other", "image_url": "python", "runtime_type": "python3.11"});
+    api.post("/templates", other).await.is(201);
+    let names = api.get("/nodes").await.is(200)["items"].clone();
+    let names = names.as_array().unwrap().iter().map(|item| item["labels"]["name"].clone());
+    let elsewhere = names.into_iter().find(|name| *name != node.as_str()).unwrap();
+    let label = json!({"node/name": elsewhere, "node/runtime": "process", "node/isolation": "process"});
+    let session = api.post("/sessions", of(label, &json!([]))).await.is(201);
+    assert_eq!(session["runtime_node"], elsewhere, "it is where its label says: {session}");
+    eventually("a session goes where the packages are", Duration::from_secs(15), async || {
+        let session = api.post("/sessions", of(json!({}), &asked)).await.is(201);
+        let there = session["runtime_node"] == node.as_str();
+        assert!(!there || session["status"] == "running", "it has them from the start: {session}");
+        there
+    })
+    .await;
+    let label = json!({"node/isolation": "container"});
+    let refused = api.post("/sessions", of(label, &json!([]))).await;
+    assert!(refused.text.contains("`isolation`"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

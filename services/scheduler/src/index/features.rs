@@ -23,6 +23,8 @@ pub(super) enum Feature {
     Label(String, String),
     /// An image.
     Image(String),
+    /// A set of packages, by its fingerprint.
+    Packages(String),
     /// Running sandboxes of a template.
     Template(String),
     /// Running sandboxes of a template that no session has.

@@ -15,6 +15,10 @@ const NAMED: usize = 16;
 /// Of every node a smaller share is promised.
 const ANY_PERCENT: u8 = 101;
 
+/// What is liked: a warm sandbox, the image, the packages, the template's other sandboxes; `None` where it is all the
+/// same.
+type Likes = [Option<Feature>; 4];
+
 /// What is liked of a node.
 #[derive(Debug, Clone, Copy)]
 struct Like {
@@ -30,9 +34,8 @@ struct Query<'a> {
     /// What a node must have.
     needs: Vec<Id>,
     needed: Bits,
-    /// A warm sandbox, the image, the template's other sandboxes; `None` where no node has it, or it is all the
-    /// same.
-    likes: [Option<Like>; 3],
+    /// See [`Likes`]; `None` also where no node has it.
+    likes: [Option<Like>; 4],
     /// A smaller share than this, in percent, is to be promised.
     below: u8,
     avoid: Vec<Slot>,
@@ -43,17 +46,18 @@ impl Index {
     pub(crate) fn best(&mut self, wanted: &Wanted, avoid: &[String]) -> Option<&str> {
         let template = wanted.template_id.clone();
         let likes = [
-            Feature::Warm(template.clone()),
-            Feature::Image(wanted.image.clone()),
-            Feature::Template(template),
+            Some(Feature::Warm(template.clone())),
+            Some(Feature::Image(wanted.image.clone())),
+            packages_of(wanted),
+            Some(Feature::Template(template)),
         ];
-        let query = self.query(wanted, likes.map(Some), avoid)?;
+        let query = self.query(wanted, likes, avoid)?;
         self.find(&query)
     }
 
     /// The best node for a warm sandbox, but for those to `avoid`: less than `crowded` percent of it are promised.
     pub(crate) fn best_for_warm(&mut self, wanted: &Wanted, crowded: u64, avoid: &[String]) -> Option<&str> {
-        let likes = [None, Some(Feature::Image(wanted.image.clone())), None];
+        let likes = [None, Some(Feature::Image(wanted.image.clone())), packages_of(wanted), None];
         let below = u8::try_from(crowded).unwrap_or(ANY_PERCENT).min(ANY_PERCENT);
         let query = Query { below, ..self.query(wanted, likes, avoid)? };
         self.find(&query)
@@ -61,13 +65,13 @@ impl Index {
 
     /// Whether a node could run it, now or when others are gone, but for those to `avoid`.
     pub(crate) fn could_run(&mut self, wanted: &Wanted, avoid: &[String]) -> bool {
-        let Some(query) = self.query(wanted, [None, None, None], avoid) else { return false };
+        let Some(query) = self.query(wanted, Likes::default(), avoid) else { return false };
         self.first(&query, |most| query.could_run(most)).is_some()
     }
 
     /// The first node with room for it without those of its warm sandboxes that nobody is about to have.
     pub(crate) fn roomy_without_warm(&mut self, wanted: &Wanted) -> Option<&str> {
-        let query = self.query(wanted, [None, None, None], &[])?;
+        let query = self.query(wanted, Likes::default(), &[])?;
         self.first(&query, |most| query.could_run(most) && query.fits(&most.without_warm))
     }
 
@@ -80,6 +84,21 @@ impl Index {
         let nodes = self.few(&ids)?.filter_map(|slot| self.node(*slot));
         let nodes = nodes.filter(|node| ids.iter().all(|id| node.has(*id)));
         Some(nodes.map(|node| node.view.id.as_str()).collect())
+    }
+
+    /// The nodes that have the packages that are wanted, when they are few, or none are wanted; `None`: there are
+    /// many.
+    pub(crate) fn few_with_packages(&self, wanted: &Wanted) -> Option<Vec<&str>> {
+        let id = packages_of(wanted).and_then(|feature| self.features.id(&feature));
+        let Some(id) = id else { return Some(Vec::new()) };
+        let nodes = self.features.few(id)?.iter().filter_map(|slot| self.node(*slot));
+        Some(nodes.map(|node| node.view.id.as_str()).collect())
+    }
+
+    /// Whether a node has the packages that are wanted.
+    pub(crate) fn has_packages(&self, id: &str, wanted: &Wanted) -> bool {
+        let node = self.by_id.get(id).and_then(|slot| self.node(*slot));
+        node.is_some_and(|node| node.view.package_sets.contains(&wanted.packages))
     }
 
     /// Whether a node has the labels that are asked for.
@@ -114,12 +133,7 @@ impl Index {
     }
 
     /// What was asked for in numbers; `None` when no node has all that it needs.
-    fn query<'a>(
-        &mut self,
-        wanted: &'a Wanted,
-        likes: [Option<Feature>; 3],
-        avoid: &[String],
-    ) -> Option<Query<'a>> {
+    fn query<'a>(&mut self, wanted: &'a Wanted, likes: Likes, avoid: &[String]) -> Option<Query<'a>> {
         self.settle();
         let labels = wanted.node_labels.iter();
         let labels = labels.map(|(key, value)| Feature::Label(key.clone(), value.clone()));
@@ -223,14 +237,20 @@ impl Query<'_> {
     }
 
     fn score(&self, most: &Most, has: impl Fn(&Like) -> bool) -> Score {
-        let [warm, image, template] = self.likes.each_ref().map(|like| like.as_ref().is_some_and(&has));
+        let [warm, image, packages, template] =
+            self.likes.each_ref().map(|like| like.as_ref().is_some_and(&has));
         Score {
             warm,
             image,
+            packages,
             affinity: template && u64::from(most.crowd) < CROWDED_PERCENT,
             free_percent: 100 - most.promised.min(100),
         }
     }
+}
+
+fn packages_of(wanted: &Wanted) -> Option<Feature> {
+    (!wanted.packages.is_empty()).then(|| Feature::Packages(wanted.packages.clone()))
 }
 
 /// Whether each is less than the most; what is not counted is more than anything.

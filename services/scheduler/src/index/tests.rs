@@ -24,9 +24,11 @@ fn share(most: u64) -> impl Strategy<Value = Share> {
 
 fn facts() -> impl Strategy<Value = Facts> {
     let names = |count: usize| prop::collection::btree_set(0..count, 0..3);
-    (0_i32..3, names(4), 0_usize..3, 0_usize..40).prop_map(|(languages, images, zone, rack)| Facts {
+    let places = (0_usize..3, 0_usize..40);
+    (0_i32..3, names(4), names(3), places).prop_map(|(languages, images, sets, (zone, rack))| Facts {
         languages: (1..=languages).map(Language).collect(),
         images: images.into_iter().map(|n| format!("image-{n}")).collect(),
+        package_sets: sets.into_iter().map(|n| format!("set-{n}")).collect(),
         labels: [("zone".to_owned(), zone.to_string()), ("rack".to_owned(), rack.to_string())].into(),
     })
 }
@@ -61,6 +63,7 @@ prop_compose! {
         memory_bytes in 0_u64..700,
         language in 0_i32..3,
         image in 0_usize..5,
+        packages in prop::option::of(0_usize..4),
         template in 0_usize..4,
         zone in prop::option::of(0_usize..4),
         rack in prop::option::weighted(0.2, 0_usize..41),
@@ -72,6 +75,7 @@ prop_compose! {
             language: Language(language),
             node_labels: [label("zone", zone), label("rack", rack)].into_iter().flatten().collect(),
             image: format!("image-{image}"),
+            packages: packages.map(|n| format!("set-{n}")).unwrap_or_default(),
             template_id: format!("template-{template}"),
         }
     }
@@ -152,6 +156,7 @@ fn what_many_have_and_then_few_is_found_all_the_same() {
     let facts = |image: bool| Facts {
         languages: vec![Language(1)],
         images: image.then(|| "image".to_owned()).into_iter().collect(),
+        package_sets: Vec::new(),
         labels: BTreeMap::new(),
     };
     let wanted = Wanted {
@@ -160,6 +165,7 @@ fn what_many_have_and_then_few_is_found_all_the_same() {
         language: Language(1),
         node_labels: BTreeMap::new(),
         image: "image".to_owned(),
+        packages: String::new(),
         template_id: "template".to_owned(),
     };
     for n in 0..NODES {
@@ -173,4 +179,44 @@ fn what_many_have_and_then_few_is_found_all_the_same() {
     assert_eq!(index.best(&wanted, &[]), Some("node-299"));
     index.set("node-299", &Load { sandboxes: Share { limit: Some(10), used: 10 }, ..load });
     assert_eq!(index.best(&wanted, &[]), Some("node-0"), "without the image anywhere the first is the best");
+}
+
+/// Every part of the tree promises a node with the image and the room, and none has both.
+#[test]
+fn where_the_image_and_the_room_are_apart_a_node_with_room_is_found() {
+    let mut index = Index::default();
+    for n in 0..NODES * 10 {
+        let has_image = n % 2 == 0;
+        let facts = Facts {
+            languages: vec![Language(1)],
+            images: has_image.then(|| "image".to_owned()).into_iter().collect(),
+            ..Facts::default()
+        };
+        let memory = Share { limit: Some(if has_image { 10 } else { 1000 }), used: 5 };
+        let unlimited = Share { limit: None, used: 0 };
+        index.describe(&id(n), &facts);
+        index.set(
+            &id(n),
+            &Load {
+                healthy: true,
+                draining: false,
+                sandboxes: Share { limit: Some(10), used: 0 },
+                cpu_millis: unlimited,
+                memory_bytes: memory,
+                spare: Promised::default(),
+            },
+        );
+    }
+    let wanted = Wanted {
+        cpu_millis: 1,
+        memory_bytes: 100,
+        language: Language(1),
+        node_labels: BTreeMap::new(),
+        image: "image".to_owned(),
+        packages: String::new(),
+        template_id: "template".to_owned(),
+    };
+    let found = index.best(&wanted, &[]).map(str::to_owned);
+    let candidates = choose(&wanted, &index.views()).candidates;
+    assert!(found.is_some_and(|found| candidates.contains(&found)));
 }

@@ -9,6 +9,7 @@ fn wanted() -> Wanted {
         language: Language(1),
         node_labels: BTreeMap::new(),
         image: "python:3.11".to_owned(),
+        packages: "numpy".to_owned(),
         template_id: "python-basic".to_owned(),
     }
 }
@@ -23,6 +24,7 @@ fn node(id: &str) -> NodeView {
         memory_bytes: Share { limit: Some(1000), used: 0 },
         languages: vec![Language(1)],
         images: Vec::new(),
+        package_sets: Vec::new(),
         labels: BTreeMap::new(),
         templates: BTreeSet::new(),
         warm: BTreeSet::new(),
@@ -34,19 +36,18 @@ fn best(nodes: &[NodeView]) -> String {
 }
 
 #[test]
-fn warm_beats_image_beats_template_beats_room() {
+fn warm_beats_image_beats_packages_beat_template_beats_room() {
     let template = || BTreeSet::from(["python-basic".to_owned()]);
     let room = node("a-room");
     let affine =
         NodeView { templates: template(), sandboxes: Share { limit: Some(10), used: 7 }, ..node("b-affine") };
-    let image = NodeView {
-        images: vec!["python:3.11".to_owned()],
-        sandboxes: Share { limit: Some(10), used: 8 },
-        ..node("c-image")
-    };
-    let warm = NodeView { warm: template(), sandboxes: Share { limit: Some(10), used: 9 }, ..node("d-warm") };
-    let nodes = [room, affine, image, warm];
-    assert_eq!(choose(&wanted(), &nodes).candidates, ["d-warm", "c-image", "b-affine", "a-room"]);
+    let busy = |node| NodeView { sandboxes: Share { limit: Some(10), used: 8 }, ..node };
+    let packages = busy(NodeView { package_sets: vec!["numpy".to_owned()], ..node("c-packages") });
+    let image = busy(NodeView { images: vec!["python:3.11".to_owned()], ..node("d-image") });
+    let warm = busy(NodeView { warm: template(), ..node("e-warm") });
+    let nodes = [room, affine, packages, image, warm];
+    let best_first = ["e-warm", "d-image", "c-packages", "b-affine", "a-room"];
+    assert_eq!(choose(&wanted(), &nodes).candidates, best_first);
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn share(most: u64) -> impl Strategy<Value = Share> {
 
 prop_compose! {
     fn any_node(id: usize)(
-        flags in any::<[bool; 4]>(),
+        flags in any::<[bool; 5]>(),
         sandboxes in share(10),
         cpu_millis in share(2000),
         memory_bytes in share(1000),
@@ -101,6 +102,7 @@ prop_compose! {
             languages,
             images: has(flags[2], "python:3.11").into_iter().collect(),
             templates: has(flags[3], "python-basic").into_iter().collect(),
+            package_sets: has(flags[4], "numpy").into_iter().collect(),
             ..node(&format!("node-{id}"))
         }
     }

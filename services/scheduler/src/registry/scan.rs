@@ -54,9 +54,11 @@ impl Registry {
             free.map(|sandbox| (entry.sandboxes.len(), sandbox))
         });
         let taken = |sandbox: &Sandbox| known.claiming.contains_key(&place(sandbox));
+        let has_packages =
+            |sandbox: &Sandbox| known.nodes[&sandbox.node_id].node.package_sets.contains(&wanted.packages);
         let best = free
             .filter(|(_, sandbox)| !taken(sandbox))
-            .min_by_key(|(load, sandbox)| (*load, made_at(sandbox), place(sandbox)));
+            .min_by_key(|(load, sandbox)| (!has_packages(sandbox), *load, made_at(sandbox), place(sandbox)));
         best.map(|(_, sandbox)| place(sandbox))
     }
 
@@ -152,6 +154,7 @@ fn view<'a>(entry: &Entry, coming: impl Iterator<Item = &'a SandboxSpec>, health
         memory_bytes: limited(capacity.memory_bytes, used.memory_bytes),
         languages: node.languages.iter().copied().map(Language).collect(),
         images: node.images.clone(),
+        package_sets: node.package_sets.clone(),
         labels: node.labels.clone().into_iter().collect(),
         templates: specs.iter().map(|spec| spec.template_id.clone()).collect(),
         warm: specs

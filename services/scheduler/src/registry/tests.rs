@@ -4,7 +4,7 @@ use chrono::DateTime;
 use futures::FutureExt;
 use proptest::prelude::*;
 use sandmesh_mesh::{HumanDuration, ManualClock, timestamp};
-use sandmesh_proto::executor::Resources;
+use sandmesh_proto::{agent::PackageSet, executor::Resources};
 
 use super::*;
 use crate::{
@@ -46,6 +46,7 @@ struct Says {
     capacity: Option<(u32, u64)>,
     handed_out: u32,
     languages: usize,
+    packages: usize,
     image: usize,
     zone: usize,
     draining: bool,
@@ -58,6 +59,7 @@ struct Kind {
     template: usize,
     size: u32,
     language: i32,
+    packages: usize,
     zone: usize,
     is_warm: bool,
     state: State,
@@ -70,12 +72,13 @@ prop_compose! {
         capacity in prop::option::of((0_u32..800, 0_u64..80)),
         handed_out in 0_u32..4,
         languages in 0_usize..3,
+        packages in 0_usize..3,
         image in 0_usize..3,
         zone in 0_usize..3,
         draining in prop::bool::weighted(0.1),
         moved in prop::bool::weighted(0.1),
     ) -> Says {
-        Says { max_sandboxes, capacity, handed_out, languages, image, zone, draining, moved }
+        Says { max_sandboxes, capacity, handed_out, languages, packages, image, zone, draining, moved }
     }
 }
 
@@ -84,6 +87,7 @@ prop_compose! {
         template in 0_usize..3,
         size in 0_u32..4,
         language in prop::sample::select(vec![1, 1, 1, 2]),
+        packages in 0_usize..3,
         zone in prop::sample::select(vec![0_usize, 0, 0, 1, 2]),
         is_warm in any::<bool>(),
         state in prop::sample::select(vec![
@@ -91,7 +95,7 @@ prop_compose! {
         ]),
         age in 0_i64..3,
     ) -> Kind {
-        Kind { template, size, language, zone, is_warm, state, age }
+        Kind { template, size, language, packages, zone, is_warm, state, age }
     }
 }
 
@@ -140,6 +144,10 @@ fn label(zone: usize) -> Option<(String, String)> {
     (zone > 0).then(|| ("zone".to_owned(), zone.to_string()))
 }
 
+fn packages(set: usize) -> Option<String> {
+    (set > 0).then(|| format!("set-{set}"))
+}
+
 impl Says {
     fn node(&self, n: usize) -> Node {
         let resources =
@@ -153,6 +161,7 @@ impl Says {
             languages: [1, 2][..self.languages.min(2)].to_vec(),
             images: (self.image > 0).then(|| IMAGES[self.image].to_owned()).into_iter().collect(),
             labels: label(self.zone).into_iter().collect(),
+            package_sets: packages(self.packages).into_iter().collect(),
             draining: self.draining,
             endpoint: if self.moved { "http://127.0.0.1:2".to_owned() } else { String::new() },
             ..Node::default()
@@ -171,6 +180,8 @@ impl Kind {
             language: self.language,
             session_id: if self.is_warm { String::new() } else { "s".to_owned() },
             labels: labels.into_iter().map(|(key, value)| (format!("node/{key}"), value)).collect(),
+            packages: packages(self.packages)
+                .map(|fingerprint| PackageSet { fingerprint, ..PackageSet::default() }),
             ..SandboxSpec::default()
         }
     }
@@ -327,6 +338,7 @@ fn who_waits_looks_when_there_is_more_room_and_not_at_each_report() {
         capacity: None,
         handed_out: 0,
         languages: 1,
+        packages: 0,
         image: 0,
         zone: 0,
         draining: false,

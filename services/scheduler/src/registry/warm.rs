@@ -15,6 +15,9 @@ use crate::{
     view,
 };
 
+/// Of so many nodes that have what is wanted one is chosen for its packages; else these are installed.
+const FURNISHED: usize = 256;
+
 /// How many sandboxes of a template sessions have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Used {
@@ -100,14 +103,27 @@ impl Registry {
 }
 
 impl Known {
-    /// The warm sandbox that is given next to whoever wants this.
+    /// The warm sandbox that is given next to whoever wants this: best one beside the packages.
     fn best_warm(&self, kind: &Kind, wanted: &Wanted) -> Option<Place> {
+        let furnished = match self.index.few_with_packages(wanted) {
+            Some(few) => {
+                let suitable = few.into_iter().filter(|node_id| self.index.has_labels(node_id, wanted));
+                self.shelf.best_of(kind, suitable)
+            }
+            None => self.shelf.best(kind, FURNISHED, |node_id| {
+                self.index.has_packages(node_id, wanted) && self.index.has_labels(node_id, wanted)
+            }),
+        };
+        furnished.or_else(|| self.best_warm_anywhere(kind, wanted))
+    }
+
+    fn best_warm_anywhere(&self, kind: &Kind, wanted: &Wanted) -> Option<Place> {
         if wanted.node_labels.is_empty() {
-            return self.shelf.best(kind, |_| true);
+            return self.shelf.best(kind, 1, |_| true);
         }
         match self.index.few_with_labels(wanted) {
             Some(few) => self.shelf.best_of(kind, few.into_iter()),
-            None => self.shelf.best(kind, |node_id| self.index.has_labels(node_id, wanted)),
+            None => self.shelf.best(kind, usize::MAX, |node_id| self.index.has_labels(node_id, wanted)),
         }
     }
 }

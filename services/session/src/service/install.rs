@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::Service;
 use crate::{
+    content,
     dependencies::{Dependency, InstallState, Installed, MOST, Packages, Wanted},
     encode,
     error::Error,
@@ -31,6 +32,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long an installation may take where the request does not say.
 pub(crate) const DEFAULT_TIMEOUT: u32 = 300;
+
+/// What tells packages from others, more or less: it only says where they better are. Not where they come from, as that may be a secret.
+fn fingerprint(language: Language, packages: &[agent::Package]) -> String {
+    let name = |name: &str| name.to_lowercase().replace(['_', '.'], "-");
+    let mut lines: Vec<String> =
+        packages.iter().map(|one| format!("{} {}", name(&one.name), one.version)).collect();
+    lines.sort();
+    content::checksum(format!("{language:?}\n{}", lines.join("\n")).as_bytes())
+}
 
 /// The longest message of an installer that is kept, in bytes.
 const MESSAGE_BYTES: usize = 16 << 10;
@@ -66,10 +76,13 @@ impl Service {
         };
         let index_url = index_url.ok_or("its index is not one that sessions of this server may name")?;
         let package = |one: Dependency| agent::Package { name: one.name, version: one.version };
+        let packages: Vec<agent::Package> = due.into_iter().map(package).collect();
+        let fingerprint = fingerprint(language, &packages);
         Ok(Some(agent::PackageSet {
             language: encode::language(language).into(),
-            packages: due.into_iter().map(package).collect(),
+            packages,
             index_url,
+            fingerprint,
         }))
     }
 

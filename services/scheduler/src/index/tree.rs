@@ -9,6 +9,10 @@ use crate::placement::Score;
 /// So many nodes are one leaf: looking at each is faster than going down further.
 const LEAF: usize = 16;
 
+/// So many leaves are looked at in vain for one that is better than who was found. What a part has and what it has
+/// room for may be with different nodes everywhere, and then every part promises what none can give.
+const IN_VAIN: usize = 64;
+
 /// How much more may be promised, and one, so that nothing is more than zero and less than that is zero:
 /// sandboxes, thousandths of a core, bytes of memory.
 pub(super) type Room = [u64; 3];
@@ -124,8 +128,8 @@ impl Tree {
         (part - (1 << level)) * (self.leaves() >> level) * LEAF
     }
 
-    /// The best node, and of those that are equally good the first, if it is better than `found`. `bound` says how
-    /// good one of a part could be, `exact` how good one is.
+    /// The best node, and of those that are equally good the first, if it is better than `found`; or a good one, when
+    /// it takes too long to find a better. `bound` says how good one of a part could be, `exact` how good one is.
     pub(super) fn best(
         &self,
         mut found: Option<Found>,
@@ -137,7 +141,8 @@ impl Tree {
             Some(((score, Reverse(self.first_of(part))), part))
         };
         let mut parts: Vec<(Found, usize)> = at(1).into_iter().collect();
-        while let Some((most, part)) = parts.pop() {
+        let mut in_vain = 0;
+        while let Some((most, part)) = parts.pop().filter(|_| in_vain < IN_VAIN) {
             if found.is_some_and(|found| found >= most) {
                 continue;
             }
@@ -148,6 +153,7 @@ impl Tree {
                 parts.extend(below.into_iter().flatten());
                 continue;
             }
+            let before = found;
             for position in self.positions(part - self.leaves()) {
                 let may = bound(&self.nodes[position]).map(|score| (score, Reverse(position)));
                 if may > found {
@@ -155,6 +161,7 @@ impl Tree {
                     found = found.max(is);
                 }
             }
+            in_vain = if before.is_some() && found == before { in_vain + 1 } else { 0 };
         }
         found
     }

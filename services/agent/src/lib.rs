@@ -36,7 +36,10 @@ use sandmesh_proto::executor::{
     executor_service_server::ExecutorServiceServer, workspace_service_server::WorkspaceServiceServer,
 };
 
-pub use self::config::Config;
+pub use self::{
+    config::Config,
+    runtime::inspect::{Inspection, inspect},
+};
 use self::{
     config::{OWN_LABELS, RuntimeKind},
     drain::Drain,

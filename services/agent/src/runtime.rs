@@ -24,6 +24,7 @@ pub(crate) mod containerd;
 pub(crate) mod contract;
 pub(crate) mod docker;
 mod executor;
+pub(crate) mod inspect;
 mod install;
 mod installer;
 mod life;

@@ -48,6 +48,12 @@ pub async fn create(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<dyn Role
     Ok(Arc::new(TemplateRole { templates: Arc::new(Templates::new(store, mesh.clock(), sessions)) }))
 }
 
+/// The images of the templates that a new database starts with.
+#[must_use]
+pub fn first_images() -> Vec<String> {
+    validate::seeds().into_iter().map(|seed| seed.image_url).collect()
+}
+
 /// Puts the first templates into a new database.
 async fn plant(store: &Store, clock: &dyn Clock) -> anyhow::Result<()> {
     let specs = validate::seeds().into_iter().map(Spec::check).collect::<Result<Vec<_>, _>>();

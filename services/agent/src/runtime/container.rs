@@ -14,7 +14,7 @@ pub(in crate::runtime) mod plan;
 pub(in crate::runtime) mod reference;
 pub(in crate::runtime) mod seccomp;
 mod start;
-mod tools;
+pub(in crate::runtime) mod tools;
 pub(in crate::runtime) mod watch;
 
 use std::{

@@ -87,7 +87,25 @@ pub(crate) fn runtime(
 ) -> anyhow::Result<ContainerRuntime> {
     let own = &config.containerd;
     let settings = Settings { image: own.image.clone(), memory_overhead: own.memory_overhead.0 };
-    ContainerRuntime::new(config, (Arc::new(Containerd::of(config)?), settings), data_dir, node_id, clock)
+    ContainerRuntime::new(config, (engine(config)?, settings), data_dir, node_id, clock)
+}
+
+/// The engine that is configured. Nothing is asked yet.
+///
+/// # Errors
+/// When the namespace cannot be the name of one.
+pub(in crate::runtime) fn engine(config: &Config) -> anyhow::Result<Arc<dyn Engine>> {
+    Ok(Arc::new(Containerd::of(config)?))
+}
+
+/// How an image is brought that is not there.
+pub(in crate::runtime) fn advice(config: &Config) -> String {
+    let own = &config.containerd;
+    format!(
+        "bring it there with `ctr --namespace {0} images pull --snapshotter {1} NAME` or `ctr --namespace {0} images \
+         import --snapshotter {1} FILE`",
+        own.namespace, own.snapshotter
+    )
 }
 
 /// A containerd.
@@ -106,13 +124,8 @@ impl Containerd {
     fn of(config: &Config) -> anyhow::Result<Self> {
         let own = &config.containerd;
         let client = Arc::new(Client::at(own.socket.clone(), &own.namespace)?);
-        let advice = format!(
-            "bring it there with `ctr --namespace {0} images pull --snapshotter {1} NAME` or `ctr --namespace {0} \
-             images import --snapshotter {1} FILE`",
-            own.namespace, own.snapshotter
-        );
         Ok(Self {
-            images: Images::of(Arc::clone(&client), &own.snapshotter, advice),
+            images: Images::of(Arc::clone(&client), &own.snapshotter, advice(config)),
             client,
             namespace: own.namespace.clone(),
             snapshotter: own.snapshotter.clone(),
@@ -207,13 +220,18 @@ impl Engine for Containerd {
         let stat = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: "sandmesh".to_owned() };
         if let Err(trouble) = absent(self.client.answer(snapshots.stat(stat)).await) {
             return Err(problem(format!(
-                "snapshotter `{}` is missing in containerd: name one that `ctr plugins ls` shows as ok in setting \
-                 `agent.containerd.snapshotter` ({trouble})",
+                "snapshotter `{}` is missing in containerd ({trouble}); name one that `ctr plugins ls` shows as ok in \
+                 setting `agent.containerd.snapshotter`",
                 self.snapshotter
             )));
         }
         let cgroup_parent = format!("/{}", self.cgroup_parent);
-        Ok(Survey { cgroup_parent, apparmor: None, warnings: warnings() })
+        let about = vec![
+            ("engine", format!("containerd {}", found.trim_start_matches('v'))),
+            ("its namespace", self.namespace.clone()),
+            ("its snapshotter", self.snapshotter.clone()),
+        ];
+        Ok(Survey { cgroup_parent, apparmor: None, warnings: warnings(), about })
     }
 
     async fn ping(&self) -> Result<(), Trouble> {

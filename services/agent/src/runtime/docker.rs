@@ -50,7 +50,12 @@ pub(crate) fn runtime(
 ) -> anyhow::Result<ContainerRuntime> {
     let settings =
         Settings { image: config.docker.image.clone(), memory_overhead: config.docker.memory_overhead.0 };
-    ContainerRuntime::new(config, (Arc::new(Docker::of(config)), settings), data_dir, node_id, clock)
+    ContainerRuntime::new(config, (engine(config), settings), data_dir, node_id, clock)
+}
+
+/// The engine that is configured. Nothing is asked yet.
+pub(in crate::runtime) fn engine(config: &Config) -> Arc<dyn Engine> {
+    Arc::new(Docker::of(config))
 }
 
 /// The engine.
@@ -92,11 +97,12 @@ impl Engine for Docker {
     }
 
     async fn survey(&self) -> Result<Survey, Problems> {
-        let info = check::survey(&self.client).await?;
+        let (info, spoken) = check::survey(&self.client).await?;
         Ok(Survey {
             cgroup_parent: check::cgroup_parent(&info, &self.cgroup_parent),
             apparmor: check::has(&info, "apparmor").then(|| self.apparmor.clone()),
             warnings: check::warnings(&info),
+            about: check::about(&info, spoken),
         })
     }
 

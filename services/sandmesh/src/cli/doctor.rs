@@ -2,10 +2,12 @@
 //! promises.
 //!
 //! `machine` looks at the host and `facts` judges what it saw; what of isolation can really be had is asked
-//! of `sandmesh-executor check`. With `--attack` the suite of [`crate::attack`] runs against a deployment.
+//! of `sandmesh-executor check`, and of the agent where sandboxes are containers, which `engines` judges. With
+//! `--attack` the suite of [`crate::attack`] runs against a deployment.
 //! Exit codes: 0 when all is well, 1 when something is wrong, 2 and 125 as everywhere.
 
 mod attack;
+mod engines;
 mod facts;
 mod finding;
 mod machine;
@@ -24,8 +26,10 @@ const UNWELL: u8 = 1;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without --attack, this machine is checked as a host of sandboxes, with the settings \
-    that `sandmesh serve` would have. With --attack, real attack programs run in sessions of their own at \
-    --url, which are removed afterwards; run it where nobody else's work is at stake."
+    that `sandmesh serve` would have; where sandboxes are containers, one is made and removed for that. \
+    With --attack, real attack programs run in sessions of their own at \
+    --url, which are removed afterwards; run it where nobody else's work is at stake. A server of --own-server \
+    has the runtime, the executor, and the engine of the settings, and else its own."
 )]
 pub struct DoctorArgs {
     /// Attack the deployment at --url, and print what held
@@ -40,6 +44,9 @@ pub struct DoctorArgs {
     /// The template of the sessions that are attacked
     #[arg(short, long, requires = "attack", default_value = "python-basic", value_name = "ID")]
     pub template: String,
+    /// The runtime that sandboxes are made with [default: the settings']
+    #[arg(long, value_parser = ["process", "docker", "containerd"], value_name = "RUNTIME")]
+    pub runtime: Option<String>,
     /// The server's data directory, if it is on this machine [default: the settings']
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -50,6 +57,11 @@ pub struct DoctorArgs {
 
 pub(super) async fn run(args: DoctorArgs, globals: &Globals) -> Result<u8, Failure> {
     if args.attack {
+        if args.runtime.is_some() && !args.own_server {
+            let told =
+                "--runtime with --attack is for --own-server: the deployment at --url has the one it has";
+            return Err(Failure::usage(told));
+        }
         return attack::run(args, globals).await;
     }
     let report = machine::look(&args).await?;

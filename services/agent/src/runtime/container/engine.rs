@@ -87,6 +87,8 @@ pub(in crate::runtime) struct Survey {
     pub(in crate::runtime) apparmor: Option<String>,
     /// What works and could be better, for a person.
     pub(in crate::runtime) warnings: Vec<String>,
+    /// What the engine says of itself: what each is about, and what it is.
+    pub(in crate::runtime) about: Vec<(&'static str, String)>,
 }
 
 /// How the first process of a container ended.

@@ -29,7 +29,7 @@ pub(super) struct Tools {
 }
 
 /// A file to be put among the tools: its name there, and where it is.
-type Part = (PathBuf, PathBuf);
+pub(in crate::runtime) type Part = (PathBuf, PathBuf);
 
 impl Tools {
     /// Those below `data_dir`. Reads and changes nothing yet.
@@ -81,7 +81,8 @@ impl Tools {
     }
 }
 
-fn collect(executor: &Path) -> Result<Vec<Part>, String> {
+/// What they are made of, or what is missing and how to get it.
+pub(in crate::runtime) fn collect(executor: &Path) -> Result<Vec<Part>, String> {
     if let Some(loader) = interpreter(&read(executor)?) {
         return Err(format!(
             "a static `{}` is missing: this one needs {loader}, which an image may not have; build it with \

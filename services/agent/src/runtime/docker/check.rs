@@ -1,6 +1,9 @@
 //! Whether a Docker engine is fit, and what is to be known of it.
 
-use bollard::models::{SystemInfo, SystemInfoCgroupDriverEnum};
+use bollard::{
+    ClientVersion,
+    models::{SystemInfo, SystemInfoCgroupDriverEnum},
+};
 
 use super::client::Client;
 use crate::runtime::{Problems, container::engine::Trouble};
@@ -14,7 +17,7 @@ fn problem(text: impl Into<String>) -> Problems {
 }
 
 /// What the engine says of itself, if containers can be made with it at all.
-pub(super) async fn survey(engine: &Client) -> Result<SystemInfo, Problems> {
+pub(super) async fn survey(engine: &Client) -> Result<(SystemInfo, ClientVersion), Problems> {
     let advice = "start it, or name its socket in setting `agent.docker.socket`";
     let unreachable = |trouble: Trouble| problem(format!("{trouble}; {advice}"));
     let info = engine.info().await.map_err(unreachable)?;
@@ -25,7 +28,7 @@ pub(super) async fn survey(engine: &Client) -> Result<SystemInfo, Problems> {
         problems
             .push(format!("Docker Engine 20.10 or newer is missing: this is {version}; install a newer one"));
     }
-    if problems.is_empty() { Ok(info) } else { Err(Problems(problems)) }
+    if problems.is_empty() { Ok((info, spoken)) } else { Err(Problems(problems)) }
 }
 
 /// What about the engine makes it unfit.
@@ -59,6 +62,21 @@ pub(super) fn has(info: &SystemInfo, option: &str) -> bool {
     options.any(|found| {
         found.split(',').any(|word| word == option || word.strip_prefix("name=") == Some(option))
     })
+}
+
+/// What it says of itself, for a person.
+pub(super) fn about(info: &SystemInfo, spoken: ClientVersion) -> Vec<(&'static str, String)> {
+    let unknown = || "unknown".to_owned();
+    let version = info.server_version.clone().unwrap_or_else(unknown);
+    let ClientVersion { major_version, minor_version } = spoken;
+    let groups = info.cgroup_version.map_or_else(unknown, |version| version.to_string());
+    let driver = info.cgroup_driver.map_or_else(unknown, |driver| driver.to_string());
+    let apparmor = if has(info, "apparmor") { "AppArmor" } else { "no AppArmor" };
+    vec![
+        ("engine", format!("Docker Engine {version}, API {major_version}.{minor_version}")),
+        ("its control groups", format!("version {groups}, by {driver}")),
+        ("its security", format!("seccomp, {apparmor}")),
+    ]
 }
 
 /// Where the containers' control groups are, in the words of the driver.

@@ -1,5 +1,7 @@
 //! What the facts of a machine mean for sandboxes. Pure: texts and numbers in, findings out.
 
+use serde_json::Value;
+
 use super::finding::{Finding, Level};
 
 /// The first release of bubblewrap that follows no link while it sets up mounts.
@@ -95,6 +97,14 @@ pub(super) fn bubblewrap(path: Option<&str>, executable: bool, setuid: bool, sai
     let meaning = "before 0.12.0 it follows links in the parents of a mount point (CVE-2026-87766); no sandbox is \
                    exposed to that, because none of its mount points is ever made in a directory that user code can write";
     found.but(Level::Warning, meaning, "nothing has to be done; a newer bubblewrap ends this warning")
+}
+
+/// The isolation of executions, in the words of the API.
+pub(super) fn isolation(of: &Value) -> Finding {
+    let word = |name: &str| of[name].as_str().unwrap_or("?");
+    let layers = ["sandbox", "jail", "seccomp", "network", "user", "limits"];
+    let found = layers.map(|name| format!("{name} {}", word(name))).join(", ");
+    Finding::ok("effective isolation", found, "what each session reports in effective_isolation")
 }
 
 /// The filter's actions that the kernel has.

@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use sandmesh_agent::config::RuntimeKind;
+
 use super::{
-    DoctorArgs, Failure, facts,
+    DoctorArgs, Failure, engines, facts,
     finding::{Finding, Level},
 };
 use crate::settings::Settings;
@@ -35,6 +37,8 @@ pub(super) struct Report {
     pub(super) ok: bool,
     /// In the order of a text to read.
     pub(super) findings: Vec<Finding>,
+    /// The runtime that the settings choose.
+    runtime: RuntimeKind,
     /// The isolation that executions would get, in the words of the API; null when that is not known.
     isolation: Value,
     /// The drivers of sandboxes that can be used here.
@@ -53,22 +57,22 @@ impl Report {
 
 /// The answer of `sandmesh-executor check`.
 #[derive(Debug, Default, Deserialize)]
-struct Answer {
-    ok: bool,
+pub(super) struct Answer {
+    pub(super) ok: bool,
     #[serde(default)]
-    problems: Vec<Missing>,
+    pub(super) problems: Vec<Missing>,
     #[serde(default)]
     warnings: Vec<Missing>,
     #[serde(default)]
-    isolation: Value,
+    pub(super) isolation: Value,
     #[serde(default)]
     languages: Vec<Language>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Missing {
-    what: String,
-    missing: String,
+pub(super) struct Missing {
+    pub(super) what: String,
+    pub(super) missing: String,
     fix: String,
 }
 
@@ -83,9 +87,17 @@ struct Language {
 pub(super) async fn look(args: &DoctorArgs) -> Result<Report, Failure> {
     let settings = settings(args)?;
     let uid = getuid().as_raw();
-    let (mut findings, answer) = executor(&settings, uid).await;
-    findings.splice(0..0, [kernel(), facts::user(uid)]);
-    let jail = answer.isolation["jail"] == "bubblewrap";
+    let runtime = settings.agent.runtime;
+    let in_containers = runtime != RuntimeKind::Process;
+    let (of_processes, answer) = executor(&settings, uid).await;
+    let mut findings = vec![kernel(), facts::user(uid)];
+    // What it lacks for processes is no matter where sandboxes are containers; there it has to be at all.
+    findings.extend(of_processes.into_iter().take(if in_containers { 1 } else { usize::MAX }));
+    let engines = engines::look(&settings, &answer).await?;
+    findings.extend(engines.findings);
+    // Where no container could be made, what processes have says whether the kernel lets a jail be.
+    let jail = engines.isolation.as_ref().unwrap_or(&answer.isolation)["jail"] == "bubblewrap";
+    let isolation = if in_containers { engines.isolation.unwrap_or_default() } else { answer.isolation };
     findings.push(facts::user_namespaces(
         setting("user/max_user_namespaces").as_deref(),
         setting("kernel/unprivileged_userns_clone").as_deref(),
@@ -96,9 +108,10 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Report, Failure> {
     findings.push(facts::seccomp(&setting("kernel/seccomp/actions_avail").unwrap_or_default()));
     findings.push(control_groups(&settings));
     findings.push(swap());
-    for (name, word, oldest) in
-        [("python", "python", (3, 9)), ("node", "javascript", (18, 0)), ("shell", "shell", (0, 0))]
-    {
+    // Containers have those of their images.
+    let interpreters =
+        [("python", "python", (3, 9)), ("node", "javascript", (18, 0)), ("shell", "shell", (0, 0))];
+    for (name, word, oldest) in interpreters.into_iter().filter(|_| !in_containers) {
         let found = answer.languages.iter().find(|found| found.language == word);
         let found = found.map(|found| (found.path.as_str(), found.version.as_str()));
         findings.push(facts::interpreter(name, found, oldest));
@@ -107,16 +120,18 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Report, Failure> {
     let limit = getrlimit(Resource::Nofile);
     findings.push(facts::open_files(limit.current, limit.maximum));
     let ok = !findings.iter().any(|finding| finding.level == Level::Problem);
-    let runtimes = if answer.ok { vec!["process"] } else { Vec::new() };
-    Ok(Report { ok, findings, isolation: answer.isolation, runtimes })
+    Ok(Report { ok, findings, runtime, isolation, runtimes: engines.usable })
 }
 
 /// The settings that a server started here would have.
 pub(super) fn settings(args: &DoctorArgs) -> Result<Settings, Failure> {
-    let flags = match &args.data_dir {
-        Some(dir) => json!({"mesh": {"data_dir": std::path::absolute(dir).unwrap_or_else(|_| dir.clone())}}),
-        None => json!({}),
-    };
+    let mut flags = json!({});
+    if let Some(dir) = &args.data_dir {
+        flags["mesh"]["data_dir"] = json!(std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+    }
+    if let Some(runtime) = &args.runtime {
+        flags["agent"]["runtime"] = json!(runtime);
+    }
     Settings::load(args.config.as_deref(), flags).map_err(|error| Failure::usage(error.to_string()))
 }
 
@@ -207,15 +222,7 @@ fn of_answer(finding: Finding, answer: &Answer) -> Vec<Finding> {
         }
     }
     if answer.ok {
-        let word = |name: &str| answer.isolation[name].as_str().unwrap_or("?").to_owned();
-        let found = ["jail", "seccomp", "network", "user", "limits"]
-            .map(|name| format!("{name} {}", word(name)))
-            .join(", ");
-        findings.push(Finding::ok(
-            "effective isolation",
-            found,
-            "what each session reports in effective_isolation",
-        ));
+        findings.push(facts::isolation(&answer.isolation));
     }
     findings
 }
@@ -229,7 +236,7 @@ fn executor_path(settings: &Settings) -> PathBuf {
     beside.unwrap_or_else(|| PathBuf::from("sandmesh-executor"))
 }
 
-async fn output(mut command: Command) -> Result<std::process::Output, String> {
+pub(super) async fn output(mut command: Command) -> Result<std::process::Output, String> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).kill_on_drop(true);
     match tokio::time::timeout(PATIENCE, command.output()).await {

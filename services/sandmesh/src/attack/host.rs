@@ -60,10 +60,23 @@ impl Host {
         Ok(sandbox)
     }
 
-    /// Where a sandbox is or was.
+    /// Where a sandbox is or was. One that was warm is where it was made, under another id.
     pub(super) fn sandbox_dir(&self, sandbox_id: &str) -> PathBuf {
-        self.local.data_dir.join("sandboxes").join(sandbox_id)
+        let root = self.local.data_dir.join("sandboxes");
+        let own = root.join(sandbox_id);
+        if own.exists() {
+            return own;
+        }
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).find(|dir| is_claimed_as(dir, sandbox_id)).unwrap_or(own)
     }
+}
+
+/// Whether the sandbox in a directory was warm and is known by this id now.
+fn is_claimed_as(dir: &Path, sandbox_id: &str) -> bool {
+    let record = fs::read(dir.join("sandbox.json")).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+    record["claimed_as"] == sandbox_id
 }
 
 impl Sandbox {
@@ -76,6 +89,20 @@ impl Sandbox {
 
     pub(super) fn workspace(&self) -> PathBuf {
         self.dir.join("workspace")
+    }
+
+    /// The control groups of its executions, in every hierarchy: beside that of its executor, whatever the
+    /// runtime calls what both are in.
+    pub(super) fn run_groups(&self) -> Vec<PathBuf> {
+        let pid = self.executor_pid().unwrap_or_default();
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let places = own.lines().filter_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?.strip_suffix("/executor")?);
+            let hierarchy = controllers.strip_prefix("name=").unwrap_or(controllers);
+            Some(Path::new("/sys/fs/cgroup").join(hierarchy).join(path.trim_start_matches('/')).join("runs"))
+        });
+        places.filter(|dir| dir.is_dir()).collect()
     }
 
     /// The memory that the executor itself has, in KiB.
@@ -114,12 +141,14 @@ fn process(pid: u32) -> Option<Process> {
     })
 }
 
-/// The processes that carry a mark in their name or their command line.
+/// The processes that carry a mark in their name, their command line, or the environment that they began with.
 pub(super) fn marked(mark: &str) -> Vec<Process> {
-    let carries = |process: &Process| {
-        let line = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
-        process.name == mark || super::judge::contains(&line, mark.as_bytes())
+    let has = |process: &Process, file: &str| {
+        let text = fs::read(format!("/proc/{}/{file}", process.pid)).unwrap_or_default();
+        super::judge::contains(&text, mark.as_bytes())
     };
+    let carries =
+        |process: &Process| process.name == mark || has(process, "cmdline") || has(process, "environ");
     let own = std::process::id();
     all().into_iter().filter(|process| process.pid != own && carries(process)).collect()
 }
@@ -159,17 +188,17 @@ fn look_for(dir: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {
 }
 
 /// Figures of these files in the control group `runs` of a sandbox: the first of the names that is there.
-pub(super) fn group_figure(sandbox_id: &str, names: &[&str]) -> Option<u64> {
-    let groups = groups_named(sandbox_id);
-    let mut files = groups.iter().flat_map(|dir| names.iter().map(|name| dir.join("runs").join(name)));
+pub(super) fn group_figure(sandbox: &Sandbox, names: &[&str]) -> Option<u64> {
+    let groups = sandbox.run_groups();
+    let mut files = groups.iter().flat_map(|dir| names.iter().map(|name| dir.join(name)));
     files.find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
 }
 
-/// Nothing of an execution is left: neither a marked process nor its control group.
-pub(super) async fn nothing_left(evidence: &mut Evidence, mark: &str, execution_id: &str) {
-    // A group is removed a moment after its last process.
+/// No process of an attack is left. (Its control group is used again, and may hold one that waits to be the next.)
+pub(super) async fn nothing_left(evidence: &mut Evidence, mark: &str) {
+    // What ends is there for a moment after its end was told.
     for _ in 0..50 {
-        if marked(mark).is_empty() && groups_named(execution_id).is_empty() {
+        if marked(mark).is_empty() {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -178,8 +207,6 @@ pub(super) async fn nothing_left(evidence: &mut Evidence, mark: &str, execution_
     let told = left.iter().take(5).map(|process| format!("{} {}", process.pid, process.state));
     let told = if left.is_empty() { "none".to_owned() } else { told.collect::<Vec<_>>().join(", ") };
     evidence.host("processes left on the host", left.is_empty(), told);
-    let groups = groups_named(execution_id);
-    evidence.host("control groups left on the host", groups.is_empty(), groups.len().to_string());
 }
 
 /// A directory on the host with a file in it that an attack would like to read, change or remove.

@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use sandmesh_agent::config::{Config, RuntimeKind};
 use sandmesh_mesh::Secret;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -36,11 +38,12 @@ pub struct OwnServer {
 }
 
 impl OwnServer {
-    /// Starts `program` and waits until it is healthy.
+    /// Starts `program`, with the runtime, the executor and the engine of these settings, and waits until it is
+    /// healthy.
     ///
     /// # Errors
     /// When it ends or is not healthy in time; the end of its log is in the error.
-    pub async fn start(program: &Path, template: &str) -> anyhow::Result<Self> {
+    pub async fn start(program: &Path, template: &str, agent: &Config) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("sma-").tempdir().context("cannot make a directory")?;
         let (data_dir, log) = (dir.path().join("data"), dir.path().join("log"));
         // A free port: bound, read and given back.
@@ -48,9 +51,7 @@ impl OwnServer {
         let (key, secret) = (random("key"), random("host"));
         let mut command = clean(program);
         command.args(["serve", "--listen", &address, "--data-dir"]).arg(&data_dir);
-        for (name, value) in settings(&key) {
-            command.env(name, value);
-        }
+        command.envs(settings(&key)).envs(of_runtime(agent)?);
         let output = File::create(&log)?;
         let child = command
             .env(SECRET_NAME, &secret)
@@ -130,6 +131,32 @@ fn settings(key: &str) -> Vec<(&'static str, String)> {
         ("SANDMESH_AGENT__CGROUP_PARENT", cgroup_parent()),
         ("SANDMESH_AGENT__ON_SHUTDOWN", "destroy".to_owned()),
     ]
+}
+
+/// The settings by which it makes sandboxes as this agent would.
+fn of_runtime(agent: &Config) -> anyhow::Result<Vec<(String, String)>> {
+    let all = serde_json::to_value(agent)?;
+    let mut settings = vec![("SANDMESH_AGENT__EXECUTOR".to_owned(), agent.executor.display().to_string())];
+    settings.extend(text(&all["runtime"]).map(|runtime| ("SANDMESH_AGENT__RUNTIME".to_owned(), runtime)));
+    let section = match agent.runtime {
+        RuntimeKind::Process => return Ok(settings),
+        RuntimeKind::Docker => "docker",
+        RuntimeKind::Containerd => "containerd",
+    };
+    for (name, value) in all[section].as_object().into_iter().flatten() {
+        let name = format!("SANDMESH_AGENT__{section}__{name}").to_uppercase();
+        settings.extend(text(value).map(|value| (name, value)));
+    }
+    Ok(settings)
+}
+
+/// A value as it is in the environment; `None` for one that is not set.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
 }
 
 /// The program, with no setting of whoever runs this.

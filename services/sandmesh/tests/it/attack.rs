@@ -41,105 +41,61 @@ async fn run(target: &Target, cases: impl Iterator<Item = &'static Case>) -> Vec
     rows
 }
 
-/// Runs the cases of these numbers; none may fail.
-async fn holds(target: &Target, numbers: &[u8]) {
-    none_fails(target, |case| numbers.contains(&case.number)).await;
+/// A part of the suite.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part {
+    /// The cases of these numbers.
+    Numbers(&'static [u8]),
+    /// One case that takes its time.
+    Name(&'static str),
 }
 
-async fn none_fails(target: &Target, chosen: impl Fn(&Case) -> bool) {
-    let rows = run(target, CASES.iter().filter(|case| chosen(case))).await;
+impl Part {
+    fn has(self, case: &Case) -> bool {
+        match self {
+            Self::Numbers(numbers) => numbers.contains(&case.number),
+            Self::Name(name) => case.name == name,
+        }
+    }
+}
+
+/// Runs the cases of a part; none may fail. Those that are attacked are attacked in this runtime.
+async fn holds(target: &Target, part: Part, runtime: &str) {
+    let rows = run(target, CASES.iter().filter(|case| part.has(case))).await;
     assert!(rows.iter().any(|row| row.verdict == Verdict::Held), "nothing was attacked");
     let failed: Vec<String> = rows
         .iter()
-        .filter(|row| row.verdict.is_failure())
-        .map(|row| format!("{} {}: {} {}", row.number, row.case, row.verdict, row.got))
+        .filter(|row| row.verdict.is_failure() || ![runtime, "-"].contains(&row.runtime.as_str()))
+        .map(|row| format!("{} {} ({}): {} {}", row.number, row.case, row.runtime, row.verdict, row.got))
         .collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// The same against a server with a key and everything in one process.
-pub(crate) async fn holds_embedded(numbers: &[u8]) {
+pub(crate) async fn holds_embedded(part: Part) {
     let (name, key) = with_key();
-    let (_server, target) = prepare(Wiring::Embedded, &[(name, &key)]).await;
-    holds(&target, numbers).await;
+    let (server, target) = prepare(Wiring::Embedded, &[(name, &key)]).await;
+    holds(&target, part, server.runtime()).await;
 }
 
-/// The same for one case that takes its time.
-async fn holds_alone(name: &str) {
-    let (_server, target) = prepare(Wiring::Embedded, &[]).await;
-    none_fails(&target, |case| case.name == name).await;
+/// These parts are the whole suite, but for what is never run.
+pub(crate) fn expect_all_of(parts: &[Part]) {
+    const NEVER_RUN: [u8; 2] = [8, 45];
+    let mut rest = CASES.iter().filter(|case| !parts.iter().any(|part| part.has(case)));
+    assert!(rest.all(|case| NEVER_RUN.contains(&case.number)), "no part has one of the cases");
 }
 
-#[tokio::test]
-async fn files_of_tenants_lead_nowhere() {
-    holds_embedded(&[1, 2, 3, 4, 5, 6, 7]).await;
+async fn as_processes(attack: impl Future<Output = ()>) {
+    attack.await;
 }
 
-#[tokio::test]
-async fn the_kernel_is_out_of_reach() {
-    holds_embedded(&[9, 10, 11, 12, 13, 14, 15, 16, 17, 18]).await;
-}
-
-#[tokio::test]
-async fn nothing_is_reached_over_a_network() {
-    holds_embedded(&[19, 20, 21]).await;
-}
-
-#[tokio::test]
-async fn fork_bombs_are_bounded() {
-    holds_alone("fork bomb").await;
-}
-
-#[tokio::test]
-async fn pools_of_the_whole_machine_are_not_emptied() {
-    holds_alone("pools of the whole machine").await;
-}
-
-#[tokio::test]
-async fn endless_output_is_bounded() {
-    holds_embedded(&[24]).await;
-}
-
-#[tokio::test]
-async fn memory_of_every_kind_is_bounded() {
-    holds_embedded(&[23]).await;
-}
-
-#[tokio::test]
-async fn disks_are_not_filled() {
-    holds_alone("disk, inodes, holes").await;
-}
-
-#[tokio::test]
-async fn disks_are_not_filled_out_of_sight() {
-    holds_alone("disk, out of sight").await;
-}
-
-#[tokio::test]
-async fn what_does_not_want_to_end_ends() {
-    holds_embedded(&[26, 27, 28, 29]).await;
-}
-
-#[tokio::test]
-async fn huge_requests_and_slow_readers_are_bounded() {
-    holds_embedded(&[30]).await;
-}
-
-#[tokio::test]
-async fn a_run_neither_harms_the_next_nor_the_one_beside() {
-    holds_embedded(&[31, 32, 33, 34, 35, 36]).await;
-}
-
-#[tokio::test]
-async fn only_who_may_gets_in() {
-    holds_embedded(&[37, 38, 39, 40, 41, 42, 43, 44]).await;
-}
+attack_suite!(as_processes);
 
 /// A mesh of several processes has more to break into; a gateway without keys has less to show.
 #[tokio::test]
 async fn a_mesh_of_processes_without_keys_holds_too() {
-    let (_server, target) = prepare(Wiring::Split, &[]).await;
-    holds(&target, &[4, 21, 33, 39, 42, 43, 44]).await;
+    let (server, target) = prepare(Wiring::Split, &[]).await;
+    holds(&target, Part::Numbers(&[4, 21, 33, 39, 42, 43, 44]), server.runtime()).await;
 }
 
 /// The suite has teeth: without walls the same attacks succeed, and the table says so.
@@ -180,13 +136,33 @@ fn every_number_of_the_list_has_a_case() {
     assert_eq!(names.len(), CASES.len(), "a name means one case");
 }
 
+/// Settings by which no engine of the machine that runs the tests is seen.
+const NO_ENGINES: [(&str, &str); 2] = [
+    ("SANDMESH_AGENT__DOCKER__SOCKET", "/nonexistent/docker.sock"),
+    ("SANDMESH_AGENT__CONTAINERD__SOCKET", "/nonexistent/containerd.sock"),
+];
+
 /// `sandmesh doctor` with these settings: its exit code and its document.
-fn doctor(settings: &[(&str, &str)], data_dir: &str) -> (Option<i32>, serde_json::Value) {
+pub(crate) fn doctor(settings: &[(&str, &str)], data_dir: &str) -> (Option<i32>, serde_json::Value) {
     let mut command = std::process::Command::new(process::SANDMESH);
-    command.args(["doctor", "-o", "json", "--data-dir", data_dir]).envs(settings.iter().copied());
-    let output = command.output().unwrap();
+    command
+        .args(["doctor", "-o", "json", "--data-dir", data_dir])
+        .envs(NO_ENGINES)
+        .envs(settings.iter().copied());
+    outcome(command)
+}
+
+/// The exit code of a command, and the document that it prints.
+pub(crate) fn outcome(mut command: std::process::Command) -> (Option<i32>, serde_json::Value) {
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
     let document = serde_json::from_slice(&output.stdout);
     (output.status.code(), document.unwrap_or_else(|error| panic!("{error}: {output:?}")))
+}
+
+/// What the doctor found about a thing.
+pub(crate) fn found<'a>(document: &'a serde_json::Value, what: &str) -> &'a serde_json::Value {
+    let finding = document["findings"].as_array().unwrap().iter().find(|finding| finding["what"] == what);
+    finding.unwrap_or_else(|| panic!("nothing about {what}: {document:#}"))
 }
 
 #[test]
@@ -197,6 +173,38 @@ fn the_doctor_says_that_a_machine_that_runs_these_tests_is_well() {
     assert_eq!((code, &document["ok"]), (Some(0), &true.into()), "{document:#}");
     assert_eq!(document["runtimes"], serde_json::json!(["process"]));
     assert_eq!(document["isolation"]["jail"], "bubblewrap");
+    for (what, told) in [
+        ("runtime process", "chosen; can be used"),
+        ("runtime docker", "not here: there is no `/nonexistent/docker.sock`"),
+        ("runtime containerd", "not here: there is no `/nonexistent/containerd.sock`"),
+    ] {
+        let finding = found(&document, what);
+        assert_eq!((&finding["level"], &finding["found"]), (&"ok".into(), &told.into()), "{finding}");
+    }
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_with_a_runtime_that_is_chosen_and_not_here() {
+    let dir = tempfile::tempdir().unwrap();
+    for runtime in ["docker", "containerd"] {
+        let settings = [("SANDMESH_AGENT__RUNTIME", runtime)];
+        let (code, document) = doctor(&settings, dir.path().to_str().unwrap());
+        assert_eq!((code, &document["runtime"]), (Some(1), &runtime.into()), "{document:#}");
+        let finding = found(&document, &format!("runtime {runtime}"));
+        assert_eq!(finding["level"], "problem", "{finding}");
+        let setting = format!("agent.{runtime}.socket");
+        assert!(finding["fix"].as_str().unwrap().contains(&setting), "{finding}");
+        assert!(!document["runtimes"].as_array().unwrap().contains(&runtime.into()), "{document:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_was_warm_is_seen_on_its_host() {
+    let (server, target) = prepare(Wiring::Embedded, &[]).await;
+    server.api.put("/pools/python-basic", serde_json::json!({"min": 1, "max": 1})).await.is(200);
+    let warm = async || server.api.get("/pools/python-basic").await.is(200)["warm"] == 1;
+    crate::harness::eventually("one is warm", std::time::Duration::from_secs(30), warm).await;
+    assert!(attack::is_local(&target).await.unwrap());
 }
 
 #[test]
@@ -208,7 +216,7 @@ fn the_doctor_names_each_problem_with_its_remedy() {
     assert_eq!((code, &document["ok"]), (Some(1), &false.into()), "{document:#}");
     assert_eq!(document["runtimes"], serde_json::json!([]));
     for what in ["executor", "socket paths"] {
-        let finding = document["findings"].as_array().unwrap().iter().find(|f| f["what"] == what).unwrap();
+        let finding = found(&document, what);
         assert_eq!(finding["level"], "problem", "{finding}");
         assert!(finding["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{finding}");
     }

@@ -2,6 +2,7 @@
 //! rule is tested on each engine, and what happens to one that is killed is its own.
 
 use std::{
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,11 +10,15 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{
-    IN_CONTAINERS, Server, TestEngine, Wiring,
-    engine::{BUSYBOX, Kind, PYTHON},
-    eventually,
-    process::signal,
+use crate::{
+    attack::{doctor, found, outcome},
+    harness::{
+        IN_CONTAINERS, Server, TestEngine, Wiring,
+        engine::{BUSYBOX, Kind, PYTHON},
+        eventually,
+        process::{SANDMESH, signal},
+        settings_for,
+    },
 };
 
 /// The images that the templates name which a new server has, made of Debian packages.
@@ -64,6 +69,12 @@ macro_rules! on_each {
                 pools::a_claimed_sandbox_outlives_a_killed_server,
             );
 
+            async fn within(attack: impl Future<Output = ()>) {
+                IN_CONTAINERS.scope(engine($kind), attack).await;
+            }
+
+            attack_suite!(within);
+
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn $rule() {
                 super::$rule($kind).await;
@@ -78,12 +89,13 @@ macro_rules! on_each {
 
 on_each!(
     a_session_runs_in_a_container_of_its_image_and_says_so,
-    attacks_from_a_container_reach_neither_kernel_nor_network,
-    attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside,
     output_of_a_container_arrives_while_it_runs,
     disk_and_time_limits_fire_in_a_container,
     a_container_that_dies_is_noticed_with_its_cause,
     an_image_that_cannot_be_had_is_the_reason_of_the_session,
+    the_doctor_knows_an_engine_that_is_chosen,
+    a_server_of_the_suites_own_has_the_engine_of_the_settings,
+    a_deployment_is_attacked_from_its_host,
     sessions_outlive_a_killed_engine_that_keeps_its_containers,
 );
 
@@ -128,15 +140,6 @@ async fn a_session_runs_in_a_container_of_its_image_and_says_so(kind: Kind) {
     assert!(log.status == 200 && log.text.contains("serving"), "{}", log.text);
     api.send(api.request("POST", &format!("/sessions/{id}/terminate"))).await.is(200);
     server.expect_nothing_left(Duration::from_secs(10)).await;
-}
-
-async fn attacks_from_a_container_reach_neither_kernel_nor_network(kind: Kind) {
-    let numbers = [1, 2, 3, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21];
-    IN_CONTAINERS.scope(engine(kind), crate::attack::holds_embedded(&numbers)).await;
-}
-
-async fn attacks_from_a_container_harm_neither_the_next_run_nor_the_one_beside(kind: Kind) {
-    IN_CONTAINERS.scope(engine(kind), crate::attack::holds_embedded(&[31, 32, 33, 34, 35, 36])).await;
 }
 
 async fn output_of_a_container_arrives_while_it_runs(kind: Kind) {
@@ -201,6 +204,68 @@ async fn an_image_that_cannot_be_had_is_the_reason_of_the_session(kind: Kind) {
     };
     assert!(reason.contains("127.0.0.1:1/nobody/nothing:1") && reason.contains(why), "{reason}");
     server.expect_nothing_left(Duration::from_secs(10)).await;
+}
+
+async fn the_doctor_knows_an_engine_that_is_chosen(kind: Kind) {
+    let engine = engine(kind);
+    let (dir, settings) = (tempfile::tempdir().unwrap(), settings_for(&engine));
+    let mut settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let data_dir = dir.path().join("data").display().to_string();
+    let (code, document) = doctor(&settings, &data_dir);
+    assert_eq!((code, &document["ok"]), (Some(0), &json!(true)), "{document:#}");
+    assert_eq!(
+        (&document["runtime"], &document["isolation"]["sandbox"]),
+        (&json!(kind.name()), &json!("container"))
+    );
+    assert_eq!(document["isolation"]["jail"], "bubblewrap", "{document:#}");
+    assert!(document["runtimes"].as_array().unwrap().contains(&json!(kind.name())), "{document:#}");
+    let line = found(&document, &format!("runtime {}", kind.name()));
+    assert!(line["found"].as_str().unwrap().starts_with("chosen: "), "{line}");
+    let images = found(&document, "images");
+    assert!(images["found"].as_str().unwrap().contains("missing: node:20-slim"), "{images}");
+    let level = if kind == Kind::Docker { "ok" } else { "warning" };
+    assert_eq!(images["level"], level, "one that nobody brings: {images}");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "nothing is left, and no data directory is made");
+    // The same without an executor that runs in every image.
+    let dynamic = crate::harness::process::executor().display().to_string();
+    settings.push(("SANDMESH_AGENT__EXECUTOR", &dynamic));
+    let (code, document) = doctor(&settings, &data_dir);
+    let line = found(&document, &format!("runtime {}", kind.name()));
+    assert_eq!((code, &line["level"]), (Some(1), &json!("problem")), "{document:#}");
+    assert!(line["meaning"].as_str().unwrap().contains("static"), "{line}");
+}
+
+async fn a_server_of_the_suites_own_has_the_engine_of_the_settings(kind: Kind) {
+    let engine = engine(kind);
+    let mut command = Command::new(SANDMESH);
+    // Named by the flag, and not by the settings.
+    let settings = settings_for(&engine).into_iter().filter(|(name, _)| !name.ends_with("__RUNTIME"));
+    command
+        .args(["doctor", "--attack", "--own-server", "--runtime", kind.name(), "--cases", "12,18"])
+        .envs(settings);
+    was_attacked(command, kind);
+}
+
+async fn a_deployment_is_attacked_from_its_host(kind: Kind) {
+    let engine = engine(kind);
+    let server = start(&engine, Wiring::Split, &[]).await;
+    let mut command = Command::new(SANDMESH);
+    let url = format!("http://127.0.0.1:{}", server.port);
+    command
+        .args(["doctor", "--attack", "--url", &url, "--cases", "12,18", "--data-dir"])
+        .arg(server.data_dir());
+    was_attacked(command, kind);
+}
+
+/// Cases of which the second is seen on the host held, in this runtime.
+fn was_attacked(mut command: Command, kind: Kind) {
+    command.args(["-o", "json"]);
+    let (code, document) = outcome(command);
+    assert_eq!((code, &document["ok"]), (Some(0), &json!(true)), "{document:#}");
+    let rows = document["rows"].as_array().unwrap();
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["runtime"] == kind.name()), "{document:#}");
+    let checks = rows[1]["checks"].as_array().unwrap();
+    assert!(checks.iter().any(|check| check["witness"] == "host"), "{document:#}");
 }
 
 async fn sessions_outlive_a_killed_engine_that_keeps_its_containers(kind: Kind) {

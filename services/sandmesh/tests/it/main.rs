@@ -32,6 +32,40 @@ macro_rules! in_both_wirings {
     };
 }
 
+/// Makes the tests of the attack suite, in parts that each fit in the time of a test. `$within` says where the
+/// sandboxes are.
+macro_rules! attack_suite {
+    ($within:path) => {
+        attack_suite!(
+            @ $within,
+            files_of_tenants_lead_nowhere: Numbers(&[1, 2, 3, 4, 5, 6, 7]),
+            the_kernel_is_out_of_reach: Numbers(&[9, 10, 11, 12, 13, 14, 15, 16, 17, 18]),
+            nothing_is_reached_over_a_network: Numbers(&[19, 20, 21]),
+            fork_bombs_are_bounded: Name("fork bomb"),
+            pools_of_the_whole_machine_are_not_emptied: Name("pools of the whole machine"),
+            memory_of_every_kind_is_bounded: Numbers(&[23]),
+            endless_output_is_bounded: Numbers(&[24]),
+            disks_are_not_filled: Name("disk, inodes, holes"),
+            disks_are_not_filled_out_of_sight: Name("disk, out of sight"),
+            what_does_not_want_to_end_ends: Numbers(&[26, 27, 28, 29]),
+            huge_requests_and_slow_readers_are_bounded: Numbers(&[30]),
+            a_run_neither_harms_the_next_nor_the_one_beside: Numbers(&[31, 32, 33, 34, 35, 36]),
+            only_who_may_gets_in: Numbers(&[37, 38, 39, 40, 41, 42, 43, 44]),
+        );
+    };
+    (@ $within:path, $($rule:ident: $part:ident($cases:expr)),+ $(,)?) => {
+        $(#[tokio::test]
+        async fn $rule() {
+            $within(crate::attack::holds_embedded(crate::attack::Part::$part($cases))).await;
+        })+
+
+        #[test]
+        fn every_case_is_in_a_part() {
+            crate::attack::expect_all_of(&[$(crate::attack::Part::$part($cases)),+]);
+        }
+    };
+}
+
 mod harness;
 
 mod attack;

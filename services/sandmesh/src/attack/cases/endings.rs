@@ -28,7 +28,7 @@ pub(super) async fn cpu_hog(arena: &Arena) -> anyhow::Result<Evidence> {
     evidence.client("its end after a cancel", cancelled, outcome.ending());
     evidence.note(format!("cancelled in {} ms", took.as_millis()));
     if sandbox.is_some() {
-        nothing_left(&mut evidence, &arena.mark, &outcome.result.execution_id).await;
+        nothing_left(&mut evidence, &arena.mark).await;
     }
     arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
     Ok(evidence)
@@ -52,7 +52,7 @@ pub(super) async fn orphans(arena: &Arena) -> anyhow::Result<Evidence> {
             && outcome.stdout == b"begun\n";
         evidence.client(way, held, format!("{} {}", outcome.ending(), outcome.complaint()));
         if sandbox.is_some() {
-            nothing_left(&mut evidence, &arena.mark, &outcome.result.execution_id).await;
+            nothing_left(&mut evidence, &arena.mark).await;
         }
     }
     arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
@@ -74,7 +74,7 @@ pub(super) async fn zombies(arena: &Arena) -> anyhow::Result<Evidence> {
     let outcome = live.end().await?;
     evidence.client("its end", outcome.result.exit_code == Some(6), outcome.ending());
     if sandbox.is_some() {
-        nothing_left(&mut evidence, &arena.mark, &outcome.result.execution_id).await;
+        nothing_left(&mut evidence, &arena.mark).await;
     }
     arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
     Ok(evidence)
@@ -96,7 +96,7 @@ pub(super) async fn deadlines(arena: &Arena) -> anyhow::Result<Evidence> {
         );
         evidence.client(way, held, told);
         if sandbox.is_some() {
-            nothing_left(&mut evidence, &arena.mark, &outcome.result.execution_id).await;
+            nothing_left(&mut evidence, &arena.mark).await;
         }
     }
     arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;

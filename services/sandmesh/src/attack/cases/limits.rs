@@ -69,7 +69,7 @@ pub(super) async fn fork_bomb(arena: &Arena) -> anyhow::Result<Evidence> {
         if sandbox.is_some() {
             let held = most <= PROCESSES as usize;
             evidence.host(format!("processes at once, by {way}"), held, format!("{most}, limit {PROCESSES}"));
-            nothing_left(&mut evidence, &arena.mark, &outcome.result.execution_id).await;
+            nothing_left(&mut evidence, &arena.mark).await;
         }
         arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
     }
@@ -158,21 +158,21 @@ pub(super) async fn memory(arena: &Arena) -> anyhow::Result<Evidence> {
         evidence.client(*way, held, format!("{} {}", outcome.ending(), outcome.complaint()));
         arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
     }
-    if sandbox.is_some() {
-        let peak = group_figure(&session.sandbox_id, &["memory.max_usage_in_bytes", "memory.peak"]);
+    if let Some(sandbox) = &sandbox {
+        let peak = group_figure(sandbox, &["memory.max_usage_in_bytes", "memory.peak"]);
         let held = peak.is_some_and(|peak| peak <= MIB << 20);
         let told = peak
             .map_or_else(|| "no figure".to_owned(), |peak| format!("{} MiB, limit {MIB} MiB", peak >> 20));
         evidence.host("the most memory that the sandbox had", held, told);
-        swapless(&mut evidence, &session);
+        swapless(&mut evidence, sandbox);
     }
     Ok(evidence)
 }
 
-fn swapless(evidence: &mut Evidence, session: &Session) {
-    let swap = group_figure(&session.sandbox_id, &["memory.swap.max"]);
-    let both = group_figure(&session.sandbox_id, &["memory.memsw.limit_in_bytes"]);
-    let memory = group_figure(&session.sandbox_id, &["memory.limit_in_bytes"]);
+fn swapless(evidence: &mut Evidence, sandbox: &Sandbox) {
+    let swap = group_figure(sandbox, &["memory.swap.max"]);
+    let both = group_figure(sandbox, &["memory.memsw.limit_in_bytes"]);
+    let memory = group_figure(sandbox, &["memory.limit_in_bytes"]);
     match (swap, both) {
         (Some(swap), _) => evidence.host("swap that it may use", swap == 0, swap.to_string()),
         (None, Some(_)) => {

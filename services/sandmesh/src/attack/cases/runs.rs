@@ -60,7 +60,7 @@ pub(super) async fn poisoned_session(arena: &Arena) -> anyhow::Result<Evidence> 
     }
     other_languages(arena, &session, &mut evidence).await?;
     if sandbox.is_some() {
-        nothing_left(&mut evidence, &arena.mark, &planted.result.execution_id).await;
+        nothing_left(&mut evidence, &arena.mark).await;
     }
     arena.still_well(&mut evidence, &session, sandbox.as_ref()).await?;
     Ok(evidence)

@@ -28,7 +28,9 @@ pub(super) async fn run(args: DoctorArgs, globals: &Globals) -> Result<u8, Failu
     let mut interrupts = Interrupts::listen()?;
     let work = async {
         if args.own_server {
-            let server = OwnServer::start(&own_program()?, &args.template).await.map_err(broken)?;
+            let settings = machine::settings(&args)?;
+            let program = own_program()?;
+            let server = OwnServer::start(&program, &args.template, &settings.agent).await.map_err(broken)?;
             return rows(&cases, &server.target).await;
         }
         rows(&cases, &target(&args, globals).await?).await

@@ -90,7 +90,7 @@ tokio::task_local! {
 const OWNER: &str = "io.sandmesh.owner";
 
 /// The settings by which sandboxes are containers.
-fn settings_for(engine: &TestEngine) -> Vec<(String, String)> {
+pub(crate) fn settings_for(engine: &TestEngine) -> Vec<(String, String)> {
     let target = Path::new(process::SANDMESH).ancestors().nth(2).unwrap();
     let (kind, socket) = (engine.kind().name(), engine.socket().display().to_string());
     vec![
@@ -325,6 +325,11 @@ impl Server {
         let of_node = |(data_dir, parent): &(PathBuf, String)| leftovers::of(data_dir, parent);
         let containers = self.containers().into_iter().map(|id| format!("container {id}"));
         self.nodes().iter().flat_map(of_node).chain(containers).collect()
+    }
+
+    /// What makes its sandboxes.
+    pub(crate) fn runtime(&self) -> &'static str {
+        self.engine.as_ref().map_or("process", |engine| engine.kind().name())
     }
 
     /// The containers of its sandboxes.

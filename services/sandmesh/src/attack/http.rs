@@ -54,7 +54,7 @@ impl Door {
         Ok(Self { address: address.trim_end_matches('/').to_owned(), key: key.map(str::to_owned) })
     }
 
-    /// A request with a body of JSON (none if empty) and more header lines.
+    /// A request with a body (none if empty), of JSON unless a header says otherwise, and more header lines.
     pub(super) async fn send(&self, line: &str, headers: &[&str], body: &str) -> anyhow::Result<Reply> {
         let mut text = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
         if !headers.iter().any(|header| header.starts_with("Host:")) {
@@ -69,7 +69,10 @@ impl Door {
             text.push_str(&format!("{header}\r\n"));
         }
         if !body.is_empty() {
-            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+            if !headers.iter().any(|header| header.starts_with("Content-Type:")) {
+                text.push_str("Content-Type: application/json\r\n");
+            }
+            text.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         text.push_str("\r\n");
         text.push_str(body);

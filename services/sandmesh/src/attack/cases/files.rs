@@ -14,7 +14,7 @@ use crate::attack::{
     verdict::Evidence,
 };
 
-const LINKS: &str = include_str!("../programs/links.sh");
+pub(super) const LINKS: &str = include_str!("../programs/links.sh");
 const SWAP: &str = include_str!("../programs/swap.py");
 const RESULT_FILE: &str = include_str!("../programs/result_file.sh");
 const MOUNTS: &str = include_str!("../programs/mounts.py");
@@ -22,7 +22,8 @@ const MOUNTS: &str = include_str!("../programs/mounts.py");
 /// Where links point when the host cannot be seen.
 const NOWHERE: &str = "/tmp";
 
-fn place(canary: Option<&Canary>) -> String {
+/// Where links point.
+pub(super) fn place(canary: Option<&Canary>) -> String {
     canary.map_or_else(|| NOWHERE.to_owned(), |canary| canary.path().display().to_string())
 }
 

@@ -4,6 +4,7 @@ mod answers;
 mod control;
 mod endings;
 mod files;
+mod handled;
 mod kernel;
 mod limits;
 mod names;
@@ -43,18 +44,19 @@ macro_rules! not_run {
 pub const CASES: &[Case] = &[
     run!(1, "links in the workspace, at its end", "host unchanged, all removed", 60, files::links_at_the_end),
     run!(1, "links as result files", "not followed, no hang", 60, files::result_files),
-    not_run!(
+    run!(
         1,
         "links, read and written by a file service",
         "refused, host unchanged",
-        "this server has no file service"
+        90,
+        handled::links_by_the_file_service
     ),
     run!(2, "chown and chmod through links", "host unchanged", 60, files::links_at_the_end),
     run!(3, "links where mounts are made", "no mount point in the workspace", 60, files::mount_points),
     run!(4, "names that are paths", "refused", 90, names::names_that_are_paths),
-    not_run!(4, "paths of uploads and downloads", "400", "this server has no file service"),
+    run!(4, "paths of uploads and downloads", "400", 60, handled::paths_of_files),
     run!(5, "pipes, devices and sockets as files", "not opened, no hang", 60, files::result_files),
-    not_run!(5, "the same as artifacts", "not opened, no hang", "this server collects no artifacts"),
+    run!(5, "the same as artifacts", "not opened, no hang", 60, handled::odd_artifacts),
     run!(6, "swapping a directory for a link", "host unchanged", 60, files::swapped_while_handled),
     run!(7, "another session by id or prefix", "unreachable, untouched", 60, files::other_sessions),
     not_run!(8, "archives", "no slip, no bomb", "nothing here unpacks archives"),
@@ -100,7 +102,12 @@ pub const CASES: &[Case] = &[
     run!(39, "internal services", "refused", 60, control::internal_services),
     run!(40, "names with shell or YAML", "refused, or only text", 60, names::templates),
     run!(41, "package specs with options", "refused", 60, control::dependencies),
-    not_run!(41, "build scripts of packages", "run only in a sandbox", "this server installs no packages"),
+    not_run!(
+        41,
+        "build scripts of packages",
+        "run only in a sandbox",
+        "it needs an index with a hostile package, which the server asks for packages; its tests have one"
+    ),
     run!(42, "control characters in output", "bytes intact, JSON harmless", 60, answers::bytes_intact),
     run!(43, "secrets in logs and errors", "nowhere", 60, answers::secret_values),
     run!(44, "other origins", "same origin only", 60, answers::other_origins),

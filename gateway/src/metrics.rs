@@ -17,7 +17,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 use sandmesh_proto::{
-    scheduler::{NodeStatus, Pool},
+    scheduler::{NodeStatus, Pool, ProfileStatus},
     session::{ExecutionCount, GetStatisticsResponse},
 };
 
@@ -149,20 +149,28 @@ impl Learned {
 
     /// The pools, added up.
     pub(crate) fn pools(&self, pools: &[Pool]) -> anyhow::Result<()> {
-        let help = "Sandboxes of templates that have a pool; `target` is how many are to be warm.";
+        let help =
+            "Sandboxes of templates that have a pool, by all profiles; `target` is how many are to be warm.";
         let sandboxes = self.gauges("sandmesh_pool_sandboxes", help, &["state"])?;
-        let sum = |part: fn(&Pool) -> u32| pools.iter().map(|pool| f64::from(part(pool))).sum();
+        let sum = |own: fn(&Pool) -> u32, of_profile: fn(&ProfileStatus) -> u32| {
+            let profiles = pools.iter().flat_map(|pool| &pool.profiles).map(of_profile);
+            pools.iter().map(own).chain(profiles).map(f64::from).sum()
+        };
         for (state, count) in [
-            ("target", sum(|pool| pool.target)),
-            ("warm", sum(|pool| pool.warm)),
-            ("starting", sum(|pool| pool.starting)),
-            ("claimed", sum(|pool| pool.claimed)),
-            ("cold", sum(|pool| pool.cold)),
+            ("target", sum(|pool| pool.target, |profile| profile.target)),
+            ("warm", sum(|pool| pool.warm, |profile| profile.warm)),
+            ("starting", sum(|pool| pool.starting, |profile| profile.starting)),
+            ("claimed", sum(|pool| pool.claimed, |profile| profile.claimed)),
+            ("cold", sum(|pool| pool.cold, |profile| profile.cold)),
         ] {
             sandboxes.with_label_values(&[state]).set(count);
         }
-        let failing = pools.iter().filter(|pool| !pool.last_error.is_empty()).count();
-        self.gauge("sandmesh_pools_failing", "Pools for which none could be made last.", failing as f64)
+        let is_failing = |pool: &&Pool| {
+            !pool.last_error.is_empty() || pool.profiles.iter().any(|profile| !profile.last_error.is_empty())
+        };
+        let failing = pools.iter().filter(is_failing).count();
+        let help = "Pools for which none could be made last, with the template's limits or a profile's.";
+        self.gauge("sandmesh_pools_failing", help, failing as f64)
     }
 
     /// The nodes, added up.
@@ -301,6 +309,28 @@ mod tests {
             "sandmesh_executions_total{cause=\"executor_lost\",language=\"python\",state=\"crashed\"} 4",
             "sandmesh_session_recoveries_total 5",
             "sandmesh_execution_retries_total 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn pools_are_added_up_with_their_profiles() {
+        let profile = ProfileStatus {
+            target: 3,
+            warm: 2,
+            last_error: "no room".to_owned(),
+            ..ProfileStatus::default()
+        };
+        let pool = |profiles| Pool { target: 5, warm: 4, cold: 1, profiles, ..Pool::default() };
+        let learned = Learned::default();
+        learned.pools(&[pool(vec![profile.clone(), profile]), pool(Vec::new())]).unwrap();
+        let text = String::from_utf8(Metrics::new().unwrap().text(&learned).unwrap()).unwrap();
+        for line in [
+            "sandmesh_pool_sandboxes{state=\"target\"} 16",
+            "sandmesh_pool_sandboxes{state=\"warm\"} 12",
+            "sandmesh_pool_sandboxes{state=\"cold\"} 2",
+            "sandmesh_pools_failing 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -121,12 +121,21 @@ const NAMES: &[(&[&str], &[&str])] = &[
     (&[], &["body"]),
 ];
 
+/// The same of limits that are in something else, as those of a profile.
+const LIMITS: [(&str, &str); 3] = [("cpu_millis", "cpu"), ("memory_bytes", "memory"), ("disk_bytes", "disk")];
+
 /// Where a REST client finds the field that the wire calls `path`, for example `spec.timeout_seconds`.
 fn location(path: &str) -> Vec<Loc> {
     let steps: Vec<&str> = path.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
     let fitting = NAMES.iter().filter(|(wire, _)| steps.starts_with(wire));
     let (wire, rest) = fitting.max_by_key(|(wire, _)| wire.len()).copied().unwrap_or((&[], &["body"]));
-    rest.iter().copied().chain(steps.into_iter().skip(wire.len())).map(Loc::from).collect()
+    let mut rest: Vec<&str> = rest.iter().copied().chain(steps.into_iter().skip(wire.len())).collect();
+    if let [.., "resources", last] = &mut *rest
+        && let Some((_, name)) = LIMITS.iter().find(|(wire, _)| wire == last)
+    {
+        *last = name;
+    }
+    rest.into_iter().map(Loc::from).collect()
 }
 
 #[cfg(test)]
@@ -151,6 +160,8 @@ mod tests {
             ("template.default_timeout_seconds", "body.default_timeout"),
             ("template.template_id", "body.id"),
             ("template.pool.max", "body.pool.max"),
+            ("template.pool.profiles.1.resources", "body.pool.profiles.1.resources"),
+            ("template.pool.profiles.1.resources.memory_bytes", "body.pool.profiles.1.resources.memory"),
             ("template_id", "body.template_id"),
             ("session_id", "body.id"),
             ("dependencies[3].name", "body.dependencies.3.name"),

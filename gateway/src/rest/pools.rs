@@ -33,8 +33,8 @@ pub(crate) async fn get(call: Call, Id(template_id): Id) -> Result<Json<Pool>, A
     Ok(Json(sent(reply.pool, "pool")?.into()))
 }
 
-/// Sets how many sandboxes of a template are warm; a maximum of 0 ends its pool. What is left out is 0. It
-/// changes the template, too. Idempotent.
+/// Sets how many sandboxes of a template are warm; a maximum of 0 without profiles ends its pool. What is left out
+/// is 0, or none. It changes the template, too. Idempotent.
 #[utoipa::path(
     put, path = "/api/v1/pools/{template_id}", tag = "operators", operation_id = "set_pool",
     params(("template_id" = String, Path, description = "The id of the template.")),

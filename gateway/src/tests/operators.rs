@@ -72,7 +72,8 @@ async fn a_pool_is_shown_and_set_and_a_wrong_number_is_named() {
     let pools = door.get("/api/v1/pools").await.json();
     let expected = json!({
         "template_id": "python-basic", "min": 1, "max": 9, "buffer": 0, "target": 2, "warm": 1, "starting": 1,
-        "claimed": 4, "cold": 5, "last_error": "no such image", "retry_at": null
+        "claimed": 4, "cold": 5, "last_error": "no such image", "retry_at": null,
+        "profiles": []
     });
     assert_eq!((&pools["total"], &pools["items"][0]), (&json!(1), &expected));
     assert_eq!(door.get("/api/v1/pools/python-basic").await.json()["warm"], 1);
@@ -87,6 +88,38 @@ async fn a_pool_is_shown_and_set_and_a_wrong_number_is_named() {
         (unknown.status, unknown.json()["error_code"].as_str()),
         (404, Some("Sandbox.TemplateNotFound"))
     );
+}
+
+#[tokio::test]
+async fn profiles_of_a_pool_are_shown_as_they_were_written_and_a_wrong_one_is_named() {
+    let door = Door::new();
+    let put = async |profiles: &serde_json::Value| {
+        let body = json!({"max": 3, "profiles": profiles}).to_string();
+        door.send("PUT", "/api/v1/pools/python-basic", &body).await
+    };
+    let shown =
+        put(&json!([{"resources": {"cpu": 1.5, "memory": "2048Mi"}, "min": 1, "max": 4}])).await.json();
+    let expected = json!([{
+        "resources": {"cpu": "1.5", "memory": "2Gi", "disk": null, "max_processes": null},
+        "min": 1, "max": 4, "buffer": 0, "target": 0, "warm": 3, "starting": 0, "claimed": 0, "cold": 6,
+        "last_error": null, "retry_at": null
+    }]);
+    assert_eq!(shown["profiles"], expected);
+    let good = json!({"resources": {"cpu": "2"}, "max": 1});
+    for (wrong, name) in [
+        (json!({"max": 1}), json!(["resources"])),
+        (json!({"resources": {"cpu": "2"}}), json!(["max"])),
+        (json!({"resources": {"cpu": "2x"}, "max": 1}), json!(["resources", "cpu"])),
+        (json!({"resources": {"memory": "0Mi"}, "max": 1}), json!(["resources", "memory"])),
+        (json!({"resources": {"disk": "1GB"}, "max": 1}), json!(["resources", "disk"])),
+        (json!({"resources": {"max_processes": 0}, "max": 1}), json!(["resources", "max_processes"])),
+        (json!({"resources": {"memory": "9Gi"}, "max": 1}), json!(["resources", "memory"])),
+    ] {
+        let refused = put(&json!([good, wrong])).await;
+        let mut loc = json!(["body", "profiles", 1]);
+        loc.as_array_mut().unwrap().extend(name.as_array().unwrap().clone());
+        assert_eq!((refused.status, &refused.json()["detail"][0]["loc"]), (422, &loc), "{wrong}");
+    }
 }
 
 #[tokio::test]

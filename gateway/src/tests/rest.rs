@@ -292,11 +292,12 @@ async fn an_ended_execution_cannot_be_cancelled() {
 #[tokio::test]
 async fn a_partial_update_changes_what_is_given_and_nothing_else() {
     let door = Door::new();
-    let body = r#"{"name": "n", "default_timeout_sec": 60, "default_cpu_cores": 0.5, "pool": {"min": 1}, "created_at": "x"}"#;
+    let body = r#"{"name": "n", "default_timeout_sec": 60, "default_cpu_cores": 0.5, "pool": {"min": 1, "profiles": []}, "created_at": "x"}"#;
     let answer = door.send("PUT", "/api/v1/templates/t", body).await;
     assert_eq!((answer.status, answer.header("sandmesh-ignored-fields")), (200, "created_at"));
     let asked = door.fakes.updated.lock().unwrap()[0].clone();
-    let paths = ["name", "default_resources.cpu_millis", "default_timeout_seconds", "pool.min"];
+    let paths =
+        ["name", "default_resources.cpu_millis", "default_timeout_seconds", "pool.min", "pool.profiles"];
     assert_eq!(asked.update_mask.unwrap().paths, paths);
     assert_eq!(asked.template.unwrap().template_id, "t");
     assert_eq!(answer.json()["default_timeout"], answer.json()["default_timeout_sec"]);

@@ -135,7 +135,8 @@ impl Refusals {
 /// How good a node is, the weightiest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
-    /// It has a warm sandbox of the template.
+    /// It has a warm sandbox of the template, whatever the limits of that: who asks for one that is alike gets it
+    /// before this matters, and for all others its image and packages are there.
     pub(crate) warm: bool,
     /// It has the image.
     pub(crate) image: bool,

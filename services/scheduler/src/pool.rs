@@ -1,8 +1,8 @@
-//! How many sandboxes of a template are to be warm, which are to go, and when a start is tried again.
+//! How many sandboxes of a profile are to be warm, which are to go, and when a start is tried again.
 //!
 //! Pure: values and times in, decisions out. `pools.rs` sees what there is and carries them out.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -19,6 +19,55 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// How soon it is looked again for room where there was none.
 const NO_ROOM: Duration = Duration::from_secs(5);
+
+/// The limits of a sandbox; in what is asked for, zero is the template's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Limits {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u32,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: u64,
+    /// Bytes of workspace.
+    pub(crate) disk_bytes: u64,
+    /// Processes and threads.
+    pub(crate) max_processes: u32,
+}
+
+impl Limits {
+    /// With what is zero taken from `others`.
+    pub(crate) fn or(self, others: Self) -> Self {
+        fn or<T: Default + PartialEq>(given: T, other: T) -> T {
+            if given == T::default() { other } else { given }
+        }
+        Self {
+            cpu_millis: or(self.cpu_millis, others.cpu_millis),
+            memory_bytes: or(self.memory_bytes, others.memory_bytes),
+            disk_bytes: or(self.disk_bytes, others.disk_bytes),
+            max_processes: or(self.max_processes, others.max_processes),
+        }
+    }
+}
+
+/// Whose pool a sandbox is of, whatever else becomes of its template: each pair of template and limits has its
+/// own, so that nothing of one pool counts for another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Profile {
+    /// The template.
+    pub(crate) template_id: String,
+    /// The limits.
+    pub(crate) limits: Limits,
+}
+
+impl Profile {
+    /// What a map has of one template.
+    pub(crate) fn of_template<'a, T>(
+        map: &'a BTreeMap<Self, T>,
+        template_id: &'a str,
+    ) -> impl Iterator<Item = (&'a Self, &'a T)> {
+        let first = Self { template_id: template_id.to_owned(), limits: Limits::default() };
+        map.range(first..).take_while(move |(profile, _)| profile.template_id == template_id)
+    }
+}
 
 /// How many are to be warm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 //! Keeps as many sandboxes warm as there are to be: sees what templates want and what there is, has `one.rs` and
-//! `pool.rs` decide, and carries that out.
+//! `pool.rs` decide, and carries that out. Each profile, which is a template with certain limits, has a pool of
+//! its own.
 //!
 //! Every scheduler looks and can tell; the one that has the lease acts. Should two act at once for a moment,
 //! there are too many for a while, and some go again.
 
 pub(crate) mod one;
+mod wanted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,12 +35,16 @@ use tokio::{
 };
 use tonic::{Request, Status};
 
-use self::one::{LOOK_EVERY, Pool};
+use self::{
+    one::{LOOK_EVERY, Pool},
+    wanted::Wanted,
+};
 use crate::{
     Error, config,
-    pool::{Condition, Settings},
+    pool::{Condition, Profile, Settings},
     registry::{Place, Used},
     service::Service,
+    view,
 };
 
 /// What the lease is of.
@@ -66,8 +72,7 @@ pub(crate) struct Pools {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     config: config::Pools,
-    /// By template.
-    pools: Mutex<BTreeMap<String, Pool>>,
+    pools: Mutex<BTreeMap<Profile, Pool>>,
     /// One permit for each sandbox that may be made.
     starts: Arc<Semaphore>,
     /// Something happened that may call for more.
@@ -98,7 +103,7 @@ impl Pools {
         })
     }
 
-    fn pools(&self) -> MutexGuard<'_, BTreeMap<String, Pool>> {
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<Profile, Pool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +129,7 @@ impl Pools {
     fn note(&self, sandbox: &Sandbox) {
         let Some(spec) = &sandbox.spec else { return };
         let mut pools = self.pools();
-        let Some(pool) = pools.get_mut(&spec.template_id) else { return };
+        let Some(pool) = pools.get_mut(&view::profile(spec)) else { return };
         match (spec.session_id.is_empty(), sandbox.state()) {
             (false, State::Creating) => pool.demand.note(self.clock.now()),
             (true, State::Deleted | State::Dead) => {}
@@ -155,36 +160,42 @@ impl Pools {
         }
     }
 
-    /// Reads which templates have pools, and what their sandboxes are to be.
-    async fn refresh(&self) -> Result<(), Status> {
-        let pooled: Vec<_> = self.templates().await?.into_iter().filter_map(pooled).collect();
-        let ids: BTreeSet<String> = pooled.iter().map(|(id, _)| id.clone()).collect();
-        self.pools()
-            .retain(|id, pool| ids.contains(id) || !pool.starting.is_empty() || !pool.removing.is_empty());
-        join_all(pooled.into_iter().map(|(id, settings)| self.refresh_one(id, settings))).await;
-        for (id, pool) in &mut *self.pools() {
-            if !ids.contains(id) {
-                pool.settings = Settings::default();
-            }
-        }
+    /// Reads which templates have pools, which it returns, and what their sandboxes are to be.
+    async fn refresh(&self) -> Result<Vec<Template>, Status> {
+        let mut templates = self.templates().await?;
+        templates.retain(wanted::has_pool);
+        let wanted: Vec<Wanted> = templates.iter().flat_map(wanted::filled).collect();
+        let profiles: BTreeSet<Profile> = wanted.iter().map(|pool| pool.profile.clone()).collect();
+        self.pools().retain(|profile, pool| {
+            profiles.contains(profile) || !pool.starting.is_empty() || !pool.removing.is_empty()
+        });
+        join_all(wanted.into_iter().map(|pool| self.refresh_one(pool))).await;
+        self.end_others(|profile| profiles.contains(profile));
         self.add_forgotten();
-        Ok(())
+        Ok(templates)
     }
 
-    /// Warm sandboxes of templates that want none any more are to go, too.
+    /// Those that are not wanted any more are to have no sandboxes.
+    fn end_others(&self, is_wanted: impl Fn(&Profile) -> bool) {
+        let mut pools = self.pools();
+        let others = pools.iter_mut().filter(|(profile, _)| !is_wanted(profile));
+        others.for_each(|(_, pool)| pool.settings = Settings::default());
+    }
+
+    /// Warm sandboxes of profiles that want none any more are to go, too.
     fn add_forgotten(&self) {
         let now = self.clock.now();
         let mut pools = self.pools();
-        for template_id in self.service.registry().warm_templates() {
-            pools.entry(template_id).or_insert_with(|| Pool::new(now));
+        for profile in self.service.registry().warm_profiles() {
+            pools.entry(profile).or_insert_with(|| Pool::new(now));
         }
     }
 
-    async fn refresh_one(&self, template_id: String, settings: Settings) {
-        let spec = self.spec(&template_id).await;
+    async fn refresh_one(&self, Wanted { profile, settings }: Wanted) {
+        let spec = self.spec(&profile).await;
         let now = self.clock.now();
         let mut pools = self.pools();
-        let pool = pools.entry(template_id).or_insert_with(|| Pool::new(now));
+        let pool = pools.entry(profile).or_insert_with(|| Pool::new(now));
         match spec {
             Ok(spec) => pool.is_to_be(settings, spec, now),
             Err(why) => {
@@ -208,11 +219,19 @@ impl Pools {
         }
     }
 
-    async fn spec(&self, template_id: &str) -> Result<SandboxSpec, Status> {
+    async fn spec(&self, profile: &Profile) -> Result<SandboxSpec, Status> {
         let mut client = SandboxSpecServiceClient::new(self.sessions.clone());
-        let request = GetSandboxSpecRequest { template_id: template_id.to_owned() };
+        let request = GetSandboxSpecRequest {
+            template_id: profile.template_id.clone(),
+            resources: Some(view::resources(profile.limits)),
+        };
         let answer = client.get_sandbox_spec(limited(request)).await?.into_inner();
-        answer.spec.ok_or_else(|| Status::internal("the session role answered without the spec"))
+        match answer.spec {
+            Some(spec) if view::profile(&spec) == *profile => Ok(spec),
+            // One that is older than profiles: what is made of it would belong to another pool.
+            Some(_) => Err(Status::internal("the session role tells of other limits: update it")),
+            None => Err(Status::internal("the session role answered without the spec")),
+        }
     }
 
     /// One look at every pool, and the beginning of what is to be done.
@@ -223,24 +242,24 @@ impl Pools {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % pools.len().max(1);
         let mut in_turn: Vec<_> = pools.iter_mut().collect();
         in_turn.rotate_left(first);
-        for (template_id, pool) in in_turn {
-            let to_do = pool.look((template_id, registry), &self.config, now);
+        for (profile, pool) in in_turn {
+            let to_do = pool.look((profile, registry), &self.config, now);
             for place in to_do.remove {
-                self.begin_removal(template_id.clone(), place);
+                self.begin_removal(profile.clone(), place);
             }
             let spec = pool.spec.clone().unwrap_or_default();
             for _ in 0..to_do.start {
                 let Ok(permit) = Arc::clone(&self.starts).try_acquire_owned() else { break };
                 let id = format!("sbx_{:016x}", rand::random::<u64>());
                 pool.starting.insert(id.clone(), now);
-                self.begin_start(template_id.clone(), id, spec.clone(), permit);
+                self.begin_start(profile.clone(), id, spec.clone(), permit);
             }
         }
     }
 
     fn begin_start(
         self: &Arc<Self>,
-        template_id: String,
+        profile: Profile,
         id: String,
         spec: SandboxSpec,
         permit: tokio::sync::OwnedSemaphorePermit,
@@ -256,19 +275,20 @@ impl Pools {
             if let Ok(sandbox) = &made {
                 pools.service.furnish_warm(sandbox, spec.packages).await;
             }
-            pools.started(&template_id, &id, made, took);
+            pools.started(&profile, &id, made, took);
         });
     }
 
-    fn started(&self, template_id: &str, id: &str, made: Result<Sandbox, Error>, took: Duration) {
+    fn started(&self, profile: &Profile, id: &str, made: Result<Sandbox, Error>, took: Duration) {
         let now = self.clock.now();
-        if let Some(pool) = self.pools().get_mut(template_id) {
+        if let Some(pool) = self.pools().get_mut(profile) {
             pool.starting.remove(id);
             match made {
                 Ok(_) => pool.made(took),
                 Err(error @ Error::NoCapacity { .. }) => pool.backoff.no_room(error.to_string(), now),
                 Err(error) => {
-                    tracing::warn!(template.id = template_id, %error, "no warm sandbox could be made");
+                    let Profile { template_id, limits } = profile;
+                    tracing::warn!(template.id = template_id, ?limits, %error, "no warm sandbox could be made");
                     pool.backoff.failed(error.to_string(), now);
                 }
             }
@@ -276,14 +296,14 @@ impl Pools {
         self.changed.notify_one();
     }
 
-    fn begin_removal(self: &Arc<Self>, template_id: String, place: Place) {
+    fn begin_removal(self: &Arc<Self>, profile: Profile, place: Place) {
         let pools = Arc::clone(self);
         self.tasks.spawn("remove a warm sandbox", async move {
             if let Err(error) = pools.service.remove_warm(&place).await {
                 tracing::warn!(sandbox.id = place.0, %error, "a warm sandbox was not removed");
                 tokio::time::sleep(REMOVE_AGAIN).await;
             }
-            if let Some(pool) = pools.pools().get_mut(&template_id) {
+            if let Some(pool) = pools.pools().get_mut(&profile) {
                 pool.removing.remove(&place);
             }
             pools.changed.notify_one();
@@ -295,11 +315,10 @@ impl Pools {
     /// # Errors
     /// When it cannot be read which there are.
     pub(crate) async fn list(&self) -> Result<Vec<pb::Pool>, Error> {
-        self.refresh().await.map_err(passed_on)?;
+        let mut templates = self.refresh().await.map_err(passed_on)?;
+        templates.sort_by(|a, b| a.template_id.cmp(&b.template_id));
         let used = self.service.registry().used();
-        let pools = self.pools();
-        let there = pools.iter().filter(|(_, pool)| pool.settings.max > 0);
-        Ok(there.map(|(id, pool)| self.told(id, pool, &used)).collect())
+        Ok(templates.iter().map(|template| self.told(template, &used)).collect())
     }
 
     /// The pool of a template.
@@ -310,7 +329,7 @@ impl Pools {
         let mut client = TemplateServiceClient::new(self.templates.clone());
         let request = GetTemplateRequest { template_id: template_id.to_owned() };
         let answer = client.get_template(limited(request)).await.map_err(passed_on)?.into_inner();
-        Ok(self.now_of(answer.template.unwrap_or_default()).await)
+        Ok(self.now_of(&answer.template.unwrap_or_default()).await)
     }
 
     /// Sets how many sandboxes of a template are to be warm.
@@ -324,56 +343,68 @@ impl Pools {
         let update_mask = Some(prost_types::FieldMask { paths: vec!["pool".to_owned()] });
         let request = UpdateTemplateRequest { template: Some(template), update_mask };
         let answer = client.update_template(limited(request)).await.map_err(passed_on)?.into_inner();
+        let pool = self.now_of(&answer.template.unwrap_or_default()).await;
+        let settings = &pool.settings;
         tracing::info!(template.id = template_id, ?settings, "how many are to be warm was decided");
-        let pool = self.now_of(answer.template.unwrap_or_default()).await;
         self.changed.notify_one();
         Ok(pool)
     }
 
     /// The pool of a template as it is, by what was just read of it.
-    async fn now_of(&self, template: Template) -> pb::Pool {
-        let id = template.template_id.clone();
-        match pooled(template) {
-            Some((id, settings)) => self.refresh_one(id, settings).await,
-            None => {
-                self.pools().get_mut(&id).into_iter().for_each(|pool| pool.settings = Settings::default())
-            }
-        }
-        let used = self.service.registry().used();
-        match self.pools().get(&id) {
-            Some(pool) => self.told(&id, pool, &used),
-            None => self.told(&id, &Pool::new(self.clock.now()), &used),
+    async fn now_of(&self, template: &Template) -> pb::Pool {
+        let wanted: Vec<Wanted> = wanted::filled(template).collect();
+        join_all(wanted.iter().map(|pool| self.refresh_one(pool.clone()))).await;
+        self.end_others(|profile| {
+            profile.template_id != template.template_id || wanted.iter().any(|pool| pool.profile == *profile)
+        });
+        self.told(template, &self.service.registry().used())
+    }
+
+    fn told(&self, template: &Template, used: &BTreeMap<Profile, Used>) -> pb::Pool {
+        let (own, others) = wanted::pools(template);
+        let of_profile = |pool: &Wanted| used.get(&pool.profile).copied().unwrap_or_default();
+        let of_all = Profile::of_template(used, &template.template_id);
+        // What is of no profile was made for sessions of this template all the same.
+        let of_none = of_all.filter(|(profile, _)| others.iter().all(|pool| pool.profile != **profile));
+        let of_none = of_none.fold(Used::default(), |sum, (_, used)| sum.and(*used));
+        let profiles = others.iter().map(|pool| self.status(&pool.profile, of_profile(pool))).collect();
+        let status = self.status(&own.profile, of_none);
+        pb::Pool {
+            template_id: template.template_id.clone(),
+            settings: Some(wanted::settings(template)),
+            target: status.target,
+            warm: status.warm,
+            starting: status.starting,
+            claimed: status.claimed,
+            cold: status.cold,
+            last_error: status.last_error,
+            retry_at: status.retry_at,
+            profiles,
         }
     }
 
-    fn told(&self, template_id: &str, pool: &Pool, used: &BTreeMap<String, Used>) -> pb::Pool {
-        let warm = pool.seen(template_id, self.service.registry(), &self.config);
+    fn status(&self, profile: &Profile, Used { claimed, cold }: Used) -> pb::ProfileStatus {
+        let pools = self.pools();
+        let Some(pool) = pools.get(profile) else {
+            return pb::ProfileStatus { claimed, cold, ..pb::ProfileStatus::default() };
+        };
+        let warm = pool.seen(profile, self.service.registry(), &self.config);
         let count = |condition| {
             let there = warm.iter().filter(|one| one.current && one.condition == condition).count();
             u32::try_from(there).unwrap_or(u32::MAX)
         };
-        let Settings { min, max, buffer } = pool.settings;
-        let used = used.get(template_id).copied().unwrap_or_default();
         let (failed, retry_at) = pool.backoff.told();
         let last_error = if pool.unclear.is_empty() { failed } else { &pool.unclear };
-        pb::Pool {
-            template_id: template_id.to_owned(),
-            settings: Some(PoolSettings { min, max, buffer }),
+        pb::ProfileStatus {
             target: pool.target(self.clock.now()),
             warm: count(Condition::Ready),
             starting: count(Condition::Starting),
-            claimed: used.claimed,
-            cold: used.cold,
+            claimed,
+            cold,
             last_error: last_error.to_owned(),
             retry_at: retry_at.map(timestamp),
         }
     }
-}
-
-/// The pool of a template that has one.
-fn pooled(template: Template) -> Option<(String, Settings)> {
-    let PoolSettings { min, max, buffer } = template.pool.filter(|_| template.is_active)?;
-    (max > 0).then_some((template.template_id, Settings { min, max, buffer }))
 }
 
 fn limited<T>(message: T) -> Request<T> {

@@ -3,11 +3,15 @@
 use std::{collections::HashMap, sync::Arc};
 
 use prost::Message;
-use sandmesh_proto::agent::{Node, Sandbox, SandboxSpec, sandbox::State};
+use sandmesh_proto::{
+    agent::{Node, Sandbox, SandboxSpec, sandbox::State},
+    executor::Resources,
+};
 
 use crate::{
     index::Facts,
     placement::{Language, Promised, Share, Wanted},
+    pool::{Limits, Profile},
     shelf::Kind,
     tally::Counted,
 };
@@ -64,6 +68,24 @@ pub(crate) fn size(spec: &SandboxSpec) -> (u64, u64) {
 /// Whether no session has it.
 pub(crate) fn is_warm(spec: &SandboxSpec) -> bool {
     spec.session_id.is_empty()
+}
+
+/// Whose pool it is of, or would be.
+pub(crate) fn profile(spec: &SandboxSpec) -> Profile {
+    let limits = limits(spec.resources.unwrap_or_default());
+    Profile { template_id: spec.template_id.clone(), limits }
+}
+
+/// Limits as they are on the wire.
+pub(crate) fn limits(resources: Resources) -> Limits {
+    let Resources { cpu_millis, memory_bytes, disk_bytes, max_processes } = resources;
+    Limits { cpu_millis, memory_bytes, disk_bytes, max_processes }
+}
+
+/// The same on the wire.
+pub(crate) fn resources(limits: Limits) -> Resources {
+    let Limits { cpu_millis, memory_bytes, disk_bytes, max_processes } = limits;
+    Resources { cpu_millis, memory_bytes, disk_bytes, max_processes }
 }
 
 /// What a node reports to have handed out.

@@ -231,7 +231,7 @@ impl SandboxSpecService for Grpc {
         &self,
         request: Request<pb::GetSandboxSpecRequest>,
     ) -> Result<Response<pb::GetSandboxSpecResponse>, Status> {
-        let spec = self.0.sandbox_spec(request.into_inner().template_id).await.map_err(status)?;
+        let spec = self.0.sandbox_spec(request.into_inner()).await.map_err(status)?;
         Ok(Response::new(pb::GetSandboxSpecResponse { spec: Some(spec) }))
     }
 }

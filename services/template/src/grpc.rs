@@ -7,8 +7,9 @@ use sandmesh_proto::{
     executor,
     template::{
         CreateTemplateRequest, CreateTemplateResponse, DeleteTemplateRequest, DeleteTemplateResponse,
-        GetTemplateRequest, GetTemplateResponse, ListTemplatesRequest, ListTemplatesResponse, PoolSettings,
-        Template, UpdateTemplateRequest, UpdateTemplateResponse, template_service_server::TemplateService,
+        GetTemplateRequest, GetTemplateResponse, ListTemplatesRequest, ListTemplatesResponse, PoolProfile,
+        PoolSettings, Template, UpdateTemplateRequest, UpdateTemplateResponse,
+        template_service_server::TemplateService,
     },
 };
 use tonic::{Request, Response, Status};
@@ -16,7 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     service::{Error, Templates},
     store::Stored,
-    validate::{Fields, Mask, Pool, Resources},
+    validate::{Fields, Kept, Mask, Pool, Profile, Resources},
 };
 
 /// The gRPC side of the template role.
@@ -84,24 +85,17 @@ fn required(template: Option<Template>) -> Result<Fields, Status> {
 
 impl From<Template> for Fields {
     fn from(template: Template) -> Self {
-        let resources = template.default_resources.unwrap_or_default();
-        let pool = template.pool.unwrap_or_default();
         Self {
             template_id: template.template_id,
             name: template.name,
             description: template.description,
             image_url: template.image_url,
             runtime_type: template.runtime_type,
-            resources: Resources {
-                cpu_millis: resources.cpu_millis,
-                memory_bytes: resources.memory_bytes,
-                disk_bytes: resources.disk_bytes,
-                max_processes: resources.max_processes,
-            },
+            resources: template.default_resources.unwrap_or_default().into(),
             timeout_seconds: template.default_timeout_seconds,
             env: template.default_env.into_iter().collect(),
             packages: template.pre_installed_packages,
-            pool: Pool { min: pool.min, max: pool.max, buffer: pool.buffer },
+            pool: template.pool.unwrap_or_default().into(),
             is_active: template.is_active,
         }
     }
@@ -109,14 +103,6 @@ impl From<Template> for Fields {
 
 impl From<Stored> for Template {
     fn from(stored: Stored) -> Self {
-        let Fields { resources, pool, .. } = &stored.fields;
-        let default_resources = executor::Resources {
-            cpu_millis: resources.cpu_millis,
-            memory_bytes: resources.memory_bytes,
-            disk_bytes: resources.disk_bytes,
-            max_processes: resources.max_processes,
-        };
-        let pool = PoolSettings { min: pool.min, max: pool.max, buffer: pool.buffer };
         let fields = stored.fields;
         Self {
             template_id: fields.template_id,
@@ -124,14 +110,50 @@ impl From<Stored> for Template {
             description: fields.description,
             image_url: fields.image_url,
             runtime_type: fields.runtime_type,
-            default_resources: Some(default_resources),
+            default_resources: Some(fields.resources.into()),
             default_timeout_seconds: fields.timeout_seconds,
             default_env: fields.env.into_iter().collect(),
             pre_installed_packages: fields.packages,
-            pool: Some(pool),
+            pool: Some(fields.pool.into()),
             is_active: fields.is_active,
             created_at: Some(timestamp(stored.created_at)),
             updated_at: Some(timestamp(stored.updated_at)),
         }
+    }
+}
+
+impl From<executor::Resources> for Resources {
+    fn from(resources: executor::Resources) -> Self {
+        let executor::Resources { cpu_millis, memory_bytes, disk_bytes, max_processes } = resources;
+        Self { cpu_millis, memory_bytes, disk_bytes, max_processes }
+    }
+}
+
+impl From<Resources> for executor::Resources {
+    fn from(resources: Resources) -> Self {
+        let Resources { cpu_millis, memory_bytes, disk_bytes, max_processes } = resources;
+        Self { cpu_millis, memory_bytes, disk_bytes, max_processes }
+    }
+}
+
+impl From<PoolSettings> for Pool {
+    fn from(PoolSettings { min, max, buffer, profiles }: PoolSettings) -> Self {
+        let profile = |PoolProfile { resources, min, max, buffer }| Profile {
+            resources: resources.unwrap_or_default().into(),
+            kept: Kept { min, max, buffer },
+        };
+        Self { kept: Kept { min, max, buffer }, profiles: profiles.into_iter().map(profile).collect() }
+    }
+}
+
+impl From<Pool> for PoolSettings {
+    fn from(Pool { kept: Kept { min, max, buffer }, profiles }: Pool) -> Self {
+        let profile = |Profile { resources, kept: Kept { min, max, buffer } }| PoolProfile {
+            resources: Some(resources.into()),
+            min,
+            max,
+            buffer,
+        };
+        Self { min, max, buffer, profiles: profiles.into_iter().map(profile).collect() }
     }
 }

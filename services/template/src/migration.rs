@@ -3,7 +3,7 @@
 
 use sandmesh_mesh::database::{
     Steps,
-    columns::{json, text, time},
+    columns::{json, json_null, text, time},
 };
 use sea_orm_migration::{
     prelude::*,
@@ -18,7 +18,7 @@ pub(crate) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(CreateTemplates)]
+        vec![Box::new(CreateTemplates), Box::new(AddPoolProfiles)]
     }
 
     fn migration_table_name() -> DynIden {
@@ -76,6 +76,31 @@ fn templates(backend: DbBackend) -> TableCreateStatement {
         .col(time(backend, "created_at"))
         .col(time(backend, "updated_at"))
         .take()
+}
+
+struct AddPoolProfiles;
+
+impl MigrationName for AddPoolProfiles {
+    fn name(&self) -> &'static str {
+        "m20261127_000002_add_pool_profiles"
+    }
+}
+
+#[expect(elided_lifetimes_in_paths, reason = "the trait is written so, and the two must agree")]
+#[async_trait::async_trait]
+impl MigrationTrait for AddPoolProfiles {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let column = json_null(manager.get_database_backend(), "pool_profiles");
+        Steps::new(manager).column("templates", column).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.alter_table(Table::alter().table("templates").drop_column("pool_profiles").take()).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
 }
 
 /// One row for each set of seeds that was planted: what a user deletes stays deleted.

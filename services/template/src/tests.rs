@@ -20,14 +20,17 @@ use sandmesh_proto::{
     session::{ListSessionsRequest, ListSessionsResponse, session::State},
     template::{
         CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ListTemplatesRequest,
-        ListTemplatesResponse, PoolSettings, Template, UpdateTemplateRequest,
+        ListTemplatesResponse, PoolProfile, PoolSettings, Template, UpdateTemplateRequest,
         template_service_client::TemplateServiceClient,
     },
 };
+use sea_orm::ConnectionTrait;
+use sea_orm_migration::MigratorTrait;
 use tonic::{Code, Request, Response, Status, service::Routes};
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::migration::Migrator;
 
 on_every_database!(
     a_new_database_has_the_first_templates_and_they_are_active,
@@ -46,6 +49,7 @@ on_every_database!(
     pages_by_token_and_by_offset_show_every_template_once_in_order,
     a_foreign_page_token_is_refused,
     roles_that_start_at_once_on_an_empty_database_plant_once,
+    a_template_that_is_older_than_profiles_has_none_and_takes_some,
 );
 
 const MIB: u64 = 1 << 20;
@@ -171,6 +175,12 @@ async fn a_first_template_that_was_deleted_does_not_come_back(kind: Kind) {
     assert_eq!(bench_in(&database).await.list(0, "", 0).await.unwrap().total, 0);
 }
 
+/// A few warm, with so many MiB of memory.
+fn profile(mebibytes: u64) -> PoolProfile {
+    let resources = Resources { memory_bytes: mebibytes * MIB, ..Resources::default() };
+    PoolProfile { resources: Some(resources), min: 1, max: 3, buffer: 2 }
+}
+
 async fn what_was_stored_is_what_comes_back_also_after_a_restart(kind: Kind) {
     let database = TestDatabase::create(kind).await;
     let mut bench = bench_in(&database).await;
@@ -185,7 +195,7 @@ async fn what_was_stored_is_what_comes_back_also_after_a_restart(kind: Kind) {
         default_timeout_seconds: 3600,
         default_env: HashMap::from([("A".to_owned(), String::new()), ("B".to_owned(), "=\n'".to_owned())]),
         pre_installed_packages: vec!["numpy==2.0".to_owned(), "click".to_owned()],
-        pool: Some(PoolSettings { min: 1, max: 5, buffer: 2 }),
+        pool: Some(PoolSettings { min: 1, max: 5, buffer: 2, profiles: vec![profile(300), profile(400)] }),
         ..template("all-fields")
     };
     let created = bench.create(written.clone()).await.unwrap();
@@ -405,4 +415,39 @@ async fn roles_that_start_at_once_on_an_empty_database_plant_once(kind: Kind) {
     for mut bench in futures::future::join_all(starts).await {
         assert_eq!(bench.list(0, "", 0).await.unwrap().total, 3);
     }
+}
+
+/// A template as the first migration has it.
+const OLD: &str = "INSERT INTO templates
+    (template_id, name, description, image_url, runtime_type, cpu_millis, memory_bytes, disk_bytes,
+     max_processes, timeout_seconds, env, packages, pool_min, pool_max, pool_buffer, is_active, revision,
+     created_at, updated_at)
+    VALUES ('old', 'old', '', 'i', 'bash', 500, 536870912, 1073741824, 128, 300, '{}', '[]', 1, 2, 0, TRUE, 1,
+     '2026-01-01 00:00:00', '2026-01-01 00:00:00')";
+
+async fn a_template_that_is_older_than_profiles_has_none_and_takes_some(kind: Kind) {
+    let database = TestDatabase::create(kind).await;
+    let mode = if kind == Kind::Sqlite { "?mode=rwc" } else { "" };
+    let connection = sea_orm::Database::connect(format!("{}{mode}", database.url().expose())).await.unwrap();
+    Migrator::up(&connection, Some(1)).await.unwrap();
+    connection.execute_unprepared(OLD).await.unwrap();
+    // A migration that was made and not noted is noted by the next start.
+    Migrator::up(&connection, Some(1)).await.unwrap();
+    let forget = "DELETE FROM template_migrations WHERE version LIKE '%profiles'";
+    assert_eq!(connection.execute_unprepared(forget).await.unwrap().rows_affected(), 1);
+    connection.close().await.unwrap();
+    let mut bench = bench_in(&database).await;
+    let old = bench.get("old").await.unwrap();
+    assert_eq!(old.pool, Some(PoolSettings { min: 1, max: 2, ..PoolSettings::default() }));
+    let with = |memory| {
+        let profiles = vec![profile(memory)];
+        Template { pool: Some(PoolSettings { profiles, ..PoolSettings::default() }), ..old.clone() }
+    };
+    let updated = bench.update(with(300), &["pool.profiles"]).await.unwrap();
+    assert_eq!(updated.pool.as_ref().map(|pool| (pool.max, pool.profiles.len())), Some((2, 1)));
+    assert_eq!(bench.get("old").await.unwrap(), updated);
+    let status = bench.update(with(512), &["pool.profiles"]).await.unwrap_err();
+    let named = &status.get_details_bad_request().unwrap().field_violations[0].field;
+    assert_eq!(named, "template.pool.profiles.0.resources");
+    assert_eq!(bench.get("old").await.unwrap(), updated);
 }

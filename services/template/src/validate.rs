@@ -13,8 +13,8 @@ mod rules;
 /// One mebibyte.
 const MIB: u64 = 1 << 20;
 
-/// The limits that a session gets when it does not say otherwise.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The limits that a session gets when it does not say otherwise, or those of a profile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Resources {
     /// Thousandths of a core, [100..4000].
     pub(crate) cpu_millis: u32,
@@ -26,15 +26,48 @@ pub(crate) struct Resources {
     pub(crate) max_processes: u32,
 }
 
+impl Resources {
+    /// With what was left out (zero) taken from `others`.
+    #[must_use]
+    fn or(self, others: Self) -> Self {
+        let or = |value: u32, other: u32| if value == 0 { other } else { value };
+        let or_bytes = |value: u64, other: u64| if value == 0 { other } else { value };
+        Self {
+            cpu_millis: or(self.cpu_millis, others.cpu_millis),
+            memory_bytes: or_bytes(self.memory_bytes, others.memory_bytes),
+            disk_bytes: or_bytes(self.disk_bytes, others.disk_bytes),
+            max_processes: or(self.max_processes, others.max_processes),
+        }
+    }
+}
+
 /// How many warm sandboxes are kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Pool {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
     /// At least this many.
     pub(crate) min: u32,
     /// At most this many, not less than `min`.
     pub(crate) max: u32,
     /// This many ahead of demand.
     pub(crate) buffer: u32,
+}
+
+/// The warm sandboxes of a template.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Pool {
+    /// With its limits.
+    pub(crate) kept: Kept,
+    /// With other limits; at most 8, all different.
+    pub(crate) profiles: Vec<Profile>,
+}
+
+/// Warm sandboxes with certain limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Profile {
+    /// The limits; what is zero is the template's.
+    pub(crate) resources: Resources,
+    /// How many; some at most.
+    pub(crate) kept: Kept,
 }
 
 /// A template as somebody wrote it, or as it was stored. The limits are those that [`Spec`] enforces.
@@ -73,15 +106,15 @@ impl Fields {
     /// workspace, 128 processes, 300 seconds.
     #[must_use]
     pub(crate) fn with_defaults(mut self) -> Self {
-        let or = |value: u32, default: u32| if value == 0 { default } else { value };
-        let or_bytes = |value: u64, default: u64| if value == 0 { default } else { value };
-        self.resources = Resources {
-            cpu_millis: or(self.resources.cpu_millis, 500),
-            memory_bytes: or_bytes(self.resources.memory_bytes, 512 * MIB),
-            disk_bytes: or_bytes(self.resources.disk_bytes, 1024 * MIB),
-            max_processes: or(self.resources.max_processes, 128),
-        };
-        self.timeout_seconds = or(self.timeout_seconds, 300);
+        self.resources = self.resources.or(Resources {
+            cpu_millis: 500,
+            memory_bytes: 512 * MIB,
+            disk_bytes: 1024 * MIB,
+            max_processes: 128,
+        });
+        if self.timeout_seconds == 0 {
+            self.timeout_seconds = 300;
+        }
         self
     }
 }
@@ -108,7 +141,7 @@ impl Spec {
 }
 
 /// What an update may change; the paths are those of the fields of the message.
-const UPDATABLE: [&str; 17] = [
+const UPDATABLE: [&str; 18] = [
     "name",
     "description",
     "image_url",
@@ -125,6 +158,7 @@ const UPDATABLE: [&str; 17] = [
     "pool.min",
     "pool.max",
     "pool.buffer",
+    "pool.profiles",
     "is_active",
 ];
 
@@ -173,7 +207,7 @@ fn replace(mut fields: Fields, path: &str, new: &Fields) -> Fields {
         "description" => fields.description.clone_from(&new.description),
         "image_url" => fields.image_url.clone_from(&new.image_url),
         "runtime_type" => fields.runtime_type.clone_from(&new.runtime_type),
-        "default_resources" => fields.resources = new.resources.clone(),
+        "default_resources" => fields.resources = new.resources,
         "default_resources.cpu_millis" => fields.resources.cpu_millis = new.resources.cpu_millis,
         "default_resources.memory_bytes" => fields.resources.memory_bytes = new.resources.memory_bytes,
         "default_resources.disk_bytes" => fields.resources.disk_bytes = new.resources.disk_bytes,
@@ -182,9 +216,10 @@ fn replace(mut fields: Fields, path: &str, new: &Fields) -> Fields {
         "default_env" => fields.env.clone_from(&new.env),
         "pre_installed_packages" => fields.packages.clone_from(&new.packages),
         "pool" => fields.pool = new.pool.clone(),
-        "pool.min" => fields.pool.min = new.pool.min,
-        "pool.max" => fields.pool.max = new.pool.max,
-        "pool.buffer" => fields.pool.buffer = new.pool.buffer,
+        "pool.min" => fields.pool.kept.min = new.pool.kept.min,
+        "pool.max" => fields.pool.kept.max = new.pool.kept.max,
+        "pool.buffer" => fields.pool.kept.buffer = new.pool.kept.buffer,
+        "pool.profiles" => fields.pool.profiles.clone_from(&new.pool.profiles),
         "is_active" => fields.is_active = new.is_active,
         _ => {}
     }

@@ -198,8 +198,10 @@ fn filled(text: String) -> Option<String> {
 struct Mistakes(Vec<Violation>);
 
 impl Mistakes {
+    /// A field of the body; a dot is between the names of steps to it.
     fn add(&mut self, field: &str, kind: &str, msg: impl Into<String>) {
-        self.0.push(Violation::new(&["body", field], kind, msg));
+        let loc: Vec<&str> = std::iter::once("body").chain(field.split('.')).collect();
+        self.0.push(Violation::new(&loc, kind, msg));
     }
 
     /// A field that must be given.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{Error, Visitor},
 };
 use utoipa::ToSchema;
@@ -14,7 +14,7 @@ const CORE: u32 = 1000;
 const UNITS: [(&str, u64); 3] = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
 
 /// CPU as a client writes it: `"1"`, `"0.5"`, `"500m"`, or a number.
-#[derive(Debug, Clone, PartialEq, Eq, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(value_type = String, example = "0.5")]
 pub(crate) struct Cpu(pub(super) String);
 

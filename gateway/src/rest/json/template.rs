@@ -7,7 +7,11 @@ use sandmesh_proto::{executor::Resources, template as pb};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Mistakes, filled, quantity, time};
+use super::{
+    Mistakes, filled,
+    pool::{Limits, SetProfile, profiles},
+    quantity, time,
+};
 use crate::error::ApiError;
 
 const MIB: u64 = 1 << 20;
@@ -91,7 +95,7 @@ pub(crate) struct UpdateTemplate {
 }
 
 /// How many warm sandboxes of a template are kept; what is left out stays as it is, at first 0.
-#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct PoolChange {
     /// At least this many.
     min: Option<u32>,
@@ -99,11 +103,30 @@ pub(crate) struct PoolChange {
     max: Option<u32>,
     /// This many ahead of demand.
     buffer: Option<u32>,
+    /// Warm sandboxes with other limits than the template's, all of them.
+    #[schema(max_items = 8)]
+    profiles: Option<Vec<SetProfile>>,
 }
 
 /// How many warm sandboxes of a template are kept.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Pool {
+    /// At least this many.
+    min: u32,
+    /// At most this many.
+    max: u32,
+    /// This many ahead of demand.
+    buffer: u32,
+    /// Warm sandboxes with other limits than the template's.
+    profiles: Vec<Profile>,
+}
+
+/// How many warm sandboxes of a template are kept that have certain limits.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TemplatePoolProfile)]
+pub(crate) struct Profile {
+    /// The limits.
+    resources: Limits,
     /// At least this many.
     min: u32,
     /// At most this many.
@@ -138,7 +161,7 @@ impl CreateTemplate {
             ),
             default_env: self.default_env_vars.unwrap_or_default(),
             pre_installed_packages: self.pre_installed_packages.unwrap_or_default(),
-            pool: self.pool.map(PoolChange::wire),
+            pool: self.pool.map(|pool| pool.wire(&mut mistakes)),
             ..pb::Template::default()
         };
         mistakes.check().map(|()| template)
@@ -175,7 +198,7 @@ impl UpdateTemplate {
     /// The wire names of the fields that are given.
     fn paths(&self) -> Vec<String> {
         let timeout = self.default_timeout.or(self.default_timeout_sec);
-        let pool = self.pool.unwrap_or_default();
+        let pool = |given: fn(&PoolChange) -> bool| self.pool.as_ref().is_some_and(given);
         let given = [
             ("name", self.name.is_some()),
             ("description", self.description.is_some()),
@@ -187,9 +210,10 @@ impl UpdateTemplate {
             ("default_timeout_seconds", timeout.is_some()),
             ("default_env", self.default_env_vars.is_some()),
             ("pre_installed_packages", self.pre_installed_packages.is_some()),
-            ("pool.min", pool.min.is_some()),
-            ("pool.max", pool.max.is_some()),
-            ("pool.buffer", pool.buffer.is_some()),
+            ("pool.min", pool(|pool| pool.min.is_some())),
+            ("pool.max", pool(|pool| pool.max.is_some())),
+            ("pool.buffer", pool(|pool| pool.buffer.is_some())),
+            ("pool.profiles", pool(|pool| pool.profiles.is_some())),
             ("is_active", self.is_active.is_some()),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(path, _)| path.to_owned()).collect()
@@ -292,17 +316,25 @@ impl From<pb::Template> for Template {
 }
 
 impl PoolChange {
-    fn wire(self) -> pb::PoolSettings {
+    fn wire(self, mistakes: &mut Mistakes) -> pb::PoolSettings {
         pb::PoolSettings {
             min: self.min.unwrap_or(0),
             max: self.max.unwrap_or(0),
             buffer: self.buffer.unwrap_or(0),
+            profiles: profiles(self.profiles.unwrap_or_default(), "pool.profiles", mistakes),
         }
     }
 }
 
 impl From<pb::PoolSettings> for Pool {
     fn from(pool: pb::PoolSettings) -> Self {
-        Self { min: pool.min, max: pool.max, buffer: pool.buffer }
+        let profile = |pb::PoolProfile { resources, min, max, buffer }| Profile {
+            resources: resources.unwrap_or_default().into(),
+            min,
+            max,
+            buffer,
+        };
+        let profiles = pool.profiles.into_iter().map(profile).collect();
+        Self { min: pool.min, max: pool.max, buffer: pool.buffer, profiles }
     }
 }

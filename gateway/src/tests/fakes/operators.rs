@@ -14,9 +14,10 @@ use sandmesh_proto::{
         CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest, DrainNodeResponse, GetNodeRequest,
         GetNodeResponse, GetNodeSandboxRequest, GetNodeSandboxResponse, GetPoolRequest, GetPoolResponse,
         ListNodeSandboxesRequest, ListNodeSandboxesResponse, ListPoolsRequest, ListPoolsResponse,
-        NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, Pool, ReadSandboxLogRequest,
-        ReadSandboxLogResponse, RemoveNodeRequest, RemoveNodeResponse, ResumeNodeRequest, ResumeNodeResponse,
-        SetPoolRequest, SetPoolResponse, node_service_server::NodeService, pool_service_server::PoolService,
+        NodeServiceListNodesRequest, NodeServiceListNodesResponse, NodeStatus, Pool, ProfileStatus,
+        ReadSandboxLogRequest, ReadSandboxLogResponse, RemoveNodeRequest, RemoveNodeResponse,
+        ResumeNodeRequest, ResumeNodeResponse, SetPoolRequest, SetPoolResponse,
+        node_service_server::NodeService, pool_service_server::PoolService,
     },
     template::PoolSettings,
 };
@@ -173,6 +174,7 @@ fn of_template<T>(id: &str, reply: T) -> Reply<T> {
 }
 
 fn pool(template_id: &str, settings: PoolSettings) -> Pool {
+    let profiles = settings.profiles.len();
     Pool {
         template_id: template_id.to_owned(),
         settings: Some(settings),
@@ -182,6 +184,7 @@ fn pool(template_id: &str, settings: PoolSettings) -> Pool {
         claimed: 4,
         cold: 5,
         last_error: "no such image".to_owned(),
+        profiles: vec![ProfileStatus { warm: 3, cold: 6, ..ProfileStatus::default() }; profiles],
         ..Pool::default()
     }
 }
@@ -189,7 +192,7 @@ fn pool(template_id: &str, settings: PoolSettings) -> Pool {
 #[tonic::async_trait]
 impl PoolService for Fakes {
     async fn list_pools(&self, _: Request<ListPoolsRequest>) -> Reply<ListPoolsResponse> {
-        let settings = PoolSettings { min: 1, max: 9, buffer: 0 };
+        let settings = PoolSettings { min: 1, max: 9, ..PoolSettings::default() };
         Ok(Response::new(ListPoolsResponse { pools: vec![pool("python-basic", settings)] }))
     }
 
@@ -204,6 +207,12 @@ impl PoolService for Fakes {
         if settings.min > settings.max {
             let wrong =
                 FieldViolation::new("template.pool.max", "greater_than_equal", "must be at least `pool.min`");
+            let message = "fields are wrong".to_owned();
+            return Err(status(Refused(Code::InvalidArgument, "INVALID_ARGUMENT", message, vec![wrong])));
+        }
+        if settings.profiles.len() > 1 {
+            let field = "template.pool.profiles.1.resources.memory_bytes";
+            let wrong = FieldViolation::new(field, "less_than_equal", "must be at most 1");
             let message = "fields are wrong".to_owned();
             return Err(status(Refused(Code::InvalidArgument, "INVALID_ARGUMENT", message, vec![wrong])));
         }

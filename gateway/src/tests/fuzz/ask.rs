@@ -137,7 +137,8 @@ const FIELDS: &str = "id template_id timeout idle_timeout cpu memory disk resour
 const VALUES: &str = r#"null true 0 -1 1 0.5 300 4294967296 18446744073709551615 18446744073709551616 1e400 -0 1e-9
     "" "1" "0.5" "500m" "512Mi" "1Gi" "python" "shell" "script" "none" "\u0000" "\ud800" [] [null] ["a"] {}
     {"A":"b"} {"A":1} {"":null} {"cpu":1,"memory":"1Gi","disk":2} {"min":1,"max":0} [{"name":"click","version":"1"}]
-    [[[[[[[[]]]]]]]] {"A":"b","A":"c"} {"name":1}"#;
+    [[[[[[[[]]]]]]]] {"A":"b","A":"c"} {"name":1}
+    {"max":1,"profiles":[{"resources":{"memory":"1Gi"},"max":1}]}"#;
 
 fn words(text: &'static str) -> Vec<&'static str> {
     text.split_whitespace().collect()

@@ -134,6 +134,27 @@ fn a_session_is_created_with_what_was_said() {
 }
 
 #[test]
+fn profiles_of_a_pool_are_read_one_by_one() {
+    let words =
+        "pools set t --max 2 --profile cpu=2,memory=2Gi,max=4 --profile processes=9,min=1,max=1,buffer=1";
+    match parse(words).unwrap().command {
+        Command::Pools(PoolsArgs { command: Some(PoolCommand::Set { profile, .. }) }) => {
+            let told: Vec<_> = profile.iter().map(|one| (one.min, one.max, one.buffer)).collect();
+            assert_eq!(told, [(0, 4, 0), (1, 1, 1)]);
+            let limits = profile.iter().filter_map(|one| one.resources);
+            let limits: Vec<_> =
+                limits.map(|one| (one.cpu_millis, one.memory_bytes, one.max_processes)).collect();
+            assert_eq!(limits, [(2000, 2 << 30, 0), (0, 0, 9)]);
+        }
+        other => panic!("{other:?}"),
+    }
+    for wrong in ["cpu=x,max=1", "memory=2G,max=1", "max=-1", "gpu=1,max=1", "max", ""] {
+        let words = ["sandmesh", "pools", "set", "t", "--max", "1", "--profile", wrong];
+        assert_eq!(Parsed::try_parse_from(words).unwrap_err().exit_code(), 2, "{wrong}");
+    }
+}
+
+#[test]
 fn a_completion_script_knows_the_commands() {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         let script = String::from_utf8(completions(shell)).unwrap();

@@ -2,6 +2,7 @@
 
 mod execution;
 mod operator;
+mod pool;
 mod session;
 mod template;
 
@@ -11,7 +12,8 @@ use sandmesh_mesh::datetime;
 use serde::Serialize;
 
 pub(super) use execution::ExecutionView;
-pub(super) use operator::{JoinTokenView, NodeView, PoolView, SandboxView};
+pub(super) use operator::{JoinTokenView, NodeView, SandboxView};
+pub(super) use pool::PoolView;
 pub(super) use session::SessionView;
 pub(super) use template::TemplateView;
 

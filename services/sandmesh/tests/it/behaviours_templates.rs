@@ -61,7 +61,9 @@ async fn template_is_returned_as_it_was_stored(wiring: Wiring) {
         "image_url": "registry.example.org/ds:1", "runtime_type": "python3.12",
         "default_cpu_cores": 1.5, "default_memory_mb": 2048, "default_disk_mb": 4096, "default_timeout": 900,
         "default_env_vars": {"MODE": "fast", "EMPTY": ""}, "pre_installed_packages": ["numpy", "pandas"],
-        "pool": {"min": 0, "max": 3, "buffer": 1},
+        "pool": {"min": 0, "max": 3, "buffer": 1, "profiles": [
+            {"resources": {"cpu": "2", "memory": "1536Mi", "disk": null, "max_processes": 64}, "min": 0, "max": 1, "buffer": 0},
+        ]},
     });
     has(&created(&server.api, whole.clone()).await, &whole);
     let stored = server.api.get("/templates/data-science").await.is(200);

@@ -81,7 +81,7 @@ async fn template_is_stored_and_updated_over_grpc(wiring: Wiring) {
         default_timeout_seconds: 90,
         default_env: HashMap::from([("A".into(), "1".into())]),
         pre_installed_packages: vec!["numpy".into()],
-        pool: Some(PoolSettings { min: 0, max: 2, buffer: 1 }),
+        pool: Some(PoolSettings { min: 0, max: 2, buffer: 1, profiles: Vec::new() }),
         ..template("whole")
     };
     let create = |template: Template| CreateTemplateRequest { template: Some(template) };

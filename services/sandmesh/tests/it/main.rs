@@ -99,6 +99,7 @@ mod nodes;
 mod object_store;
 mod operators;
 mod pools;
+mod profiles;
 mod recovery;
 mod replicas;
 mod slow_readers;

@@ -59,7 +59,7 @@ async fn a_session_gets_a_warm_sandbox_and_another_takes_its_place(wiring: Wirin
     let told = set(api, "python-basic", json!({"min": 2, "max": 4})).await;
     assert_eq!((&told["min"], &told["max"]), (&json!(2), &json!(4)));
     let template = api.get("/templates/python-basic").await.is(200);
-    assert_eq!(template["pool"], json!({"min": 2, "max": 4, "buffer": 0}));
+    assert_eq!(template["pool"], json!({"min": 2, "max": 4, "buffer": 0, "profiles": []}));
     warm(api, "python-basic", 2).await;
     let session = create(api, "python-basic").await;
     assert_eq!((&session["status"], &session["start_type"]), (&json!("running"), &json!("warm")));

@@ -1,4 +1,4 @@
-//! One pool: what is known of it, and what is to be done for it now.
+//! One pool, that of a profile: what is known of it, and what is to be done for it now.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use sandmesh_proto::agent::SandboxSpec;
 
 use crate::{
     config,
-    pool::{self, Backoff, Condition, Demand, Settings, Warm},
+    pool::{self, Backoff, Condition, Demand, Profile, Settings, Warm},
     registry::{Place, Registry},
 };
 
@@ -85,14 +85,14 @@ impl Pool {
     /// be just that.
     pub(crate) fn look(
         &mut self,
-        (template_id, registry): (&str, &Registry),
+        (profile, registry): (&Profile, &Registry),
         config: &config::Pools,
         now: DateTime<Utc>,
     ) -> ToDo {
         if self.spec.is_none() && self.settings.max > 0 {
             return ToDo::default();
         }
-        let warm = self.seen(template_id, registry, config);
+        let warm = self.seen(profile, registry, config);
         let plan = pool::plan(self.target(now), &warm, config.lifetime.0, now);
         let remove = plan.remove.into_iter().filter(|place| self.removing.insert(place.clone())).collect();
         let starting = u32::try_from(self.starting.len()).unwrap_or(u32::MAX);
@@ -101,10 +101,10 @@ impl Pool {
     }
 
     /// Its warm sandboxes: those that are known of, and those on their way.
-    pub(crate) fn seen(&self, template_id: &str, registry: &Registry, config: &config::Pools) -> Vec<Warm> {
+    pub(crate) fn seen(&self, profile: &Profile, registry: &Registry, config: &config::Pools) -> Vec<Warm> {
         let none = SandboxSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&none);
-        let mut warm = registry.warm(template_id, spec, config.fill_percent.into());
+        let mut warm = registry.warm(profile, spec, config.fill_percent.into());
         for one in &mut warm {
             // Its packages may not be there yet.
             if self.starting.contains_key(&one.place.0) && one.condition == Condition::Ready {

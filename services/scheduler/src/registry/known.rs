@@ -11,6 +11,7 @@ use super::{Place, Used};
 use crate::{
     index::{Index, Load},
     placement::{Promised, Share},
+    pool::Profile,
     shelf::{Kind, Shelf, Waiting},
     tally::{Sum, Tally},
     view,
@@ -36,7 +37,7 @@ pub(super) struct Known {
     pub(super) fresh: BTreeSet<(DateTime<Utc>, String)>,
     /// The others.
     pub(super) silent: BTreeSet<(DateTime<Utc>, String)>,
-    pub(super) templates: BTreeMap<String, OfTemplate>,
+    pub(super) profiles: BTreeMap<Profile, OfProfile>,
     pub(super) index: Index,
     pub(super) shelf: Shelf,
     /// There may be room that was not there before.
@@ -51,9 +52,9 @@ pub(super) struct Placement {
     placed_at: DateTime<Utc>,
 }
 
-/// The sandboxes of a template.
+/// The sandboxes of a profile.
 #[derive(Debug, Default)]
-pub(super) struct OfTemplate {
+pub(super) struct OfProfile {
     /// Those that sessions have.
     pub(super) used: Used,
     /// Those that no session has, in whatever state, and what they are.
@@ -235,7 +236,7 @@ impl Known {
     /// refreshed afterwards.
     pub(super) fn swap(&mut self, node_id: &str, id: &str, new: Option<Sandbox>) -> Option<Sandbox> {
         let place = (id.to_owned(), node_id.to_owned());
-        let Self { nodes, claiming, index, shelf, templates, places, .. } = self;
+        let Self { nodes, claiming, index, shelf, profiles, places, .. } = self;
         let entry = nodes.get_mut(node_id)?;
         let old = entry.sandboxes.remove(id);
         match (&old, &new) {
@@ -260,7 +261,7 @@ impl Known {
         let is_claimed = claiming.contains_key(&place);
         for (sandbox, is_there) in old.iter().map(|old| (old, false)).chain(new.iter().map(|new| (new, true)))
         {
-            count(templates, &place, sandbox, is_there);
+            count(profiles, &place, sandbox, is_there);
             if !is_claimed {
                 offer(shelf, entry, sandbox, is_there);
             }
@@ -373,10 +374,11 @@ fn gives_more(now: &Load, before: &Load) -> bool {
             || more(now.memory_bytes, before.memory_bytes))
 }
 
-/// Counts a sandbox for its template, or does not any more.
-fn count(templates: &mut BTreeMap<String, OfTemplate>, place: &Place, sandbox: &Sandbox, is_there: bool) {
+/// Counts a sandbox for its profile, or does not any more.
+fn count(profiles: &mut BTreeMap<Profile, OfProfile>, place: &Place, sandbox: &Sandbox, is_there: bool) {
     let Some(spec) = &sandbox.spec else { return };
-    let of = templates.entry(spec.template_id.clone()).or_default();
+    let profile = view::profile(spec);
+    let of = profiles.entry(profile.clone()).or_default();
     let live = matches!(sandbox.state(), State::Creating | State::Running);
     match (view::is_warm(spec), is_there) {
         (true, true) => drop(of.warm.insert(place.clone(), view::kind(spec))),
@@ -385,7 +387,7 @@ fn count(templates: &mut BTreeMap<String, OfTemplate>, place: &Place, sandbox: &
         (false, _) => {}
     }
     if of.warm.is_empty() && of.used == Used::default() {
-        templates.remove(&spec.template_id);
+        profiles.remove(&profile);
     }
 }
 

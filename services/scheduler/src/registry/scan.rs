@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     placement::{self, Language, NodeView, Promised, Share, Wanted},
-    pool::{Condition, Warm},
+    pool::{Condition, Profile, Warm},
 };
 
 impl Registry {
@@ -75,12 +75,12 @@ impl Registry {
     }
 
     /// Ordered by place.
-    pub(super) fn scan_warm(&self, template_id: &str, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {
+    pub(super) fn scan_warm(&self, profile: &Profile, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {
         let known = self.known();
         let mut all = Vec::new();
         for entry in known.nodes.values().filter(|entry| !entry.lost && self.is_healthy(&known, entry)) {
             let stressed = placement::percent(&view(entry, std::iter::empty(), true)) >= crowded;
-            for sandbox in entry.sandboxes.values().filter(|sandbox| is_warm_of(sandbox, template_id)) {
+            for sandbox in entry.sandboxes.values().filter(|sandbox| is_warm_of(sandbox, profile)) {
                 let condition = match sandbox.state() {
                     State::Creating => Condition::Starting,
                     State::Running => Condition::Ready,
@@ -96,26 +96,26 @@ impl Registry {
         all
     }
 
-    pub(super) fn scan_warm_templates(&self) -> Vec<String> {
+    pub(super) fn scan_warm_profiles(&self) -> Vec<Profile> {
         let known = self.known();
         let all = known.nodes.values().filter(|entry| !entry.lost).flat_map(|entry| entry.sandboxes.values());
         let specs = all.filter_map(|sandbox| sandbox.spec.as_ref());
-        let mut templates: Vec<_> =
-            specs.filter(|spec| spec.session_id.is_empty()).map(|spec| spec.template_id.clone()).collect();
-        templates.sort();
-        templates.dedup();
-        templates
+        let mut profiles: Vec<_> =
+            specs.filter(|spec| spec.session_id.is_empty()).map(crate::view::profile).collect();
+        profiles.sort();
+        profiles.dedup();
+        profiles
     }
 
-    pub(super) fn scan_used(&self) -> BTreeMap<String, Used> {
+    pub(super) fn scan_used(&self) -> BTreeMap<Profile, Used> {
         let known = self.known();
-        let mut used: BTreeMap<String, Used> = BTreeMap::new();
+        let mut used: BTreeMap<Profile, Used> = BTreeMap::new();
         for sandbox in known.nodes.values().flat_map(|entry| entry.sandboxes.values()) {
             let live = matches!(sandbox.state(), State::Creating | State::Running);
             let Some(spec) = sandbox.spec.as_ref().filter(|spec| live && !spec.session_id.is_empty()) else {
                 continue;
             };
-            let used = used.entry(spec.template_id.clone()).or_default();
+            let used = used.entry(crate::view::profile(spec)).or_default();
             match sandbox.claimed {
                 true => used.claimed += 1,
                 false => used.cold += 1,
@@ -189,9 +189,12 @@ fn place(sandbox: &Sandbox) -> Place {
     (sandbox.sandbox_id.clone(), sandbox.node_id.clone())
 }
 
-fn is_warm_of(sandbox: &Sandbox, template_id: &str) -> bool {
+fn is_warm_of(sandbox: &Sandbox, profile: &Profile) -> bool {
     let spec = sandbox.spec.as_ref();
-    spec.is_some_and(|spec| spec.session_id.is_empty() && spec.template_id == template_id)
+    spec.is_some_and(|spec| {
+        let limits = crate::view::limits(spec.resources.unwrap_or_default());
+        spec.session_id.is_empty() && spec.template_id == profile.template_id && limits == profile.limits
+    })
 }
 
 fn can_become(sandbox: &Sandbox, wanted: &SandboxSpec) -> bool {

@@ -295,10 +295,10 @@ impl Bench {
         self.compare_choice(&wanted, &views);
         self.compare_refusals(&wanted, &views);
         assert_eq!(registry.used(), registry.scan_used());
-        assert_eq!(registry.warm_templates(), registry.scan_warm_templates());
-        let template_id = TEMPLATES[kind.template];
-        let warm = registry.warm(template_id, &spec, CROWDED);
-        assert_eq!(warm, registry.scan_warm(template_id, &spec, CROWDED));
+        assert_eq!(registry.warm_profiles(), registry.scan_warm_profiles());
+        let profile = view::profile(&spec);
+        let warm = registry.warm(&profile, &spec, CROWDED);
+        assert_eq!(warm, registry.scan_warm(&profile, &spec, CROWDED));
         for n in 0..SANDBOXES {
             assert_eq!(registry.node_of(&sandbox_id(n)), registry.scan_node_of(&sandbox_id(n)));
         }

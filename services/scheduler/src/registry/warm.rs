@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     placement::{self, Wanted},
-    pool::{Condition, Warm},
+    pool::{Condition, Profile, Warm},
     shelf::Kind,
     view,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// Of so many nodes that have what is wanted one is chosen for its packages; else these are installed.
 const FURNISHED: usize = 256;
 
-/// How many sandboxes of a template sessions have.
+/// How many sandboxes of a profile sessions have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Used {
     /// That were warm.
@@ -32,6 +32,14 @@ impl Used {
     pub(super) fn count(&mut self, was_warm: bool, is_there: bool) {
         let count = if was_warm { &mut self.claimed } else { &mut self.cold };
         *count = if is_there { count.saturating_add(1) } else { count.saturating_sub(1) };
+    }
+
+    /// These and those.
+    pub(crate) fn and(self, others: Self) -> Self {
+        Self {
+            claimed: self.claimed.saturating_add(others.claimed),
+            cold: self.cold.saturating_add(others.cold),
+        }
     }
 }
 
@@ -56,11 +64,11 @@ impl Registry {
         self.known().unclaim(place);
     }
 
-    /// The warm sandboxes of a template, of which `spec` says what they are to be. Those on a node that is silent
+    /// The warm sandboxes of a profile, of which `spec` says what they are to be. Those on a node that is silent
     /// are not counted, and those on one that drains are of no use.
-    pub(crate) fn warm(&self, template_id: &str, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {
+    pub(crate) fn warm(&self, profile: &Profile, spec: &SandboxSpec, crowded: u64) -> Vec<Warm> {
         let known = self.known();
-        let Some(of) = known.templates.get(template_id) else { return Vec::new() };
+        let Some(of) = known.profiles.get(profile) else { return Vec::new() };
         let kind = view::kind(spec);
         let there = of.warm.iter().filter_map(|(place, own)| {
             let entry = known.nodes.get(&place.1).filter(|entry| !entry.lost && entry.is_usable())?;
@@ -76,19 +84,19 @@ impl Registry {
         there.collect()
     }
 
-    /// The templates that have warm sandboxes.
-    pub(crate) fn warm_templates(&self) -> Vec<String> {
+    /// The profiles that have warm sandboxes.
+    pub(crate) fn warm_profiles(&self) -> Vec<Profile> {
         let known = self.known();
         let is_lost = |place: &Place| known.nodes.get(&place.1).is_none_or(|entry| entry.lost);
-        let there = known.templates.iter().filter(|(_, of)| of.warm.keys().any(|place| !is_lost(place)));
-        there.map(|(template_id, _)| template_id.clone()).collect()
+        let there = known.profiles.iter().filter(|(_, of)| of.warm.keys().any(|place| !is_lost(place)));
+        there.map(|(profile, _)| profile.clone()).collect()
     }
 
-    /// How many sandboxes sessions have, by template.
-    pub(crate) fn used(&self) -> BTreeMap<String, Used> {
+    /// How many sandboxes sessions have, by profile.
+    pub(crate) fn used(&self) -> BTreeMap<Profile, Used> {
         let known = self.known();
-        let used = known.templates.iter().filter(|(_, of)| of.used != Used::default());
-        used.map(|(template_id, of)| (template_id.clone(), of.used)).collect()
+        let used = known.profiles.iter().filter(|(_, of)| of.used != Used::default());
+        used.map(|(profile, of)| (profile.clone(), of.used)).collect()
     }
 
     /// A warm sandbox that may go, as its place is wanted: the one that has waited longest on a node where there

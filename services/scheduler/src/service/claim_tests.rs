@@ -3,11 +3,22 @@
 use futures::future::join_all;
 
 use super::*;
+use crate::{pool::Profile, registry::Used, view};
 
 const WARM: &str = "sbx_00000000000000a1";
 
 fn warm_spec() -> SandboxSpec {
     SandboxSpec { template_id: "t".to_owned(), ..spec() }
+}
+
+fn profile() -> Profile {
+    view::profile(&warm_spec())
+}
+
+/// The same template with other limits.
+fn larger() -> SandboxSpec {
+    let resources = Resources { memory_bytes: 2, ..spec().resources.unwrap() };
+    SandboxSpec { resources: Some(resources), ..warm_spec() }
 }
 
 fn wanted(session: &str) -> SandboxSpec {
@@ -23,7 +34,7 @@ impl Bench {
     /// Makes a warm sandbox, and waits until it is known.
     async fn warm(&self, id: &str) -> Sandbox {
         let made = self.service.create_warm(id, &warm_spec()).await.unwrap();
-        self.until(|| self.service.registry().warm_templates() == ["t"]).await;
+        self.until(|| self.service.registry().warm_profiles() == [profile()]).await;
         made
     }
 
@@ -37,10 +48,9 @@ async fn a_session_gets_a_warm_sandbox_of_its_kind_and_no_other() {
     let bench = Bench::new();
     let (a, _a) = bench.node("a", 10).await;
     bench.warm(WARM).await;
-    let larger = Resources { memory_bytes: 2, ..spec().resources.unwrap() };
     let unlike = [
         SandboxSpec { template_id: "other".to_owned(), ..wanted("s") },
-        SandboxSpec { resources: Some(larger), ..wanted("s") },
+        SandboxSpec { resources: larger().resources, ..wanted("s") },
         SandboxSpec { image: "other".to_owned(), ..wanted("s") },
         SandboxSpec { labels: [("node/zone".to_owned(), "b".to_owned())].into(), ..wanted("s") },
     ];
@@ -55,13 +65,38 @@ async fn a_session_gets_a_warm_sandbox_of_its_kind_and_no_other() {
 }
 
 #[tokio::test]
+async fn what_a_profile_has_counts_for_no_other_of_its_template() {
+    let bench = Bench::new();
+    let (_agent, _a) = bench.node("a", 10).await;
+    bench.warm(WARM).await;
+    let other = "sbx_00000000000000a2";
+    bench.service.create_warm(other, &larger()).await.unwrap();
+    let registry = bench.service.registry();
+    let profiles = [profile(), view::profile(&larger())];
+    bench.until(|| registry.warm_profiles() == profiles).await;
+    for (spec, id) in [(warm_spec(), WARM), (larger(), other)] {
+        let warm = registry.warm(&view::profile(&spec), &spec, 75);
+        let told: Vec<_> = warm.iter().map(|one| (one.place.0.as_str(), one.current)).collect();
+        assert_eq!(
+            told,
+            [(id, true)],
+            "those of the other are not of an older template: they are not its own"
+        );
+    }
+    let spec = SandboxSpec { resources: larger().resources, ..wanted("s") };
+    assert!(bench.service.create(ID, &spec, false).await.unwrap().claimed);
+    bench.until(|| registry.used().len() == 1 && registry.warm_profiles() == profiles[..1]).await;
+    assert_eq!(registry.used()[&profiles[1]], Used { claimed: 1, cold: 0 });
+}
+
+#[tokio::test]
 async fn of_many_sessions_at_once_each_warm_sandbox_goes_to_one() {
     let bench = Bench::new();
     let (a, _a) = bench.node("a", 100).await;
     for n in 0..3 {
         bench.warm(&format!("sbx_a{n:015x}")).await;
     }
-    bench.until(|| bench.service.registry().warm("t", &warm_spec(), 75).len() == 3).await;
+    bench.until(|| bench.service.registry().warm(&profile(), &warm_spec(), 75).len() == 3).await;
     let ids: Vec<String> = (0..20).map(|n| format!("sbx_b{n:015x}")).collect();
     let made = join_all(ids.iter().map(|id| bench.session(id))).await;
     let claimed = made.iter().filter(|made| made.as_ref().unwrap().claimed).count();
@@ -124,7 +159,8 @@ async fn warm_sandboxes_leave_room_on_every_node_and_spread() {
         }
         bench
             .until(|| {
-                bench.service.registry().warm("t", &warm_spec(), 75).len() == a.ids().len() + b.ids().len()
+                bench.service.registry().warm(&profile(), &warm_spec(), 75).len()
+                    == a.ids().len() + b.ids().len()
             })
             .await;
     }
@@ -136,8 +172,9 @@ async fn warm_sandboxes_on_a_node_that_drains_are_of_no_use() {
     let bench = Bench::new();
     let (_agent, _a) = bench.node("a", 10).await;
     bench.warm(WARM).await;
-    let current =
-        || bench.service.registry().warm("t", &warm_spec(), 75).iter().filter(|one| one.current).count();
+    let current = || {
+        bench.service.registry().warm(&profile(), &warm_spec(), 75).iter().filter(|one| one.current).count()
+    };
     assert_eq!(current(), 1);
     bench.service.set_draining("a", true).await.unwrap();
     assert_eq!(current(), 0);
@@ -155,7 +192,7 @@ async fn warm_sandboxes_stay_where_their_place_would_not_be_enough() {
         SandboxSpec { template_id: "u".to_owned(), resources, ..wanted("s") }
     };
     bench.service.create("sbx_00000000000000b1", &most(5), false).await.unwrap();
-    bench.until(|| bench.service.registry().used().contains_key("u")).await;
+    bench.until(|| bench.service.registry().used().contains_key(&view::profile(&most(5)))).await;
     let refused = bench.service.create("sbx_00000000000000b2", &most(8), false).await.unwrap_err();
     assert_eq!(refused.reason(), "NO_CAPACITY");
     assert!(agent.ids().contains(&WARM.to_owned()), "it would have been in vain");

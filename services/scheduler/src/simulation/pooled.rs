@@ -11,6 +11,7 @@ use crate::{
     pool::{Condition, Settings},
     pools::one::{Pool, ToDo},
     registry::Registry,
+    view,
 };
 
 /// All pools.
@@ -78,7 +79,8 @@ impl Pools {
         for step in 0..POOLED {
             let template = (self.turn + step) % POOLED;
             let pool = &mut self.pools[template];
-            let mut to_do = pool.look((TEMPLATES[template].id, registry), &self.config, now);
+            let profile = view::profile(&TEMPLATES[template].spec());
+            let mut to_do = pool.look((&profile, registry), &self.config, now);
             to_do.start = to_do.start.min(self.config.starts_at_once.saturating_sub(self.starts));
             self.starts += to_do.start;
             all.push(Work { template, to_do });
@@ -113,7 +115,7 @@ impl Pools {
     /// How many are ready or being made of those that are as they are to be.
     pub(super) fn count(&self, registry: &Registry) -> Vec<(Settings, u32)> {
         let count = |(n, pool): (usize, &Pool)| {
-            let seen = pool.seen(TEMPLATES[n].id, registry, &self.config);
+            let seen = pool.seen(&view::profile(&TEMPLATES[n].spec()), registry, &self.config);
             let live = seen.iter().filter(|one| one.current && one.condition != Condition::Dead);
             (pool.settings, u32::try_from(live.count()).unwrap_or(u32::MAX))
         };

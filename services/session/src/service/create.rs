@@ -124,11 +124,15 @@ impl Service {
         if found.is_active { Ok(found) } else { Err(missing("is not active")) }
     }
 
-    /// What the sandbox of a session is that asks for nothing but its template; of no session, and without an
-    /// end.
-    pub(crate) async fn sandbox_spec(&self, template_id: String) -> Result<agent::SandboxSpec, Error> {
+    /// What the sandbox of a session is that asks for nothing but its template and limits; of no session, and
+    /// without an end.
+    pub(crate) async fn sandbox_spec(
+        &self,
+        asked: pb::GetSandboxSpecRequest,
+    ) -> Result<agent::SandboxSpec, Error> {
+        let pb::GetSandboxSpecRequest { template_id, resources } = asked;
         let new = new_session(
-            pb::CreateSessionRequest { template_id, ..pb::CreateSessionRequest::default() },
+            pb::CreateSessionRequest { template_id, resources, ..pb::CreateSessionRequest::default() },
             &self.config,
         )?;
         let template = self.template(&new.template_id).await?;

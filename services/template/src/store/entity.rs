@@ -8,7 +8,7 @@ use sea_orm::{ActiveValue::Set, DbErr};
 use serde::{Deserialize, Serialize};
 
 use super::Stored;
-use crate::validate::{Fields, Pool, Resources, Spec};
+use crate::validate::{Fields, Kept, Pool, Profile, Resources, Spec};
 
 /// Environment variables as one JSON column.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,14 +18,45 @@ pub struct Env(BTreeMap<String, String>);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packages(Vec<String>);
 
-json_column!(Env, Packages);
+/// Warm sandboxes with other limits than the template's as one JSON column.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profiles(Vec<StoredProfile>);
+
+/// One of them; what is zero is the template's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct StoredProfile {
+    cpu_millis: u32,
+    memory_bytes: u64,
+    disk_bytes: u64,
+    max_processes: u32,
+    min: u32,
+    max: u32,
+    buffer: u32,
+}
+
+json_column!(Env, Packages, Profiles);
+
+impl From<Profile> for StoredProfile {
+    fn from(Profile { resources, kept: Kept { min, max, buffer } }: Profile) -> Self {
+        let Resources { cpu_millis, memory_bytes, disk_bytes, max_processes } = resources;
+        Self { cpu_millis, memory_bytes, disk_bytes, max_processes, min, max, buffer }
+    }
+}
+
+impl From<StoredProfile> for Profile {
+    fn from(row: StoredProfile) -> Self {
+        let StoredProfile { cpu_millis, memory_bytes, disk_bytes, max_processes, min, max, buffer } = row;
+        let resources = Resources { cpu_millis, memory_bytes, disk_bytes, max_processes };
+        Self { resources, kept: Kept { min, max, buffer } }
+    }
+}
 
 #[expect(unreachable_pub, reason = "the derive needs its types public")]
 pub(super) mod template {
     use chrono::{DateTime, Utc};
     use sea_orm::entity::prelude::*;
 
-    use super::{Env, Packages};
+    use super::{Env, Packages, Profiles};
 
     /// A template. Numbers are signed 64-bit: every database has those.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -48,6 +79,8 @@ pub(super) mod template {
         pub pool_min: i64,
         pub pool_max: i64,
         pub pool_buffer: i64,
+        /// None in a row that is older than the column.
+        pub pool_profiles: Option<Profiles>,
         pub is_active: bool,
         pub revision: i64,
         pub created_at: DateTime<Utc>,
@@ -99,9 +132,10 @@ pub(super) fn row(spec: &Spec, revision: i64, now: DateTime<Utc>) -> template::A
         timeout_seconds: Set(fields.timeout_seconds.into()),
         env: Set(Env(fields.env)),
         packages: Set(Packages(fields.packages)),
-        pool_min: Set(fields.pool.min.into()),
-        pool_max: Set(fields.pool.max.into()),
-        pool_buffer: Set(fields.pool.buffer.into()),
+        pool_min: Set(fields.pool.kept.min.into()),
+        pool_max: Set(fields.pool.kept.max.into()),
+        pool_buffer: Set(fields.pool.kept.buffer.into()),
+        pool_profiles: Set(Some(Profiles(fields.pool.profiles.into_iter().map(Into::into).collect()))),
         is_active: Set(fields.is_active),
         revision: Set(revision),
         created_at: Set(now),
@@ -134,9 +168,12 @@ impl TryFrom<template::Model> for Stored {
             env: row.env.0,
             packages: row.packages.0,
             pool: Pool {
-                min: number("pool_min", row.pool_min)?,
-                max: number("pool_max", row.pool_max)?,
-                buffer: number("pool_buffer", row.pool_buffer)?,
+                kept: Kept {
+                    min: number("pool_min", row.pool_min)?,
+                    max: number("pool_max", row.pool_max)?,
+                    buffer: number("pool_buffer", row.pool_buffer)?,
+                },
+                profiles: row.pool_profiles.unwrap_or_default().0.into_iter().map(Into::into).collect(),
             },
             is_active: row.is_active,
         };

@@ -4,13 +4,14 @@ use std::ops::RangeInclusive;
 
 use sandmesh_mesh::FieldViolation;
 
-use super::{Fields, MIB, Pool, RUNTIME_TYPES, Resources};
+use super::{Fields, Kept, MIB, Profile, RUNTIME_TYPES, Resources};
 
 const MAX_ENV: usize = 256;
 const MAX_ENV_KEY_BYTES: usize = 128;
 const MAX_ENV_VALUE_BYTES: usize = 32 * 1024;
 const MAX_PACKAGES: usize = 1000;
 const MAX_POOL: u32 = 10_000;
+const MAX_PROFILES: usize = 8;
 
 /// Every rule that `fields` breaks.
 pub(super) fn broken_by(fields: &Fields) -> Vec<FieldViolation> {
@@ -20,11 +21,12 @@ pub(super) fn broken_by(fields: &Fields) -> Vec<FieldViolation> {
     text(&mut broken, "template.description", &fields.description, 0..=8192);
     text(&mut broken, "template.image_url", &fields.image_url, 1..=512);
     runtime_type(&mut broken, &fields.runtime_type);
-    resources(&mut broken, &fields.resources);
+    resources(&mut broken, "template.default_resources", limits(&fields.resources));
     number(&mut broken, "template.default_timeout_seconds", fields.timeout_seconds.into(), 60..=3600);
     env(&mut broken, fields);
     packages(&mut broken, &fields.packages);
-    pool(&mut broken, &fields.pool);
+    kept(&mut broken, "template.pool", &fields.pool.kept, 0);
+    profiles(&mut broken, fields);
     broken
 }
 
@@ -66,12 +68,22 @@ fn runtime_type(broken: &mut Broken, runtime_type: &str) {
     }
 }
 
-fn resources(broken: &mut Broken, resources: &Resources) {
-    let path = |name: &str| format!("template.default_resources.{name}");
-    number(broken, &path("cpu_millis"), resources.cpu_millis.into(), 100..=4000);
-    number(broken, &path("memory_bytes"), resources.memory_bytes, 128 * MIB..=8192 * MIB);
-    number(broken, &path("disk_bytes"), resources.disk_bytes, 256 * MIB..=51_200 * MIB);
-    number(broken, &path("max_processes"), resources.max_processes.into(), 1..=4096);
+/// A limit: its name, how much it is, and how much it may be.
+type Limit = (&'static str, u64, RangeInclusive<u64>);
+
+fn limits(resources: &Resources) -> [Limit; 4] {
+    [
+        ("cpu_millis", resources.cpu_millis.into(), 100..=4000),
+        ("memory_bytes", resources.memory_bytes, 128 * MIB..=8192 * MIB),
+        ("disk_bytes", resources.disk_bytes, 256 * MIB..=51_200 * MIB),
+        ("max_processes", resources.max_processes.into(), 1..=4096),
+    ]
+}
+
+fn resources(broken: &mut Broken, path: &str, limits: impl IntoIterator<Item = Limit>) {
+    for (name, value, range) in limits {
+        number(broken, &format!("{path}.{name}"), value, range);
+    }
 }
 
 fn number(broken: &mut Broken, field: &str, value: u64, range: RangeInclusive<u64>) {
@@ -132,12 +144,39 @@ fn packages(broken: &mut Broken, packages: &[String]) {
     }
 }
 
-fn pool(broken: &mut Broken, pool: &Pool) {
-    for (name, value) in [("min", pool.min), ("max", pool.max), ("buffer", pool.buffer)] {
-        number(broken, &format!("template.pool.{name}"), value.into(), 0..=MAX_POOL.into());
+fn kept(broken: &mut Broken, path: &str, kept: &Kept, most_at_least: u64) {
+    let numbers = [("min", kept.min, 0), ("max", kept.max, most_at_least), ("buffer", kept.buffer, 0)];
+    for (name, value, least) in numbers {
+        number(broken, &format!("{path}.{name}"), value.into(), least..=MAX_POOL.into());
     }
-    if pool.min > pool.max {
-        let rule = format!("must be at least `pool.min`, which is {}, is {}", pool.min, pool.max);
-        broken.push(FieldViolation::new("template.pool.max", "greater_than_equal", rule));
+    if kept.min > kept.max {
+        let name = path.trim_start_matches("template.");
+        let rule = format!("must be at least `{name}.min`, which is {}, is {}", kept.min, kept.max);
+        broken.push(FieldViolation::new(format!("{path}.max"), "greater_than_equal", rule));
+    }
+}
+
+fn profiles(broken: &mut Broken, fields: &Fields) {
+    const FIELD: &str = "template.pool.profiles";
+    let profiles = &fields.pool.profiles;
+    if profiles.len() > MAX_PROFILES {
+        let rule = format!("must have at most {MAX_PROFILES} profiles, has {}", profiles.len());
+        broken.push(FieldViolation::new(FIELD, "too_long", rule));
+        return;
+    }
+    for (index, profile) in profiles.iter().enumerate() {
+        let path = format!("{FIELD}.{index}");
+        let given = limits(&profile.resources).into_iter().filter(|(_, value, _)| *value > 0);
+        resources(broken, &format!("{path}.resources"), given);
+        kept(broken, &path, &profile.kept, 1);
+        let has = |other: &Resources| other.or(fields.resources) == profile.resources.or(fields.resources);
+        let before = |profile: &Profile| has(&profile.resources);
+        let whose = match profiles.iter().take(index).position(before) {
+            _ if has(&fields.resources) => "the template".to_owned(),
+            Some(first) => format!("`pool.profiles.{first}`"),
+            None => continue,
+        };
+        let rule = format!("must differ from those of {whose}: change a limit, or leave the profile out");
+        broken.push(FieldViolation::new(format!("{path}.resources"), "value_error", rule));
     }
 }

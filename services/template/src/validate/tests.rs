@@ -105,8 +105,56 @@ fn an_env_name_that_no_shell_takes_is_refused() {
 
 #[test]
 fn a_pool_has_at_least_its_minimum_as_maximum() {
-    assert_eq!(broken(|f| f.pool = Pool { min: 2, max: 2, buffer: 1 }), []);
-    assert_eq!(broken(|f| f.pool = Pool { min: 3, max: 2, buffer: 0 })[0].0, "template.pool.max");
+    assert_eq!(broken(|f| f.pool.kept = Kept { min: 2, max: 2, buffer: 1 }), []);
+    assert_eq!(broken(|f| f.pool.kept = Kept { min: 3, max: 2, buffer: 0 })[0].0, "template.pool.max");
+}
+
+/// One warm, with the template's limits but for so much memory.
+fn with_memory(mebibytes: u64) -> Profile {
+    let resources = Resources { memory_bytes: mebibytes * MIB, ..Resources::default() };
+    Profile { resources, kept: Kept { min: 1, max: 1, buffer: 0 } }
+}
+
+#[test]
+fn a_profile_keeps_the_rules_of_limits_and_numbers_and_some_are_warm() {
+    let broken_of = |profile| {
+        let broken = broken(|f| f.pool.profiles = vec![with_memory(300), profile]);
+        let name = |field: String| field.replace("template.pool.profiles.1", "");
+        broken.into_iter().map(|(field, kind)| (name(field), kind)).collect::<Vec<_>>()
+    };
+    assert_eq!(broken_of(with_memory(128)), []);
+    assert_eq!(broken_of(with_memory(127)), [(".resources.memory_bytes".to_owned(), "greater_than_equal")]);
+    let kept = |min, max| Profile { kept: Kept { min, max, buffer: 0 }, ..with_memory(400) };
+    assert_eq!(broken_of(kept(0, 1)), []);
+    assert_eq!(broken_of(kept(0, 0)), [(".max".to_owned(), "greater_than_equal")]);
+    assert_eq!(broken_of(kept(3, 2)), [(".max".to_owned(), "greater_than_equal")]);
+    assert_eq!(broken_of(kept(0, 10_001)), [(".max".to_owned(), "less_than_equal")]);
+}
+
+#[test]
+fn eight_profiles_are_taken_and_not_a_ninth() {
+    let profiles = |count| (0..count).map(|n| with_memory(300 + n)).collect();
+    assert_eq!(broken(|f| f.pool.profiles = profiles(8)), []);
+    assert_eq!(
+        broken(|f| f.pool.profiles = profiles(9)),
+        [("template.pool.profiles".to_owned(), "too_long")]
+    );
+}
+
+#[test]
+fn a_profile_like_another_or_like_the_template_is_refused_by_name() {
+    let refused = |index| vec![(format!("template.pool.profiles.{index}.resources"), "value_error")];
+    let set = |profiles: Vec<Profile>| broken(|f| f.pool.profiles = profiles);
+    assert_eq!(set(vec![with_memory(300), with_memory(300)]), refused(1));
+    assert_eq!(set(vec![with_memory(300), with_memory(512)]), refused(1), "as the template's, said in words");
+    assert_eq!(set(vec![Profile { kept: with_memory(1).kept, ..Profile::default() }]), refused(0));
+    let said = Resources { cpu_millis: 500, ..with_memory(300).resources };
+    assert_eq!(set(vec![with_memory(300), Profile { resources: said, ..with_memory(300) }]), refused(1));
+    let became_alike = broken(|f| {
+        f.pool.profiles = vec![with_memory(300)];
+        f.resources.memory_bytes = 300 * MIB;
+    });
+    assert_eq!(became_alike, refused(0), "a template that comes to be like a profile of its own");
 }
 
 #[test]
@@ -130,7 +178,7 @@ fn every_path_of_a_mask_changes_its_field() {
         timeout_seconds: 61,
         env: BTreeMap::from([("A".to_owned(), "B".to_owned())]),
         packages: vec!["p".to_owned()],
-        pool: Pool { min: 7, max: 8, buffer: 9 },
+        pool: Pool { kept: Kept { min: 7, max: 8, buffer: 9 }, profiles: vec![with_memory(300)] },
         is_active: false,
     };
     for path in UPDATABLE {
@@ -150,6 +198,18 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_profile()(resources in any_resources(), min in 0u32..3, max in 0u32..3) -> Profile {
+        Profile { resources, kept: Kept { min, max, buffer: 0 } }
+    }
+}
+
+prop_compose! {
+    fn few_resources()(cpu in 0u32..3, memory in 0u64..3) -> Resources {
+        Resources { cpu_millis: cpu * 250, memory_bytes: memory * 256 * MIB, ..Resources::default() }
+    }
+}
+
+prop_compose! {
     fn any_fields()(
         template_id in "[A-Za-z0-9_-]{0,66}",
         name in ".{0,260}",
@@ -159,10 +219,12 @@ prop_compose! {
         timeout_seconds in 0u32..4000,
         env in proptest::collection::btree_map("[A-Z_0-9]{0,3}", ".{0,3}", 0..3),
         min in 0u32..3, max in 0u32..3,
+        profiles in proptest::collection::vec(any_profile(), 0..4),
     ) -> Fields {
+        let pool = Pool { kept: Kept { min, max, buffer: 0 }, profiles };
         Fields {
             template_id, name, image_url, resources, timeout_seconds, env,
-            runtime_type: runtime_type.to_owned(), pool: Pool { min, max, buffer: 0 }, ..Fields::default()
+            runtime_type: runtime_type.to_owned(), pool, ..Fields::default()
         }
     }
 }
@@ -174,6 +236,25 @@ proptest! {
             prop_assert_eq!(spec.fields(), &fields);
             prop_assert_eq!(Spec::check(spec.fields().clone()), Ok(spec));
         }
+    }
+
+    #[test]
+    fn profiles_pass_exactly_when_no_session_could_be_for_two_of_them(
+        all in proptest::collection::vec(few_resources(), 0..5),
+    ) {
+        let kept = with_memory(1).kept;
+        let profiles = all.iter().map(|resources| Profile { resources: *resources, kept }).collect();
+        let template = good().resources;
+        let mut told: Vec<_> = all.iter().map(|one| {
+            let cpu_millis = if one.cpu_millis == 0 { template.cpu_millis } else { one.cpu_millis };
+            let memory_bytes = if one.memory_bytes == 0 { template.memory_bytes } else { one.memory_bytes };
+            (cpu_millis, memory_bytes)
+        }).collect();
+        told.push((template.cpu_millis, template.memory_bytes));
+        told.sort_unstable();
+        let before = told.len();
+        told.dedup();
+        prop_assert_eq!(broken(|f| f.pool.profiles = profiles).is_empty(), told.len() == before);
     }
 
     #[test]

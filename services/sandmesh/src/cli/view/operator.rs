@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sandmesh_proto::{
     agent::Sandbox,
-    scheduler::{CreateJoinTokenResponse, NodeStatus, Pool},
+    scheduler::{CreateJoinTokenResponse, NodeStatus},
 };
 use serde::Serialize;
 
@@ -76,58 +76,6 @@ impl From<&CreateJoinTokenResponse> for JoinTokenView {
     fn from(wire: &CreateJoinTokenResponse) -> Self {
         let CreateJoinTokenResponse { token, expires_at, listen } = wire.clone();
         Self { token, expires_at: time(expires_at.as_ref()), listen }
-    }
-}
-
-/// The pool of a template.
-#[derive(Debug, Serialize)]
-pub(in crate::cli) struct PoolView {
-    template_id: String,
-    min: u32,
-    max: u32,
-    buffer: u32,
-    target: u32,
-    warm: u32,
-    starting: u32,
-    claimed: u32,
-    cold: u32,
-    last_error: Option<String>,
-    retry_at: Option<String>,
-}
-
-impl From<Pool> for PoolView {
-    fn from(wire: Pool) -> Self {
-        let settings = wire.settings.unwrap_or_default();
-        Self {
-            template_id: wire.template_id,
-            min: settings.min,
-            max: settings.max,
-            buffer: settings.buffer,
-            target: wire.target,
-            warm: wire.warm,
-            starting: wire.starting,
-            claimed: wire.claimed,
-            cold: wire.cold,
-            last_error: some(wire.last_error),
-            retry_at: time(wire.retry_at.as_ref()),
-        }
-    }
-}
-
-impl PoolView {
-    /// For people, a cell each.
-    pub(in crate::cli) fn row(&self) -> [String; 9] {
-        [
-            self.template_id.clone(),
-            self.min.to_string(),
-            self.max.to_string(),
-            self.buffer.to_string(),
-            format!("{} of {}", self.warm, self.target),
-            self.starting.to_string(),
-            self.claimed.to_string(),
-            self.cold.to_string(),
-            self.last_error.clone().unwrap_or_default(),
-        ]
     }
 }
 

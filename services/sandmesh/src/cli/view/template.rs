@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use sandmesh_proto::template::{PoolSettings, Template};
+use sandmesh_proto::template::Template;
 use serde::Serialize;
 
-use super::{cores, some, time};
+use super::{cores, pool::PoolSettingsView, some, time};
 use crate::cli::table::Fields;
 
 const MIB: u64 = 1 << 20;
@@ -25,19 +25,12 @@ pub(in crate::cli) struct TemplateView {
     default_timeout_sec: u32,
     default_env_vars: BTreeMap<String, String>,
     pre_installed_packages: Vec<String>,
-    pool: Option<PoolView>,
+    pool: Option<PoolSettingsView>,
     pub(in crate::cli) is_active: bool,
     created_at: Option<String>,
     updated_at: Option<String>,
     #[serde(skip)]
     cpu: String,
-}
-
-#[derive(Debug, Serialize)]
-struct PoolView {
-    min: u32,
-    max: u32,
-    buffer: u32,
 }
 
 impl From<Template> for TemplateView {
@@ -56,18 +49,12 @@ impl From<Template> for TemplateView {
             default_timeout_sec: template.default_timeout_seconds,
             default_env_vars: template.default_env.into_iter().collect(),
             pre_installed_packages: template.pre_installed_packages,
-            pool: template.pool.map(PoolView::from),
+            pool: template.pool.map(PoolSettingsView::from),
             is_active: template.is_active,
             created_at: time(template.created_at.as_ref()),
             updated_at: time(template.updated_at.as_ref()),
             cpu: cores(resources.cpu_millis),
         }
-    }
-}
-
-impl From<PoolSettings> for PoolView {
-    fn from(pool: PoolSettings) -> Self {
-        Self { min: pool.min, max: pool.max, buffer: pool.buffer }
     }
 }
 
@@ -82,10 +69,7 @@ impl TemplateView {
     pub(in crate::cli) fn fields(&self) -> Fields {
         let env: Vec<String> =
             self.default_env_vars.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let pool = self
-            .pool
-            .as_ref()
-            .map(|pool| format!("min {}, max {}, buffer {}", pool.min, pool.max, pool.buffer));
+        let pool = self.pool.as_ref().map(PoolSettingsView::words);
         Fields::default()
             .with("id", &*self.id)
             .with("name", &*self.name)

@@ -84,10 +84,14 @@ impl AgentService for Grpc {
         &self,
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
-        let CreateSandboxRequest { sandbox_id: id, spec: sent } = request.into_inner();
+        let CreateSandboxRequest { sandbox_id: id, spec: sent, progress_wanted } = request.into_inner();
         let (id, spec) = (sandbox_id(&id).map_err(status)?, self.spec(sent).await.map_err(status)?);
         let asked = spec.packages.clone();
-        let sandbox = self.0.create(id, spec).await.map_err(status)?;
+        let sandbox = match progress_wanted {
+            true => self.0.create_some_way(id, spec).await,
+            false => self.0.create(id, spec).await,
+        };
+        let sandbox = sandbox.map_err(status)?;
         let sandbox = Some(self.encode_new(&sandbox, asked.as_ref()));
         Ok(Response::new(CreateSandboxResponse { sandbox }))
     }

@@ -154,6 +154,15 @@ impl Ledger {
         }
     }
 
+    /// What the creation of a sandbox waits for, which may take long; empty when it goes on. Watchers are told.
+    pub(crate) fn waits(&mut self, id: &SandboxId, created_at: DateTime<Utc>, reason: String) {
+        let Some(Slot { sandbox: Some(sandbox), job }) = self.slots.get(id) else { return };
+        if sandbox.state == State::Creating && sandbox.created_at == created_at && sandbox.reason != reason {
+            let (sandbox, job) = (Sandbox { reason, ..sandbox.clone() }, job.clone());
+            self.put(sandbox, job);
+        }
+    }
+
     /// A destruction failed: what is left is dead, and may be destroyed again.
     pub(crate) fn undeletable(&mut self, id: &SandboxId, reason: &str) {
         if let Some(Slot { sandbox: Some(sandbox), .. }) = self.slots.remove(id) {

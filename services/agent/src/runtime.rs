@@ -62,6 +62,8 @@ pub(crate) struct Order {
     pub(crate) created_at: DateTime<Utc>,
     /// The packages that it is to have from the start.
     pub(crate) layer: Option<Arc<Layer>>,
+    /// Where the runtime tells what it waits for while that may take long, lowercase; and empty when it goes on.
+    pub(crate) progress: watch::Sender<String>,
 }
 
 /// What an installer made.

@@ -225,7 +225,7 @@ pub(crate) struct Sandbox {
     pub(crate) spec: Spec,
     /// Its state.
     pub(crate) state: State,
-    /// Why it is dead, lowercase; empty otherwise.
+    /// Why it is dead, or what its creation waits for where that may take long, lowercase; empty otherwise.
     pub(crate) reason: String,
     /// When it was created.
     pub(crate) created_at: DateTime<Utc>,

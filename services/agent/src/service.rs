@@ -5,6 +5,7 @@
 
 mod claim;
 mod install;
+mod progress;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures::{FutureExt, Stream, StreamExt, stream};
 use sandmesh_mesh::{Clock, Tasks};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
 };
 
 pub(crate) use self::install::{Given, Installs, passed};
+use self::progress::Told;
 
 /// How often sandboxes are tended.
 const TEND_EVERY: Duration = Duration::from_secs(10);
@@ -75,6 +77,7 @@ pub(crate) struct Service {
     drain: Drain,
     ledger: Mutex<Ledger>,
     installs: Installs,
+    told: Told,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
 }
@@ -95,7 +98,7 @@ impl Service {
         tasks: Tasks,
     ) -> Self {
         let ledger = Mutex::new(Ledger::new(identity.limits));
-        Self { identity, runtime, drain, ledger, installs, clock, tasks }
+        Self { identity, runtime, drain, ledger, installs, told: Told::default(), clock, tasks }
     }
 
     /// What does not change about the node.
@@ -215,6 +218,7 @@ impl Service {
             spec: spec.clone(),
             created_at: self.clock.now(),
             layer: self.held(id, spec),
+            progress: watch::Sender::default(),
         };
         let sandbox = sandbox_of(&order, State::Creating, Facts::default());
         let service = Arc::clone(self);
@@ -255,7 +259,7 @@ impl Service {
 
     /// The task of a creation, from admission to its outcome.
     async fn make(self: &Arc<Self>, order: Order) -> Result<Sandbox, Error> {
-        match self.runtime.create(&order).await {
+        match self.create_told(&order).await {
             Ok(facts) => {
                 let sandbox = sandbox_of(&order, State::Running, facts);
                 self.ledger().put(sandbox.clone(), None);

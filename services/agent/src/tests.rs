@@ -138,7 +138,8 @@ impl Running {
         sandbox_id: &str,
         spec: Option<pb::SandboxSpec>,
     ) -> Result<pb::Sandbox, Status> {
-        let request = pb::CreateSandboxRequest { sandbox_id: sandbox_id.to_owned(), spec };
+        let request =
+            pb::CreateSandboxRequest { sandbox_id: sandbox_id.to_owned(), spec, ..Default::default() };
         Ok(self.agent.create_sandbox(request).await?.into_inner().sandbox.unwrap())
     }
 

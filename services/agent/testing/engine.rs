@@ -18,7 +18,7 @@ use std::{
 };
 
 #[path = "images.rs"]
-mod images;
+pub(crate) mod images;
 
 /// An image with nothing but a shell and the usual commands, linked statically: no C library, no loader.
 pub(crate) const BUSYBOX: &str = "sandmesh-test/busybox:1";

@@ -40,7 +40,8 @@ fn made(image: &str, ending: &str, make: impl FnOnce(&Path)) -> PathBuf {
     path
 }
 
-fn make_layout(image: &str, files: &Path, to: &Path) {
+/// Packs files as an image of this name, of one layer.
+pub(crate) fn make_layout(image: &str, files: &Path, to: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let blobs = dir.path().join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();

@@ -38,10 +38,14 @@ impl SchedulerService for Grpc {
         &self,
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
-        let CreateSandboxRequest { sandbox_id, spec, may_exist } = request.into_inner();
+        let CreateSandboxRequest { sandbox_id, spec, may_exist, progress_wanted } = request.into_inner();
         let id = required("sandbox_id", Some(sandbox_id).filter(|id| !id.is_empty()))?;
         let spec = required("spec", spec)?;
-        let sandbox = self.0.create(&id, &spec, may_exist).await.map_err(Error::into_status)?;
+        let created = match progress_wanted {
+            true => self.0.create_some_way(&id, &spec, may_exist).await,
+            false => self.0.create(&id, &spec, may_exist).await,
+        };
+        let sandbox = created.map_err(Error::into_status)?;
         Ok(Response::new(CreateSandboxResponse { sandbox: Some(sandbox) }))
     }
 

@@ -15,7 +15,7 @@ use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, is_elsewher
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
-        InstallPackagesResponse, Node, Sandbox, SandboxSpec,
+        InstallPackagesResponse, Node, Sandbox, SandboxSpec, sandbox::State,
     },
     scheduler::NodeStatus,
 };
@@ -147,6 +147,25 @@ impl Service {
         &self,
         id: &str,
         spec: &SandboxSpec,
+        mut may_exist: bool,
+    ) -> Result<Sandbox, Error> {
+        loop {
+            let sandbox = self.create_some_way(id, spec, may_exist).await?;
+            if sandbox.state() != State::Creating {
+                return Ok(sandbox);
+            }
+            may_exist = true;
+        }
+    }
+
+    /// The same, until it runs or its node tells its progress.
+    ///
+    /// # Errors
+    /// As [`Service::create`].
+    pub(crate) async fn create_some_way(
+        &self,
+        id: &str,
+        spec: &SandboxSpec,
         may_exist: bool,
     ) -> Result<Sandbox, Error> {
         let mut refusals = Vec::new();
@@ -157,6 +176,10 @@ impl Service {
         if let Some(node_id) = place {
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
+                // It was at it and failed, perhaps after a long time: elsewhere it would take as long again.
+                Answer::Refused(refusal) if !refusal.may_change => {
+                    return Err(Error::refused(id, Refusals::of(vec![refusal])));
+                }
                 Answer::Refused(refusal) => refusals.push(refusal),
                 // It may have it from before.
                 Answer::Absent(error) => return Err(error),
@@ -241,7 +264,7 @@ impl Service {
         let deadline = begun + self.config.create_timeout.0;
         let (mut pause, mut sent) = (PAUSES.0, false);
         loop {
-            let error = match self.try_create(node_id, id, spec, deadline).await {
+            let error = match self.try_create(node_id, id, (spec, true), deadline).await {
                 Ok(sandbox) => return Ok(Answer::Created(Box::new(sandbox))),
                 Err(error) => error,
             };
@@ -280,11 +303,14 @@ impl Service {
         &self,
         node_id: &str,
         id: &str,
-        spec: &SandboxSpec,
+        (spec, progress_wanted): (&SandboxSpec, bool),
         deadline: Instant,
     ) -> Result<Sandbox, Status> {
-        let mut request =
-            Request::new(CreateSandboxRequest { sandbox_id: id.to_owned(), spec: Some(spec.clone()) });
+        let mut request = Request::new(CreateSandboxRequest {
+            sandbox_id: id.to_owned(),
+            spec: Some(spec.clone()),
+            progress_wanted,
+        });
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let link = self.link(node_id)?;
         let answer = agent(link.clone()).create_sandbox(request).await?.into_inner();
@@ -433,7 +459,8 @@ impl Service {
 /// The sandbox that a node must have sent.
 fn sent(link: &Link, node_id: &str, id: &str, sandbox: Option<Sandbox>) -> Result<Sandbox, Status> {
     let usable = |sandbox: &Sandbox| {
-        sandbox.sandbox_id == id && !(is_elsewhere(link.target()) && sandbox.endpoint.is_empty())
+        let lacks_endpoint = is_elsewhere(link.target()) && sandbox.endpoint.is_empty();
+        sandbox.sandbox_id == id && (sandbox.state() == State::Creating || !lacks_endpoint)
     };
     let sandbox = sandbox.filter(usable);
     let sandbox = sandbox.map(|sandbox| located(link, node_id, sandbox));

@@ -33,7 +33,8 @@ pub struct Config {
     pub object_store: ObjectStoreConfig,
     /// How long `CreateSession` waits for the sandbox before it answers that the session is being created.
     pub create_wait: HumanDuration,
-    /// How long the creation of a sandbox may take in all; then the session fails.
+    /// How long the creation of a sandbox may take in all, but for the time in which its image is pulled; then the
+    /// session fails.
     pub creating_timeout: HumanDuration,
     /// How long `TerminateSession` waits for the sandbox to be gone; the removal goes on after that.
     pub terminate_wait: HumanDuration,

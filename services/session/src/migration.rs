@@ -14,6 +14,7 @@ mod m0008_databases;
 mod m0009_replicas;
 mod m0010_leases;
 mod m0011_warm_start;
+mod m0012_image_wait;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_replicas::Replicas),
             Box::new(m0010_leases::Leases),
             Box::new(m0011_warm_start::WarmStart),
+            Box::new(m0012_image_wait::ImageWait),
         ]
     }
 

@@ -3,6 +3,7 @@
 //! of this role in `replicas`.
 
 mod artifacts;
+mod ask;
 mod create;
 mod drive;
 mod end;

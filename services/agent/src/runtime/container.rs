@@ -228,9 +228,9 @@ impl ContainerRuntime {
         }
     }
 
-    /// The id of an image, which is brought if it is not there.
-    async fn have(&self, image: &str) -> Result<String, Error> {
-        let have = self.engine.have_image(image).await;
+    /// The id of an image, which is brought if it is not there. What that waits for is told.
+    async fn have(&self, image: &str, progress: &channel::Sender<String>) -> Result<String, Error> {
+        let have = self.engine.have_image(image, progress).await;
         have.map_err(|problem| Error::NoImage { image: image.to_owned(), problem })
     }
 
@@ -342,7 +342,7 @@ impl Runtime for ContainerRuntime {
     async fn create(&self, order: &Order) -> Result<Facts, Error> {
         let id = &order.id;
         let image = self.image(&order.spec)?;
-        let image_id = self.have(image).await?;
+        let image_id = self.have(image, &order.progress).await?;
         self.take_place(id).await?;
         let uid = self.take_uid(id)?;
         let expires_at = order.spec.expires_at;

@@ -24,7 +24,10 @@ use async_trait::async_trait;
 use prost_types::Any;
 use sandmesh_mesh::Clock;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch::Sender,
+    time::{Instant, sleep},
+};
 
 use self::{
     api::containerd::{
@@ -264,7 +267,7 @@ impl Engine for Containerd {
         Ok(self.images.find(image).await?.map(|image| image.id))
     }
 
-    async fn have_image(&self, image: &str) -> Result<String, ImageProblem> {
+    async fn have_image(&self, image: &str, _: &Sender<String>) -> Result<String, ImageProblem> {
         Ok(self.images.have(image).await?.id)
     }
 

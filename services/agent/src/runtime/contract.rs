@@ -120,7 +120,13 @@ pub(crate) fn spec() -> Spec {
 }
 
 fn order(n: u32) -> Order {
-    Order { id: id(n), spec: spec(), created_at: SystemClock.now(), layer: None }
+    Order {
+        id: id(n),
+        spec: spec(),
+        created_at: SystemClock.now(),
+        layer: None,
+        progress: Default::default(),
+    }
 }
 
 fn executor(endpoint: &str) -> ExecutorServiceClient<Link> {

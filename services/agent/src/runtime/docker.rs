@@ -15,7 +15,7 @@ use bollard::{
 };
 use futures::{StreamExt, TryStreamExt};
 use sandmesh_mesh::Clock;
-use tokio::time::Instant;
+use tokio::{sync::watch::Sender, time::Instant};
 
 use self::{
     client::{Client, TITLE},
@@ -139,8 +139,8 @@ impl Engine for Docker {
         self.images.id(image).await
     }
 
-    async fn have_image(&self, image: &str) -> Result<String, ImageProblem> {
-        self.images.have(image).await
+    async fn have_image(&self, image: &str, progress: &Sender<String>) -> Result<String, ImageProblem> {
+        self.images.have(image, progress).await
     }
 
     /// Made here, as no registry is needed for that.

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch::Sender;
+
 use super::{Begun, Service, known};
 use crate::{
     Error,
@@ -70,7 +72,11 @@ impl Service {
     /// The task of a claim. A warm sandbox that cannot be had is destroyed.
     async fn take(self: &Arc<Self>, warm: Sandbox, taken: Sandbox) -> Result<Sandbox, Error> {
         let Sandbox { id, spec, created_at, .. } = taken.clone();
-        match self.runtime.claim(&taken.home, &Order { id, spec, created_at, layer: None }).await {
+        match self
+            .runtime
+            .claim(&taken.home, &Order { id, spec, created_at, layer: None, progress: Sender::default() })
+            .await
+        {
             Ok(()) => {
                 let sandbox = Sandbox { state: State::Running, ..taken };
                 self.ledger().put(sandbox.clone(), None);

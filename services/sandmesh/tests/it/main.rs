@@ -100,6 +100,7 @@ mod object_store;
 mod operators;
 mod pools;
 mod profiles;
+mod pulls;
 mod recovery;
 mod replicas;
 mod slow_readers;

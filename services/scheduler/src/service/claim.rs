@@ -98,7 +98,7 @@ impl Service {
         let (mut refusals, mut asked) = (Vec::new(), Vec::new());
         let deadline = Instant::now() + self.config.create_timeout.0;
         while let Some(node_id) = self.registry.reserve_for_warm(id, spec, (&wanted, crowded, &asked)) {
-            let error = match self.try_create(&node_id, id, spec, deadline).await {
+            let error = match self.try_create(&node_id, id, (spec, false), deadline).await {
                 Ok(sandbox) => return Ok(sandbox),
                 Err(error) => error,
             };

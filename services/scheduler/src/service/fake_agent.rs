@@ -45,6 +45,8 @@ struct Inner {
     /// How many answers to creations still are to be lost after the sandbox was made.
     lose: AtomicU32,
     creations: AtomicU32,
+    /// How many times it still tells of progress before it fails.
+    slow: AtomicU32,
     draining: AtomicBool,
     /// Cancelled while it is down.
     down: Mutex<CancellationToken>,
@@ -60,6 +62,7 @@ impl FakeAgent {
             changes: broadcast::channel(64).0,
             lose: AtomicU32::new(0),
             creations: AtomicU32::new(0),
+            slow: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             down: Mutex::default(),
         }))
@@ -108,6 +111,27 @@ impl FakeAgent {
         self.0.lose.store(count, Ordering::SeqCst);
     }
 
+    /// The next creation tells of progress so often, and then fails.
+    pub(super) fn fail_after(&self, answers: u32) {
+        self.0.slow.store(answers, Ordering::SeqCst);
+    }
+
+    /// Says how far it is with one that fails in the end; `None` where all goes well.
+    fn answer_slowly(&self, sandbox_id: &str, progress_wanted: bool) -> Option<Result<Sandbox, Status>> {
+        let left = self.0.slow.load(Ordering::SeqCst);
+        if left == 0 || !progress_wanted {
+            return None;
+        }
+        self.0.slow.store(left - 1, Ordering::SeqCst);
+        let sandbox = Sandbox {
+            sandbox_id: sandbox_id.to_owned(),
+            node_id: self.0.id.clone(),
+            state: State::Creating.into(),
+            ..Sandbox::default()
+        };
+        Some(if left > 1 { Ok(sandbox) } else { Err(Status::failed_precondition("the image cannot be had")) })
+    }
+
     /// Makes a sandbox that no watcher is told of.
     pub(super) fn create_sandbox_directly(&self, id: &str) {
         self.0.sandboxes.lock().unwrap().insert(id.to_owned(), Sandbox::default());
@@ -136,7 +160,10 @@ impl AgentService for FakeAgent {
         request: Request<CreateSandboxRequest>,
     ) -> Result<Response<CreateSandboxResponse>, Status> {
         self.up()?;
-        let CreateSandboxRequest { sandbox_id, spec } = request.into_inner();
+        let CreateSandboxRequest { sandbox_id, spec, progress_wanted } = request.into_inner();
+        if let Some(answer) = self.answer_slowly(&sandbox_id, progress_wanted) {
+            return answer.map(|sandbox| Response::new(CreateSandboxResponse { sandbox: Some(sandbox) }));
+        }
         // Long enough for callers to meet.
         tokio::time::sleep(Duration::from_millis(5)).await;
         let sandbox = {

@@ -129,3 +129,28 @@ async fn where_no_waiting_helps_nobody_waits() {
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     assert_eq!(agent.ids().len(), 1);
 }
+
+#[tokio::test]
+async fn a_creation_that_takes_long_is_told_and_its_failure_is_the_end_of_it() {
+    let bench = Bench::new();
+    let (a, _a) = bench.node("a", 1).await;
+    a.fail_after(3);
+    let ask = || async { bench.service.create_some_way(ID, &spec(), true).await };
+    for _ in 0..2 {
+        let told = ask().await.unwrap();
+        assert_eq!((told.state(), told.node_id.as_str()), (State::Creating, "a"));
+    }
+    let (b, _b) = bench.node("b", 1).await;
+    let failed = ask().await.unwrap_err();
+    assert!(
+        matches!(&failed, Error::NoSuitableNode { refusals, .. } if refusals.named.len() == 1),
+        "{failed:?}"
+    );
+    // Who wants no progress hears the end of it, too.
+    bench.service.registry.unbind(ID, "a");
+    bench.service.delete(ID, "", false).await.unwrap();
+    a.fail_after(3);
+    b.fail_after(3);
+    assert!(matches!(bench.create(ID).await, Err(Error::NoSuitableNode { .. })));
+    assert_eq!((a.creations(), b.creations()), (0, 0));
+}

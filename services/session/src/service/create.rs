@@ -9,23 +9,23 @@ use std::{
     time::Duration,
 };
 
-use sandmesh_mesh::{HumanDuration, timestamp};
+use sandmesh_mesh::timestamp;
 use sandmesh_proto::{agent, executor, scheduler, session as pb, template};
 use tokio::sync::oneshot;
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic::Code;
 
 use super::{
     Service,
+    ask::Refusal,
     install::{DEFAULT_TIMEOUT as INSTALL_TIMEOUT, Install, installed},
 };
 use crate::{
     dependencies::{InstallState, Installed, Packages, Wanted},
     encode,
-    error::{Error, QUEUE_POSITION},
+    error::Error,
     id,
     lifecycle::{SessionEvent, SessionState},
-    peers::{Backoff, call},
+    peers::call,
     store::{
         placement::Placement,
         session::{Inserted, Model},
@@ -37,9 +37,6 @@ use crate::{
 /// How long a template may take to be read.
 const TEMPLATE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long one attempt to create a sandbox may take.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
-
 /// How much longer than its session a sandbox may live on its own, should nobody end it: long enough that
 /// the session always ends first, and is saved where the object store is away for a while.
 const ORPHAN_GRACE: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
@@ -49,16 +46,6 @@ const DEFAULT_TIMEOUT: u32 = 300;
 
 /// How often a new id is tried when the one that was made is taken.
 const ID_ATTEMPTS: usize = 8;
-
-/// How the creation of a sandbox failed.
-enum Refusal {
-    /// No node has room now.
-    NoCapacity { reason: String, retry_after: Duration, queue_position: Option<String> },
-    /// It will not work.
-    Final(String),
-    /// The session ended meanwhile, or the service stops: nothing more to do here.
-    Moot,
-}
 
 /// How it went with the packages of a new sandbox.
 enum Furnished {
@@ -183,6 +170,7 @@ impl Service {
             recoveries: 0,
             loss: None,
             creating_since: None,
+            image_awaited_at: None,
             deleted_at: None,
             owner: self.store.owner().to_owned(),
             workspace: String::new(),
@@ -330,12 +318,6 @@ impl Service {
         }
     }
 
-    /// How long the creation of a session may take in all, with its packages.
-    pub(super) fn creating_limit(&self, session: &Model) -> Duration {
-        let installs = session.packages.as_ref().map_or(0, |packages| packages.timeout_seconds);
-        self.config.creating_timeout.0 + Duration::from_secs(installs.into())
-    }
-
     /// There is no room: who waits gets an error and no session; who was told that it is being created
     /// finds it failed.
     async fn give_up(
@@ -355,44 +337,11 @@ impl Service {
         Ok(())
     }
 
-    /// Asks the scheduler until it says yes or no, the time is over, or the session ended. It `may_exist`
-    /// where somebody may have asked before.
-    async fn ask_for_sandbox(
+    pub(super) fn sandbox_request(
         &self,
         session: &Model,
-        mut may_exist: bool,
-    ) -> Result<Result<agent::Sandbox, Refusal>, Error> {
-        let mut backoff = Backoff::new(self.config.retry_max.0);
-        loop {
-            let age = (self.clock.now() - session.creating_since()).to_std().unwrap_or_default();
-            let limit = self.creating_limit(session);
-            let Some(left) = limit.checked_sub(age).filter(|left| !left.is_zero()) else {
-                let limit = HumanDuration(limit);
-                return Ok(Err(Refusal::Final(format!("its sandbox was not created within {limit}"))));
-            };
-            let request = self.sandbox_request(session, may_exist);
-            may_exist = true;
-            let answer = call(left.min(ATTEMPT_LIMIT), self.peers.scheduler().create_sandbox(request)).await;
-            let refusal = match answer {
-                Ok(scheduler::CreateSandboxResponse { sandbox: Some(sandbox) }) => return Ok(Ok(sandbox)),
-                Ok(_) => Some(Refusal::Final("the scheduler answered without a sandbox".to_owned())),
-                Err(status) => refusal(&status),
-            };
-            match refusal {
-                // A session that had a sandbox waits for room rather than end for the lack of it.
-                Some(Refusal::NoCapacity { .. }) if session.recoveries > 0 => {}
-                Some(refusal) => return Ok(Err(refusal)),
-                None => {}
-            }
-            let creating =
-                self.store.session(&session.id).await?.is_some_and(|s| s.state == SessionState::Creating);
-            if !creating || !self.pause(backoff.pause()).await {
-                return Ok(Err(Refusal::Moot));
-            }
-        }
-    }
-
-    fn sandbox_request(&self, session: &Model, may_exist: bool) -> scheduler::CreateSandboxRequest {
+        may_exist: bool,
+    ) -> scheduler::CreateSandboxRequest {
         let language = Language::of_runtime(&session.language_runtime);
         let spec = agent::SandboxSpec {
             image: session.image.clone(),
@@ -408,7 +357,7 @@ impl Service {
             packages: self.package_set(session).ok().flatten(),
         };
         let sandbox_id = session.sandbox_id.clone();
-        scheduler::CreateSandboxRequest { sandbox_id, spec: Some(spec), may_exist }
+        scheduler::CreateSandboxRequest { sandbox_id, spec: Some(spec), may_exist, progress_wanted: true }
     }
 }
 
@@ -450,22 +399,6 @@ fn packages(new: &NewSession, template: &template::Template) -> Result<Option<Pa
         timeout_seconds: new.install_timeout_seconds.unwrap_or(INSTALL_TIMEOUT),
         keep_on_error: !new.fail_on_dependency_error,
     }))
-}
-
-/// What a failed attempt means; `None`: try again.
-fn refusal(status: &Status) -> Option<Refusal> {
-    let reason = status.message().to_owned();
-    match status.code() {
-        Code::ResourceExhausted => {
-            let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-            let retry_after = retry_after.unwrap_or(Duration::from_secs(1));
-            let told = status.get_details_error_info();
-            let queue_position = told.and_then(|info| info.metadata.get(QUEUE_POSITION).cloned());
-            Some(Refusal::NoCapacity { reason, retry_after, queue_position })
-        }
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown => None,
-        _ => Some(Refusal::Final(format!("its sandbox could not be created: {reason}"))),
-    }
 }
 
 fn placement(sandbox: agent::Sandbox) -> Placement {

@@ -123,7 +123,7 @@ impl Service {
         let now = self.clock.now();
         let times = SessionTimes {
             state: session.state,
-            creating_since: session.creating_since(),
+            creating_since: session.creation_counts_from(),
             expires_at: session.expires_at.utc(),
             last_activity_at: session.last_activity_at.utc(),
             idle_timeout: u64::try_from(session.idle_timeout_seconds)

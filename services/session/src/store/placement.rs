@@ -1,10 +1,18 @@
 //! What of its sandbox gets into the row of a session.
 
 use chrono::{DateTime, Utc};
-use sea_orm::ActiveValue::Set;
+use sea_orm::{
+    ActiveValue::{NotSet, Set},
+    entity::prelude::*,
+};
 
 use super::{Store, install, session};
-use crate::{dependencies::Installed, error::Error, lifecycle::SessionEvent, values::Isolation};
+use crate::{
+    dependencies::Installed,
+    error::Error,
+    lifecycle::{SessionEvent, SessionState},
+    values::Isolation,
+};
 
 /// What the scheduler made for a session.
 #[derive(Debug, Clone)]
@@ -22,6 +30,25 @@ pub(crate) struct Placement {
 }
 
 impl Store {
+    /// Notes that the image of a session that is being created is being pulled, with what is to be told of that. False
+    /// when the session had moved on.
+    pub(crate) async fn session_awaits_image(
+        &self,
+        session: &session::Model,
+        told: Option<String>,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let change = session::ActiveModel {
+            image_awaited_at: Set(Some(now.into())),
+            status_reason: told.map_or(NotSet, Set),
+            ..Default::default()
+        };
+        let creating = session::Column::State.eq(SessionState::Creating);
+        let update =
+            session::Entity::update_many().set(change).filter(session::this(session)).filter(creating);
+        self.change(update).await
+    }
+
     /// CREATING -> RUNNING with what the scheduler made. False when the session had moved on.
     pub(crate) async fn session_ready(
         &self,

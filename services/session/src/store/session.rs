@@ -63,6 +63,8 @@ pub(crate) struct Model {
     pub(crate) loss: Option<Cause>,
     /// Since when its sandbox is being made anew; unset: it never was.
     pub(crate) creating_since: Option<Instant>,
+    /// When its image was being pulled last, as far as that is known of this creation.
+    pub(crate) image_awaited_at: Option<Instant>,
     /// Set when somebody deleted it: it is not found any more, and its rows go when its sandbox is gone.
     pub(crate) deleted_at: Option<Instant>,
     /// The process that works on it; empty where there is only one.
@@ -85,6 +87,12 @@ impl Model {
     /// Since when its sandbox is being made, where it is.
     pub(crate) fn creating_since(&self) -> DateTime<Utc> {
         self.creating_since.unwrap_or(self.created_at).utc()
+    }
+
+    /// Since when the time counts that its creation may take: not while its image is being pulled.
+    pub(crate) fn creation_counts_from(&self) -> DateTime<Utc> {
+        let since = self.creating_since();
+        self.image_awaited_at.map_or(since, |awaited| std::cmp::max(awaited.utc(), since))
     }
 
     /// How often its sandbox was made anew.

@@ -101,6 +101,7 @@ fn session(id: &str) -> session::Model {
         install_started_at: None,
         install_completed_at: None,
         warm_start: None,
+        image_awaited_at: None,
     }
 }
 

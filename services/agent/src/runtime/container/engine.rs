@@ -6,6 +6,7 @@
 use std::{collections::HashMap, fmt::Debug, path::Path, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::watch::Sender;
 
 use super::{
     plan::{Plan, Walls},
@@ -150,11 +151,12 @@ pub(in crate::runtime) trait Engine: Debug + Send + Sync + 'static {
     /// When it cannot be asked.
     async fn image_id(&self, image: &str) -> Result<Option<String>, Trouble>;
 
-    /// The id of an image, which is brought if it is not there and that is possible.
+    /// The id of an image, which is brought if it is not there and that is possible. What that waits for is told, and
+    /// nothing more once it is there.
     ///
     /// # Errors
     /// Why it is not to be had.
-    async fn have_image(&self, image: &str) -> Result<String, ImageProblem>;
+    async fn have_image(&self, image: &str, progress: &Sender<String>) -> Result<String, ImageProblem>;
 
     /// What to name as an image for a container without any file.
     ///

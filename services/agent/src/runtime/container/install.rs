@@ -47,7 +47,7 @@ impl ContainerRuntime {
         files: &Path,
         mut deadline: channel::Receiver<Instant>,
     ) -> Result<Contents, Error> {
-        let image_id = self.have(image).await?;
+        let image_id = self.have(image, &channel::Sender::default()).await?;
         let id = SandboxId::random();
         let uid = self.take_uid(&id)?;
         let place = Place { dir: self.installs.join(id.as_str()), id, uid };

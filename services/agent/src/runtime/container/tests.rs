@@ -195,7 +195,13 @@ fn groups(name: &str) -> Vec<PathBuf> {
 }
 
 pub(crate) fn order(n: u32) -> Order {
-    Order { id: id(n), spec: spec(), created_at: SystemClock.now(), layer: None }
+    Order {
+        id: id(n),
+        spec: spec(),
+        created_at: SystemClock.now(),
+        layer: None,
+        progress: Default::default(),
+    }
 }
 
 pub(crate) fn order_of(n: u32, image: &str) -> Order {

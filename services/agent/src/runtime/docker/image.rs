@@ -14,7 +14,10 @@ use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::watch,
+    time::{Instant, interval, interval_at},
+};
 
 use super::client::Client;
 use crate::{
@@ -26,12 +29,21 @@ use crate::{
     },
 };
 
-/// How often it is told how far a pull is.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
+/// How often it is told how far a pull is: to those who wait, and in the log.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+const LOGGED_EVERY: Duration = Duration::from_secs(5);
 /// How long a list of the images counts as fresh: the node tells of it every few seconds.
 const FRESH: Duration = Duration::from_secs(10);
 
 type Outcome = Shared<BoxFuture<'static, Result<String, ImageProblem>>>;
+
+/// A pull, for whoever waits for it.
+#[derive(Debug, Clone)]
+struct Pulling {
+    outcome: Outcome,
+    /// How far it is, in words.
+    progress: watch::Receiver<String>,
+}
 
 /// The images of the engine.
 #[derive(Debug)]
@@ -40,7 +52,7 @@ pub(super) struct Images {
     pull: Pull,
     timeout: Duration,
     /// By image: one that is being pulled.
-    pulls: Mutex<HashMap<String, Outcome>>,
+    pulls: Mutex<HashMap<String, Pulling>>,
     listed: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
@@ -79,39 +91,57 @@ impl Images {
         Ok(found.and_then(|found| found.id))
     }
 
-    /// The id of an image, which is pulled if it is not there. Several callers share a pull.
-    pub(super) async fn have(self: &Arc<Self>, image: &str) -> Result<String, ImageProblem> {
+    /// The id of an image, which is pulled if it is not there. Several callers share a pull, and each is told how far
+    /// it is.
+    pub(super) async fn have(
+        self: &Arc<Self>,
+        image: &str,
+        progress: &watch::Sender<String>,
+    ) -> Result<String, ImageProblem> {
         if let Some(id) = self.id(image).await.map_err(|trouble| of_trouble(&trouble))? {
             return Ok(id);
         }
         if self.pull == Pull::Never {
             return Err(absent_image());
         }
-        let outcome = self.begin_pull(image);
-        outcome.await
+        let pulling = self.begin_pull(image);
+        let (mut outcome, mut told) = (pulling.outcome, pulling.progress);
+        progress.send_replace(told.borrow_and_update().clone());
+        loop {
+            tokio::select! {
+                pulled = &mut outcome => {
+                    progress.send_replace(String::new());
+                    return pulled;
+                }
+                Ok(()) = told.changed() => {
+                    progress.send_replace(told.borrow_and_update().clone());
+                }
+            }
+        }
     }
 
-    fn begin_pull(self: &Arc<Self>, image: &str) -> Outcome {
+    fn begin_pull(self: &Arc<Self>, image: &str) -> Pulling {
         let mut pulls = lock(&self.pulls);
         if let Some(running) = pulls.get(image) {
             return running.clone();
         }
         let (images, name) = (Arc::clone(self), image.to_owned());
+        let (tell, progress) = watch::channel(format!("pulling image {image}"));
         let pull = async move {
-            let pulled = images.pull(&name).await;
+            let pulled = images.pull(&name, &tell).await;
             lock(&images.pulls).remove(&name);
             lock(&images.listed).take();
             pulled
         };
-        let outcome = pull.boxed().shared();
-        pulls.insert(image.to_owned(), outcome.clone());
-        outcome
+        let pulling = Pulling { outcome: pull.boxed().shared(), progress };
+        pulls.insert(image.to_owned(), pulling.clone());
+        pulling
     }
 
-    async fn pull(&self, image: &str) -> Result<String, ImageProblem> {
+    async fn pull(&self, image: &str, tell: &watch::Sender<String>) -> Result<String, ImageProblem> {
         let began = Instant::now();
         tracing::info!(image, "pulling an image");
-        let pulled = tokio::time::timeout(self.timeout, self.follow_pull(image, began)).await;
+        let pulled = tokio::time::timeout(self.timeout, self.follow_pull(image, tell)).await;
         let pulled = pulled.unwrap_or(Err(ImageProblem::TimedOut(self.timeout)));
         let seconds = began.elapsed().as_secs_f64();
         match &pulled {
@@ -123,22 +153,26 @@ impl Images {
         id.ok_or_else(absent_image)
     }
 
-    async fn follow_pull(&self, image: &str, began: Instant) -> Result<(), ImageProblem> {
+    async fn follow_pull(&self, image: &str, tell: &watch::Sender<String>) -> Result<(), ImageProblem> {
         let client = self.engine.client().await.map_err(|trouble| of_trouble(&trouble))?;
         // The engine answers when it has spoken with the registry, which may take as long as it may take.
         let client = client.clone().with_timeout(self.timeout);
         let options = CreateImageOptions { from_image: Some(with_tag(image)), ..Default::default() };
         let mut steps = client.create_image(Some(options), None, None);
-        let (mut progress, mut told) = (Progress::default(), began);
-        while let Some(step) = steps.next().await {
-            let step = step.map_err(|error| of_trouble(&self.engine.trouble(error)))?;
-            progress.note(&step);
-            if told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
-                tracing::info!(image, progress = %progress.told(), "pulling an image");
+        let (mut progress, mut tell_now) = (Progress::default(), interval(TOLD_EVERY));
+        let mut log_now = interval_at(Instant::now() + LOGGED_EVERY, LOGGED_EVERY);
+        loop {
+            tokio::select! {
+                step = steps.next() => match step {
+                    Some(step) => progress.note(&step.map_err(|error| of_trouble(&self.engine.trouble(error)))?),
+                    None => return Ok(()),
+                },
+                _ = tell_now.tick() => {
+                    tell.send_replace(format!("pulling image {image}{}", progress.told()));
+                }
+                _ = log_now.tick() => tracing::info!(image, "pulling an image{}", progress.told()),
             }
         }
-        Ok(())
     }
 }
 
@@ -147,9 +181,14 @@ fn absent_image() -> ImageProblem {
     ImageProblem::Absent(fix.to_owned())
 }
 
-/// How far a pull is, by layer: bytes that are there, and bytes in all.
+/// How far a pull is.
 #[derive(Debug, Default)]
-struct Progress(HashMap<String, (i64, i64)>);
+struct Progress {
+    /// By layer: bytes that are there, and bytes in all.
+    layers: HashMap<String, (i64, i64)>,
+    /// What is there is being unpacked.
+    unpacking: bool,
+}
 
 impl Progress {
     fn note(&mut self, step: &CreateImageInfo) {
@@ -157,14 +196,20 @@ impl Progress {
         let counted = detail.and_then(|detail| detail.current.zip(detail.total));
         // The same layer is counted once more while it is unpacked.
         let is_download = step.status.as_deref() == Some("Downloading");
+        self.unpacking = step.status.as_deref() == Some("Extracting");
         if let (Some(layer), Some(counted), true) = (&step.id, counted, is_download) {
-            self.0.insert(layer.clone(), counted);
+            self.layers.insert(layer.clone(), counted);
         }
     }
 
+    /// In words that go on after others; none while nothing is known.
     fn told(&self) -> String {
-        let (there, all) = self.0.values().fold((0, 0), |(there, all), (a, b)| (there + a, all + b));
-        format!("{} of {} MiB", there >> 20, all >> 20)
+        let (there, all) = self.layers.values().fold((0, 0), |(there, all), (a, b)| (there + a, all + b));
+        let unpacking = if self.unpacking { ", unpacking" } else { "" };
+        if all == 0 {
+            return unpacking.to_owned();
+        }
+        format!(", {} of {} MiB{unpacking}", there >> 20, all >> 20)
     }
 }
 
@@ -249,14 +294,16 @@ mod tests {
             ..Default::default()
         };
         let mut progress = Progress::default();
+        assert_eq!(progress.told(), "");
         for step in [
             step("a", "Downloading", 1 << 20, 4 << 20),
             step("b", "Downloading", 2 << 20, 2 << 20),
             step("a", "Downloading", 3 << 20, 4 << 20),
-            step("b", "Extracting", 0, 2 << 20),
         ] {
             progress.note(&step);
         }
-        assert_eq!(progress.told(), "5 of 6 MiB");
+        assert_eq!(progress.told(), ", 5 of 6 MiB");
+        progress.note(&step("b", "Extracting", 0, 2 << 20));
+        assert_eq!(progress.told(), ", 5 of 6 MiB, unpacking");
     }
 }

@@ -145,7 +145,13 @@ fn groups(name: &str) -> Vec<PathBuf> {
 contract_suite!(ProcessBench::new());
 
 fn order(n: u32) -> Order {
-    Order { id: id(n), spec: spec(), created_at: SystemClock.now(), layer: None }
+    Order {
+        id: id(n),
+        spec: spec(),
+        created_at: SystemClock.now(),
+        layer: None,
+        progress: Default::default(),
+    }
 }
 
 #[tokio::test]

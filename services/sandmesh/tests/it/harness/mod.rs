@@ -12,6 +12,7 @@ mod index;
 pub(crate) mod leftovers;
 pub(crate) mod machines;
 pub(crate) mod process;
+pub(crate) mod registry;
 pub(crate) mod tools;
 pub(crate) mod twofold;
 
@@ -38,6 +39,7 @@ pub(crate) use events::Events;
 pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
 pub(crate) use index::Index;
 use process::{Launch, Process};
+pub(crate) use registry::Registry;
 
 /// How long a start or an orderly stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -34,7 +34,7 @@ use super::{
 
 /// How long an answer that is not a stream may take.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long a session may take to run.
+/// How long a session may take to run, from when it last told of something else that it waits for.
 const CREATION: Duration = Duration::from_secs(30);
 
 /// The languages' words for what every attack needs.
@@ -191,10 +191,14 @@ impl Arena {
             self.sessions()?.create_session(timed(request)).await.context("cannot create a session")?;
         let mut session = created.into_inner().session.context("the server made no session")?;
         self.made.lock().unwrap_or_else(PoisonError::into_inner).push(session.session_id.clone());
-        let began = std::time::Instant::now();
-        while session.state() == session::State::Creating && began.elapsed() < CREATION {
+        let mut since = std::time::Instant::now();
+        while session.state() == session::State::Creating && since.elapsed() < CREATION {
             sleep(Duration::from_millis(10)).await;
-            session = self.look(&session.session_id).await?;
+            let now = self.look(&session.session_id).await?;
+            if now.status_reason != session.status_reason {
+                since = std::time::Instant::now();
+            }
+            session = now;
         }
         if session.state() != session::State::Running {
             bail!("session {} is {:?}: {}", session.session_id, session.state(), session.status_reason);

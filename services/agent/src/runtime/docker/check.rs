@@ -11,6 +11,11 @@ use crate::runtime::{Problems, container::engine::Trouble};
 /// The oldest version of the API that has what is used here: that of Docker Engine 20.10.
 const OLDEST_API: (usize, usize) = (1, 41);
 
+/// What another engine on the socket lacks that speaks Docker's API.
+const PODMAN: &str = "a Docker engine is missing: this is Podman, whose API takes a seccomp profile only as a file of \
+                      its own machine and masks `/proc` whatever it is told, so that there is no jail; use Docker or \
+                      containerd, or `agent.runtime = \"process\"`";
+
 /// What is missing, with what to do.
 fn problem(text: impl Into<String>) -> Problems {
     Problems(vec![text.into()])
@@ -22,6 +27,9 @@ pub(super) async fn survey(engine: &Client) -> Result<(SystemInfo, ClientVersion
     let unreachable = |trouble: Trouble| problem(format!("{trouble}; {advice}"));
     let info = engine.info().await.map_err(unreachable)?;
     let spoken = engine.client().await.map_err(unreachable)?.client_version();
+    if is_podman(&engine.parts().await.map_err(unreachable)?) {
+        return Err(problem(PODMAN));
+    }
     let mut problems = unfit(&info);
     if (spoken.major_version, spoken.minor_version) < OLDEST_API {
         let version = info.server_version.as_deref().unwrap_or("unknown");
@@ -54,6 +62,11 @@ fn unfit(info: &SystemInfo) -> Vec<String> {
         );
     }
     problems
+}
+
+/// Whether an engine of these parts is Podman.
+fn is_podman(parts: &[String]) -> bool {
+    parts.iter().any(|part| part.to_lowercase().contains("podman"))
 }
 
 /// Whether the engine has a security option.
@@ -127,6 +140,13 @@ mod tests {
         let problems = unfit(&info(&rootless, SystemInfoCgroupDriverEnum::NONE));
         assert!(problems.len() == 2 && problems[0].contains("process"), "{problems:?}");
         assert!(unfit(&info(&[], SystemInfoCgroupDriverEnum::CGROUPFS))[0].contains("seccomp"));
+    }
+
+    #[test]
+    fn podman_is_told_from_docker_by_its_parts() {
+        let parts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert!(is_podman(&parts(&["Podman Engine", "Conmon", "OCI Runtime (runc)"])));
+        assert!(!is_podman(&parts(&["Engine", "containerd", "runc", "docker-init"])));
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl Client {
         self.client().await?.info().await.map_err(|error| self.trouble(error))
     }
 
+    /// What it is made of: the names of its parts.
+    pub(super) async fn parts(&self) -> Result<Vec<String>, Trouble> {
+        let version = self.client().await?.version().await.map_err(|error| self.trouble(error))?;
+        Ok(version.components.into_iter().flatten().map(|part| part.name).collect())
+    }
+
     /// Makes a container, and answers with its id.
     pub(super) async fn create(&self, name: &str, body: ContainerCreateBody) -> Result<String, Trouble> {
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };

@@ -48,7 +48,7 @@ while kill -0 "$3" 2>/dev/null; do
     awk -v dir="$PWD/$2/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
       while read -r mount; do umount -l "$mount"; done
     rm -rf "$2"
-    if [ ! -e docker ] && [ ! -e containerd ]; then rm -rf images; fi
+    if [ ! -e docker ] && [ ! -e containerd ]; then flock -n images.users.lock rm -rf images; fi
     exit 0
   fi
   exec 8>&- 9>&-
@@ -143,6 +143,12 @@ impl TestEngine {
     /// Where it is reached.
     pub(crate) fn socket(&self) -> PathBuf {
         socket(self.kind, &self.dir)
+    }
+
+    /// The process of an engine of this test's own.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.own.as_ref().map(|own| own.process.id())
     }
 
     /// `kill -9` of an engine of this test's own, and with Docker what it started to manage containers.
@@ -306,6 +312,9 @@ impl TestEngine {
 
     /// Makes an image if it is not there.
     fn have(&self, image: &str) {
+        // Nobody removes the archives meanwhile.
+        let user = lock_file(&home(), "images.users.lock");
+        user.lock_shared().unwrap();
         let path = |path: PathBuf| path.display().to_string();
         match self.kind {
             Kind::Docker if self.client(&["image", "inspect", image]).status.success() => {}
@@ -391,7 +400,7 @@ fn containerd(dir: &Path) -> Command {
 }
 
 /// A program that Debian may have put where nobody looks for it.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let places = ["/usr/sbin", "/usr/bin", "/usr/local/bin"];
     let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| {

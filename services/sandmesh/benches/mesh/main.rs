@@ -8,6 +8,17 @@
 mod baseline;
 mod cgroup;
 mod chart;
+mod containers;
+#[path = "../../../agent/testing/engine.rs"]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    dead_code,
+    reason = "it is of the tests, which fail by panicking, and has more than is used here"
+)]
+mod engine;
 mod kernel;
 mod line;
 mod machine;
@@ -36,6 +47,7 @@ use sandmesh_scheduler::simulation::{self, Case};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    containers::Containers,
     line::{Figure, Line},
     machine::Machine,
     memory::Idle,
@@ -47,7 +59,7 @@ use crate::{
     streaming::Streamed,
     subject::Subject,
     verdict::Results,
-    work::Bench,
+    work::{Bench, Work},
 };
 
 /// The program that was built for this run; the executor is beside it.
@@ -118,7 +130,7 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     let machine = Machine::read(&settings);
     let (rounds, milliseconds) = Report::amount(settings.amount);
     let is_logged = lines.iter().any(|line| line.subjects().contains(&subject::RECORD));
-    let mut bench = start(settings, is_logged).await?;
+    let mut bench = start(settings, &lines, is_logged).await?;
     let measured = measure(&bench, &lines).await;
     let decisions = decisions(&bench, &lines);
     let machine = machine.done(bench.cpu());
@@ -126,8 +138,10 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     for other in bench.fresh.iter_mut().chain(&mut bench.logged) {
         other.server.stop()?;
     }
+    bench.containers.stop()?;
     let (measured, idle) = measured?;
-    let results = Results { rounds: &measured, idle: idle.as_ref(), decisions: &decisions };
+    let results =
+        Results { rounds: &measured, idle: idle.as_ref(), decisions: &decisions, lacking: &lacking(&bench) };
     let report = Report {
         machine,
         rounds,
@@ -143,7 +157,7 @@ async fn bench(settings: Settings, directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(settings: Settings, is_logged: bool) -> anyhow::Result<Bench> {
+async fn start(settings: Settings, lines: &[Line], is_logged: bool) -> anyhow::Result<Bench> {
     // As much output is kept as is streamed.
     let output = format!("{}MiB", settings.amount.stream_mib);
     let keep = [("SANDMESH_AGENT__MAX_OUTPUT", &*output), ("SANDMESH_SESSION__MAX_OUTPUT", &*output)];
@@ -155,7 +169,21 @@ async fn start(settings: Settings, is_logged: bool) -> anyhow::Result<Bench> {
         }
     }
     let [(_, _, fresh), (_, _, logged)] = others;
-    Ok(Bench { settings, warm, fresh, logged })
+    let wanted: Vec<Work> = subjects_of(lines).iter().map(|subject| subject.work).collect();
+    let containers = Containers::start(&settings.program, &wanted).await;
+    Ok(Bench { settings, warm, fresh, logged, containers })
+}
+
+/// What these lines are made of.
+fn subjects_of(lines: &[Line]) -> Vec<Subject> {
+    let names: Vec<_> = lines.iter().flat_map(Line::subjects).collect();
+    subject::all().into_iter().filter(|subject| names.contains(&subject.name)).collect()
+}
+
+/// What cannot be measured, and why.
+fn lacking(bench: &Bench) -> Vec<(&'static str, String)> {
+    let why_not = |subject: Subject| Some((subject.name, bench.containers.why_not(subject.work)?.to_owned()));
+    subject::all().into_iter().filter_map(why_not).collect()
 }
 
 /// Measures decisions of the scheduler, in this process.
@@ -167,9 +195,8 @@ fn decisions(bench: &Bench, lines: &[Line]) -> Vec<Case> {
 
 /// Measures what these lines are made of.
 async fn measure(bench: &Bench, lines: &[Line]) -> anyhow::Result<(measure::Rounds, Option<Idle>)> {
-    let names: Vec<_> = lines.iter().flat_map(Line::subjects).collect();
-    let subjects: Vec<Subject> =
-        subject::all().into_iter().filter(|subject| names.contains(&subject.name)).collect();
+    let mut subjects = subjects_of(lines);
+    subjects.retain(|subject| bench.containers.why_not(subject.work).is_none());
     let streamed = lines.iter().filter_map(|line| match line.figure {
         Figure::Streamed(door) => Some(Streamed::new(door, bench.settings.amount.stream_mib)),
         _ => None,

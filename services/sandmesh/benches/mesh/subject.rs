@@ -38,12 +38,20 @@ pub(crate) enum Group {
     Javascript,
     Shell,
     Sessions,
+    Containers,
     Calls,
 }
 
 /// Every group.
-pub(crate) const GROUPS: [Group; 6] =
-    [Group::Python, Group::Full, Group::Javascript, Group::Shell, Group::Sessions, Group::Calls];
+pub(crate) const GROUPS: [Group; 7] = [
+    Group::Python,
+    Group::Full,
+    Group::Javascript,
+    Group::Shell,
+    Group::Sessions,
+    Group::Containers,
+    Group::Calls,
+];
 
 pub(crate) const PYTHON: &str = "python3 -c pass";
 pub(crate) const PYTHON_JAILED: &str = "bwrap + python3 -c pass";
@@ -69,6 +77,9 @@ pub(crate) const SHELL_EXECUTOR: &str = "shell, executor";
 pub(crate) const SHELL_GATEWAY: &str = "shell, gateway, gRPC";
 pub(crate) const CREATE: &str = "session create, REST";
 pub(crate) const FIRST_RESULT: &str = "session create to first result, REST";
+pub(crate) const DOCKER_RUN: &str = "docker run --rm --network=none IMAGE true";
+pub(crate) const FIRST_RESULT_DOCKER: &str = "session create to first result, docker, REST";
+pub(crate) const FIRST_RESULT_CONTAINERD: &str = "session create to first result, containerd, REST";
 pub(crate) const CREATE_WARM: &str = "session create with a warm sandbox, REST";
 pub(crate) const CREATE_100: &str = "p99 of 100 session creates at once, 50 warm sandboxes, REST";
 pub(crate) const NOTHING: &str = "unary call, unix socket";
@@ -162,12 +173,17 @@ fn other_languages() -> Vec<Subject> {
 
 fn calls() -> Vec<Subject> {
     let session = |name, work| Subject::new(Group::Sessions, name, work);
+    // What is removed of the one before is not to be in the way of the next.
+    let container = |name, work| Subject::new(Group::Containers, name, work).pause(300);
     let call = |name, work| Subject::new(Group::Calls, name, work).share(0.5);
     vec![
         session(CREATE, Work::CreateSession),
-        session(FIRST_RESULT, Work::FirstResult),
+        session(FIRST_RESULT, Work::FirstResult(On::Default)),
         session(CREATE_WARM, Work::ClaimSession),
         session(CREATE_100, Work::Burst).at_least(1),
+        container(DOCKER_RUN, Work::DockerRun),
+        container(FIRST_RESULT_DOCKER, Work::FirstResult(On::Docker)),
+        container(FIRST_RESULT_CONTAINERD, Work::FirstResult(On::Containerd)),
         call(NOTHING, Work::Nothing),
         call(GET_DIRECT, Work::GetSession(Door::SessionRole)),
         call(GET_GATEWAY, Work::GetSession(Door::Gateway)),

@@ -83,6 +83,8 @@ pub(crate) struct Results<'a> {
     pub(crate) rounds: &'a Rounds,
     pub(crate) idle: Option<&'a Idle>,
     pub(crate) decisions: &'a [Case],
+    /// What could not be measured, and why.
+    pub(crate) lacking: &'a [(&'static str, String)],
 }
 
 impl Results<'_> {
@@ -115,7 +117,6 @@ impl Results<'_> {
             Figure::Memory => self.memory(),
             Figure::Streamed(door) => self.streamed(door),
             Figure::Decision => self.decision(line.name),
-            Figure::Unknown(why) => Got { unknown: Some(why.to_owned()), ..Got::default() },
         }
     }
 
@@ -125,7 +126,9 @@ impl Results<'_> {
         figures: (impl Fn(&Round) -> f64 + Copy, impl Fn(&Round) -> f64 + Copy),
         unit: &str,
     ) -> Got {
-        let (Some(of), Some(over)) = (self.find(of), self.find(over)) else { return not_chosen() };
+        let (Some(of), Some(over)) = (self.find(of), self.find(over)) else {
+            return self.without(&[of, over]);
+        };
         let (ours, theirs) = (of.each(figures.0), over.each(figures.1));
         Got {
             measured: format!("{} of {} {unit}", short(median(&ours)), short(median(&theirs))),
@@ -204,6 +207,12 @@ impl Results<'_> {
             measured: format!("p50 {}, at most {} us of {}", short(p50), short(most), case.micros.len()),
             ..Got::default()
         }
+    }
+
+    /// There is no figure of these: why.
+    fn without(&self, names: &[&str]) -> Got {
+        let why = self.lacking.iter().find(|(name, _)| names.contains(name));
+        why.map_or_else(not_chosen, |(_, why)| Got { unknown: Some(why.clone()), ..Got::default() })
     }
 
     fn find(&self, name: &str) -> Option<&Measured> {

@@ -1,6 +1,7 @@
 //! What is done for one sample: start a process or make a call, and check that the result is right.
 
 use std::{
+    ffi::CString,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -18,6 +19,8 @@ use tonic_health::pb::HealthCheckRequest;
 
 use crate::{
     baseline::{self, Jail, Program},
+    containers::Containers,
+    kernel::Spent,
     pools,
     settings::Settings,
     stack::{Session, Stack},
@@ -51,6 +54,10 @@ pub(crate) enum On {
     Fresh,
     /// The one that logs how long its writers wait.
     Logged,
+    /// The one whose sandboxes are containers of Docker.
+    Docker,
+    /// The one whose sandboxes are containers of containerd.
+    Containerd,
 }
 
 /// What is done.
@@ -68,7 +75,9 @@ pub(crate) enum Work {
     /// Create a session and wait until it runs.
     CreateSession,
     /// Create a session, run code in it and wait for the result.
-    FirstResult,
+    FirstResult(On),
+    /// Run a trivial command in a container, with Docker's own client.
+    DockerRun,
     /// Create a session that gets a warm sandbox; that there is one is waited for without being timed.
     ClaimSession,
     /// Create many sessions at once, of which some find a warm sandbox, and wait until all run: the slowest of
@@ -87,6 +96,7 @@ pub(crate) struct Bench {
     pub(crate) warm: Stack,
     pub(crate) fresh: Option<Stack>,
     pub(crate) logged: Option<Stack>,
+    pub(crate) containers: Containers,
 }
 
 /// What one piece of work took.
@@ -108,13 +118,15 @@ impl Bench {
             On::Default => Ok(&self.warm),
             On::Fresh => self.fresh.as_ref().context("no server without warm interpreters was started"),
             On::Logged => self.logged.as_ref().context("no server that logs what it writes was started"),
+            On::Docker | On::Containerd => self.containers.stack(on),
         }
     }
 
     /// The CPU time of all servers until now.
     pub(crate) fn cpu(&self) -> Duration {
         let stacks = [Some(&self.warm), self.fresh.as_ref(), self.logged.as_ref()];
-        stacks.into_iter().flatten().map(|stack| stack.server.group().cpu()).sum()
+        let servers: Duration = stacks.into_iter().flatten().map(|stack| stack.server.group().cpu()).sum();
+        servers + self.containers.cpu()
     }
 }
 
@@ -122,8 +134,8 @@ impl Work {
     /// The server that it burdens; a process of its own burdens none.
     pub(crate) fn on(self) -> Option<On> {
         match self {
-            Self::Spawn(..) => None,
-            Self::Execute(on, ..) => Some(on),
+            Self::Spawn(..) | Self::DockerRun => None,
+            Self::Execute(on, ..) | Self::FirstResult(on) => Some(on),
             Self::Record => Some(On::Logged),
             _ => Some(On::Default),
         }
@@ -144,7 +156,8 @@ impl Work {
             Self::Accept => accept(&bench.warm).await?,
             Self::Record => record(bench.stack(On::Logged)?).await?,
             Self::CreateSession => create(&bench.warm, false).await?,
-            Self::FirstResult => create(&bench.warm, true).await?,
+            Self::FirstResult(on) => create(bench.stack(on)?, true).await?,
+            Self::DockerRun => run(bench.containers.docker_run()?).await?.wall,
             Self::ClaimSession => pools::claim(&bench.warm).await?,
             Self::Burst => pools::burst(&bench.warm).await?,
             Self::Nothing => {
@@ -159,10 +172,13 @@ impl Work {
 }
 
 async fn spawn(program: Program, jail: Jail, bench: &Bench) -> anyhow::Result<Took> {
-    let argv = baseline::argv(program, jail, &bench.settings)?;
-    let spent = tokio::task::spawn_blocking(move || baseline::run(&argv)).await??;
+    let spent = run(baseline::argv(program, jail, &bench.settings)?).await?;
     // Bubblewrap leaves its inner process to the system to reap, so what that used is not known here.
     Ok(Took { wall: spent.wall, cpu: (jail == Jail::None).then_some(spent.cpu) })
+}
+
+async fn run(argv: Vec<CString>) -> anyhow::Result<Spent> {
+    tokio::task::spawn_blocking(move || baseline::run(&argv)).await?
 }
 
 /// Runs code and waits for its result.

@@ -80,7 +80,7 @@ soak *args: executor
     cargo bench --locked -p sandmesh --bench mesh -- soak {{args}}
 
 # Kill the parts of a mesh at random under load and check every promise; `--kills N --seed S` for another campaign.
-chaos *args: build
+chaos *args: build static-executor
     cargo bench --locked --profile dev -p sandmesh --bench chaos -- {{args}}
 
 # Fill a database with 10,000 sessions and a million executions, and measure how they are read.

@@ -159,6 +159,62 @@ impl TestEngine {
         process.wait().unwrap();
     }
 
+    /// What there is of containers on this machine, whoever made them: in its own lists, mounts, and processes that
+    /// hold them.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn left(&self) -> Vec<String> {
+        let lists: &[&[&str]] = match self.kind {
+            Kind::Docker => &[&["ps", "--all", "--quiet"], &["volume", "ls", "--quiet"]],
+            Kind::Containerd => &[&["containers", "list", "--quiet"], &["tasks", "list", "--quiet"]],
+        };
+        let listed = |list: &&[&str]| {
+            let said = self.said(list);
+            said.lines().map(|line| format!("{} {line}", list[0])).collect::<Vec<_>>()
+        };
+        let mut left: Vec<String> = lists.iter().flat_map(listed).collect();
+        // Of these, what an image is made of has another name.
+        left.extend(self.remnants("sandmesh-"));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        let of_containers = points.filter(|point| {
+            let is_of = |name: &str| point.components().any(|part| part.as_os_str() == name);
+            point.starts_with(&self.dir) && ["merged", "rootfs", "shm", "netns"].into_iter().any(is_of)
+        });
+        left.extend(of_containers.map(|point| format!("mount {}", point.display())));
+        left.extend(self.shims().into_iter().map(|(pid, id)| format!("shim {pid} of {id}")));
+        left
+    }
+
+    /// Containers that a Docker engine still holds though it has them in no list any more and nothing runs in them: some
+    /// that it makes or ends while it is killed. Nobody can have it clear them away.
+    #[allow(dead_code, reason = "not every test that has this file needs it")]
+    pub(crate) fn forgotten(&self) -> Vec<String> {
+        if self.kind == Kind::Containerd {
+            return Vec::new();
+        }
+        let known = self.said(&["ps", "--all", "--quiet", "--no-trunc"]);
+        let holds_nothing = |pid: i32| {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            children.unwrap_or_default().trim().is_empty()
+        };
+        let shims = self.shims().into_iter();
+        shims.filter(|(pid, id)| !known.contains(&**id) && holds_nothing(*pid)).map(|(_, id)| id).collect()
+    }
+
+    /// The processes that hold containers, and the ids of these.
+    fn shims(&self) -> Vec<(i32, String)> {
+        let socket = self.dir.to_string_lossy().into_owned();
+        let shim = |entry: fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let is_ours = words.contains("containerd-shim") && words.contains(&socket);
+            let id = words.split('\0').skip_while(|word| *word != "-id").nth(1)?;
+            is_ours.then(|| (pid, id.to_owned()))
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(shim).collect()
+    }
+
     /// Starts an engine again that was killed.
     #[allow(dead_code, reason = "not every test that has this file needs it")]
     pub(crate) fn start_again(&mut self) {
@@ -346,6 +402,7 @@ impl Drop for TestEngine {
             let pid = rustix::process::Pid::from_child(&own.process);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let _ = own.process.wait();
+            self.shims().into_iter().for_each(|(pid, _)| _ = kill(pid));
             // One that was killed left its own mounts.
             let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
             let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
@@ -354,6 +411,12 @@ impl Drop for TestEngine {
             }
         }
     }
+}
+
+/// `kill -9`; false when there is no such process.
+fn kill(pid: i32) -> bool {
+    let pid = rustix::process::Pid::from_raw(pid);
+    pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok())
 }
 
 fn socket(kind: Kind, dir: &Path) -> PathBuf {

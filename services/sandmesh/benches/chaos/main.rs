@@ -26,7 +26,10 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 use sandmesh_mesh::database::testing::Kind;
 
-use crate::chaos::{Campaign, Parts};
+use crate::{
+    chaos::{CONTAINER_PAUSE, Campaign, Parts},
+    harness::engine,
+};
 
 /// Kills the parts of a mesh at random while clients use it.
 #[derive(Debug, Parser)]
@@ -40,6 +43,9 @@ struct Args {
     /// Two of every process and two nodes, with this database server and a bucket, which are killed, too
     #[arg(long, value_enum)]
     two_on: Option<DatabaseServer>,
+    /// Containers of this engine for sandboxes, which dies, too
+    #[arg(long, value_enum, conflicts_with = "two_on")]
+    runtime: Option<Engine>,
     /// Which random choices are made
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -49,9 +55,9 @@ struct Args {
     /// How many sessions they share
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     sessions: u64,
-    /// The pause between two kills in milliseconds, on average
-    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pause_ms: u64,
+    /// The pause between two kills in milliseconds, on average: 150, with containers 700
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pause_ms: Option<u64>,
     /// Give every execution a jail and an interpreter of its own
     #[arg(long)]
     fresh: bool,
@@ -67,15 +73,26 @@ enum DatabaseServer {
     Postgres,
 }
 
+/// The engines that sandboxes may be containers of.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Engine {
+    Docker,
+    Containerd,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Args { kills, minutes, two_on, seed, clients, sessions, pause_ms, fresh, bench: _ } = Args::parse();
-    let (pause, at_most) = (Duration::from_millis(pause_ms), Duration::from_secs(60 * minutes));
-    let parts = match two_on {
-        None => Parts::One,
-        Some(DatabaseServer::Mariadb) => Parts::Two(Kind::MariaDb),
-        Some(DatabaseServer::Postgres) => Parts::Two(Kind::Postgres),
+    let Args { kills, minutes, two_on, runtime, seed, clients, sessions, pause_ms, fresh, bench: _ } =
+        Args::parse();
+    let parts = match (two_on, runtime) {
+        (Some(DatabaseServer::Mariadb), _) => Parts::Two(Kind::MariaDb),
+        (Some(DatabaseServer::Postgres), _) => Parts::Two(Kind::Postgres),
+        (None, Some(Engine::Docker)) => Parts::InContainers(engine::Kind::Docker),
+        (None, Some(Engine::Containerd)) => Parts::InContainers(engine::Kind::Containerd),
+        (None, None) => Parts::One,
     };
+    let usual = if runtime.is_some() { CONTAINER_PAUSE } else { Duration::from_millis(150) };
+    let (pause, at_most) = (pause_ms.map_or(usual, Duration::from_millis), Duration::from_secs(60 * minutes));
     let report = Campaign { parts, kills, at_most, seed, clients, sessions, pause, fresh }.run().await;
     print!("{report}");
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

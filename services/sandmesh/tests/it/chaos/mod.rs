@@ -23,6 +23,8 @@ use sandmesh_mesh::database::testing::Kind;
 use serde_json::json;
 use tokio::{sync::Notify, task::JoinSet};
 
+use crate::harness::engine;
+
 pub(crate) use self::report::Report;
 use self::{
     client::{Client, Slot},
@@ -39,11 +41,16 @@ const LAST_ORDERS: Duration = Duration::from_secs(240);
 /// How long the mesh works undisturbed at first.
 const PEACE: Duration = Duration::from_secs(1);
 
+/// The pause between two kills where sandboxes are containers, which take longer to make.
+pub(crate) const CONTAINER_PAUSE: Duration = Duration::from_millis(700);
+
 /// The mesh that is attacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
     /// One process of each kind, with a database in a file and objects in a directory.
     One,
+    /// The same with containers for sandboxes, on an engine of this kind that keeps them when it dies, which it does.
+    InContainers(engine::Kind),
     /// Two of every process and two nodes, with a database server and a bucket, which die, too.
     Two(Kind),
 }
@@ -93,6 +100,7 @@ impl Campaign {
             evidence: &mut evidence,
             kills: BTreeMap::new(),
             away: BTreeMap::new(),
+            engine_killed: None,
             mesh: &mut mesh,
         };
         killer.rage(self.kills, self.at_most, self.pause).await;
@@ -107,7 +115,7 @@ impl Campaign {
         let mut log = std::mem::take(&mut *shared.log());
         log.explain(mesh.server());
         let mut verdict = Verdict::of(mesh.server(), &log, &evidence.runs()).await;
-        verdict.check_sandboxes(mesh.server()).await;
+        verdict.check_sandboxes(&mut mesh).await;
         verdict.clean_up(&mut mesh, &log).await;
         self.report(began.elapsed(), kills, log, verdict)
     }
@@ -150,6 +158,7 @@ impl Campaign {
             retries: log.retries,
             violations: [log.violations, verdict.violations].concat(),
             leftovers: verdict.leftovers,
+            forgotten: verdict.forgotten,
         }
     }
 }
@@ -157,7 +166,9 @@ impl Campaign {
 /// A short campaign, always with the same choices.
 #[cfg(test)]
 async fn short(parts: Parts, kills: u32, fresh: bool) {
-    let (pause, at_most) = (Duration::from_millis(120), Duration::from_secs(120));
+    let pause =
+        if matches!(parts, Parts::InContainers(_)) { CONTAINER_PAUSE } else { Duration::from_millis(120) };
+    let at_most = Duration::from_secs(120);
     let campaign =
         Campaign { parts, kills, at_most, seed: 20_261_122, clients: 6, sessions: 3, pause, fresh };
     let report = campaign.run().await;
@@ -178,4 +189,14 @@ async fn whatever_is_killed_nothing_accepted_is_lost_doubled_or_left_over_with_f
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_killed_of_two_of_everything_nothing_accepted_is_lost_doubled_or_left_over() {
     short(Parts::Two(Kind::MariaDb), 80, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_around_containers_of_docker_nothing_accepted_is_lost_doubled_or_left_over() {
+    short(Parts::InContainers(engine::Kind::Docker), 20, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_around_containers_of_containerd_nothing_accepted_is_lost_doubled_or_left_over() {
+    short(Parts::InContainers(engine::Kind::Containerd), 20, false).await;
 }

@@ -24,6 +24,7 @@ pub(crate) struct Report {
     pub(super) retries: BTreeMap<&'static str, u64>,
     pub(super) violations: Vec<String>,
     pub(super) leftovers: Vec<String>,
+    pub(super) forgotten: usize,
 }
 
 impl Report {
@@ -40,7 +41,9 @@ impl fmt::Display for Report {
         row("chaos", &format!("seed {}", self.seed))?;
         row(&"-".repeat(56), &"-".repeat(9))?;
         row("seconds", &self.took.as_secs())?;
-        row("kills", &self.kills.values().sum::<u32>())?;
+        // What was not killed but ended by itself is told below the others.
+        let killed = self.kills.iter().filter(|(victim, _)| !victim.starts_with(' '));
+        row("kills", &killed.map(|(_, count)| count).sum::<u32>())?;
         for (victim, count) in &self.kills {
             row(&format!("  {victim}"), count)?;
         }
@@ -62,6 +65,7 @@ impl fmt::Display for Report {
         }
         row("broken promises", &self.violations.len())?;
         row("left over", &self.leftovers.len())?;
+        row("empty containers that the engine itself forgot", &self.forgotten)?;
         for what in self.leftovers.iter().take(TOLD).chain(self.violations.iter().take(TOLD)) {
             writeln!(f, "! {what}")?;
         }

@@ -27,6 +27,10 @@ use crate::{
 /// How long the removal of everything may take.
 const REMOVAL: Duration = Duration::from_secs(30);
 
+/// The same with an engine: what it refused is tried again ever more seldom, and an executor in a container that it
+/// forgot while it made it ends by itself after a minute.
+const REMOVAL_BY_ENGINE: Duration = Duration::from_secs(90);
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
@@ -42,6 +46,8 @@ pub(super) struct Verdict {
     pub(super) seen_beyond: u32,
     pub(super) violations: Vec<String>,
     pub(super) leftovers: Vec<String>,
+    /// Containers that the engine itself forgot, and holds.
+    pub(super) forgotten: usize,
 }
 
 impl Verdict {
@@ -203,21 +209,18 @@ impl Verdict {
         }
     }
 
-    /// After one pass of state-sync every sandbox is that of a session which runs, and each has one.
-    pub(super) async fn check_sandboxes(&mut self, server: &Server) {
-        let pass = server.api.post("/health/sync", json!({})).await.is(200);
-        if pass["result"]["errors"].as_array().is_none_or(|errors| !errors.is_empty()) {
-            self.violations.push(format!("a pass of state-sync: {pass}"));
-        }
-        let listed = server.api.get("/containers?limit=200").await.is(200);
-        let mut of_sessions = BTreeSet::new();
-        for sandbox in listed["items"].as_array().unwrap() {
-            // Without a session it is warm.
-            let Some(id) = sandbox["session_id"].as_str() else { continue };
-            let session = server.api.get(&format!("/sessions/{id}")).await;
-            if session.body["status"] != "running" || !of_sessions.insert(id.to_owned()) {
-                self.violations.push(format!("sandbox {sandbox} of {}", session.text));
+    /// After one pass of state-sync every sandbox is that of a session which runs, and each has one; with an engine
+    /// after some more.
+    pub(super) async fn check_sandboxes(&mut self, mesh: &mut Mesh) {
+        let patience = mesh.engine().map_or(Duration::ZERO, |_| REMOVAL_BY_ENGINE);
+        let (server, began) = (&*mesh.server(), Instant::now());
+        loop {
+            let violations = check_sandboxes(server).await;
+            if violations.is_empty() || began.elapsed() >= patience {
+                self.violations.extend(violations);
+                return;
             }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -231,15 +234,38 @@ impl Verdict {
                 self.violations.push(format!("deleting {id}: {} {}", reply.status, reply.text));
             }
         }
-        let began = Instant::now();
+        let (began, patience) = (Instant::now(), mesh.engine().map_or(REMOVAL, |_| REMOVAL_BY_ENGINE));
         loop {
+            let forgotten = mesh.engine().map(|engine| engine.forgotten()).unwrap_or_default();
             self.leftovers = leftovers(mesh);
-            if self.leftovers.is_empty() || began.elapsed() > REMOVAL {
+            self.leftovers.retain(|what| !forgotten.iter().any(|id| what.contains(id)));
+            self.forgotten = forgotten.len();
+            if self.leftovers.is_empty() || began.elapsed() > patience {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// What is wrong with sandboxes after a pass of state-sync.
+async fn check_sandboxes(server: &Server) -> Vec<String> {
+    let mut violations = Vec::new();
+    let pass = server.api.post("/health/sync", json!({})).await.is(200);
+    if pass["result"]["errors"].as_array().is_none_or(|errors| !errors.is_empty()) {
+        violations.push(format!("a pass of state-sync: {pass}"));
+    }
+    let listed = server.api.get("/containers?limit=200").await.is(200);
+    let mut of_sessions = BTreeSet::new();
+    for sandbox in listed["items"].as_array().unwrap() {
+        // Without a session it is warm.
+        let Some(id) = sandbox["session_id"].as_str() else { continue };
+        let session = server.api.get(&format!("/sessions/{id}")).await;
+        if session.body["status"] != "running" || !of_sessions.insert(id.to_owned()) {
+            violations.push(format!("sandbox {sandbox} of {}", session.text));
+        }
+    }
+    violations
 }
 
 /// Whether code runs in a session.
@@ -263,8 +289,9 @@ fn leftovers(mesh: &mut Mesh) -> Vec<String> {
     let mut objects = mesh.bucket().map(|bucket| bucket.keys()).unwrap_or_default();
     // Of each process there may be one, where it was killed while it looked whether the bucket is there.
     objects.retain(|object| !object.contains("/probes/"));
+    let of_engine = mesh.engine().map(|engine| engine.left()).unwrap_or_default();
     let server = &*mesh.server();
-    let mut left = server.leftovers();
+    let mut left = [server.leftovers(), of_engine].concat();
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     for (data_dir, _) in server.nodes() {
         let ours = format!("{}/sandboxes", data_dir.display());

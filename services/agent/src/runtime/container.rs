@@ -50,7 +50,7 @@ use super::{
     life::Process,
     log,
     program::Program,
-    record::why_dead,
+    record::{Record, why_dead},
     uids::Uids,
 };
 use crate::{
@@ -267,7 +267,9 @@ impl ContainerRuntime {
         if self.is_ours(&name).await.map_err(|trouble| trouble.to_string())? == Some(true) {
             self.engine.remove(&name, REMOVAL).await.map_err(|trouble| trouble.to_string())?;
         }
-        self.program.destroy(dir, id).await?;
+        // An engine that was killed while it made a container may not know any more that this runs.
+        let group = Record::load(dir).ok().and_then(|record| record.container).map(|container| container.id);
+        self.program.destroy(dir, group.as_deref().unwrap_or(id.as_str())).await?;
         if std::fs::symlink_metadata(dir).is_ok() {
             return Err(format!("`{}` is still there", dir.display()));
         }

@@ -310,7 +310,7 @@ impl Runtime for ProcessRuntime {
             }
         }
         let failed = |why| Error::DestroyFailed { id: id.clone(), why };
-        self.program.destroy(&dir, id).await.map_err(failed)?;
+        self.program.destroy(&dir, id.as_str()).await.map_err(failed)?;
         if fs::symlink_metadata(&dir).is_ok() {
             return Err(failed(format!("`{}` is still there", dir.display())));
         }

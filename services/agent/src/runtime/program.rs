@@ -249,7 +249,7 @@ impl Program {
     fn serve_command(&self, serve: &Serve<'_>) -> Command {
         let Serve { id, dir, uid, resources, at_once } = *serve;
         let mut command = self.command("serve");
-        add_place(&mut command, dir, id);
+        add_place(&mut command, dir, id.as_str());
         command.args(self.limit_args(resources, at_once));
         let versions = self.interpreters.get().map(|interpreters| versions(interpreters));
         if let Some(versions) = versions.filter(|versions| !versions.is_empty()) {
@@ -282,7 +282,7 @@ impl Program {
         language: Language,
     ) -> Result<Contents, String> {
         let mut command = self.command("seal");
-        add_place(&mut command, dir, id);
+        add_place(&mut command, dir, id.as_str());
         command.args(["--cgroup-parent", &self.config.cgroup_parent, "--from", from]);
         command.arg("--to").arg(to).args(["--language", language.as_str()]);
         let output = self.answer_within(SEAL_TIMEOUT, command).await?;
@@ -310,10 +310,11 @@ impl Program {
         python.map_or_else(|| "/usr/bin/python3".into(), |python| python.path.clone())
     }
 
-    /// Destroys all that there is of a sandbox.
-    pub(in crate::runtime) async fn destroy(&self, dir: &Path, id: &SandboxId) -> Result<(), String> {
+    /// Destroys all that there is of a sandbox, whose control groups are below one of this name: its id, or that of
+    /// its container.
+    pub(in crate::runtime) async fn destroy(&self, dir: &Path, group: &str) -> Result<(), String> {
         let mut command = self.command("destroy");
-        add_place(&mut command, dir, id);
+        add_place(&mut command, dir, group);
         command.args(["--cgroup-parent", &self.config.cgroup_parent]);
         let output = self.answer(command).await?;
         if output.status.success() {
@@ -415,8 +416,8 @@ fn layer_flag(layer: &Layer) -> String {
     format!("{}:{}", layer.language.as_str(), layer.key)
 }
 
-fn add_place(command: &mut Command, dir: &Path, id: &SandboxId) {
-    let args: [OsString; 4] = ["--dir".into(), dir.into(), "--sandbox-id".into(), id.as_str().into()];
+fn add_place(command: &mut Command, dir: &Path, id: &str) {
+    let args: [OsString; 4] = ["--dir".into(), dir.into(), "--sandbox-id".into(), id.into()];
     command.args(args);
 }
 

@@ -4,10 +4,12 @@ use super::*;
 use crate::{
     Error,
     runtime::{
-        Runtime,
+        Found, Runtime,
         container::tests::{BUSYBOX, ContainerBench, Kind, TestEngine, container_suite, order, order_of},
         contract::{Bench, id},
         executor::answered,
+        life,
+        record::Record,
     },
 };
 
@@ -113,4 +115,27 @@ async fn sandboxes_survive_an_engine_that_restores_and_are_reported_by_one_that_
         }
         assert_eq!(tasks.shut_down(Duration::from_secs(5)).await, 0);
     }
+}
+
+/// As one does that is killed while it starts or ends a container.
+#[tokio::test]
+async fn what_runs_in_a_container_that_the_engine_forgot_is_ended_by_its_control_groups() {
+    let mut bench = ContainerBench::on(TestEngine::own(Kind::Docker, BUSYBOX, true));
+    bench.made().create(&order(1)).await.unwrap();
+    let (pid, container) = (bench.pid(1), bench.container_of(&id(1)).remove(0));
+    let dir = bench.sandbox_dir(&id(1));
+    Record { process: None, facts: None, ..Record::load(&dir).unwrap() }.save(&dir).unwrap();
+    bench.engine.kill();
+    let of_engine = bench.engine.socket().with_file_name("data");
+    std::fs::remove_dir_all(of_engine.join("containers").join(&container)).unwrap();
+    bench.engine.start_again();
+    assert_eq!(bench.container_of(&id(1)), [""; 0]);
+    assert!(life::start_time(pid).is_some(), "it runs, and its engine does not know");
+    let next = bench.made();
+    assert!(matches!(&*next.adopt().await.unwrap(), [Found::HalfMade(_)]));
+    next.delete(&id(1)).await.unwrap();
+    assert!(life::start_time(pid).is_none());
+    assert!(!dir.exists());
+    // Control groups of hierarchies that only the engine uses stay, and are empty.
+    bench.traces(&id(1)).iter().for_each(|group| std::fs::remove_dir(group).unwrap());
 }

@@ -51,7 +51,7 @@ impl ProcessRuntime {
         let uid = self.take_uid(&id)?;
         let place = Place { dir: self.installs.join(id.as_str()), id, uid };
         let outcome = self.install_in(&place, set, files, deadline).await;
-        match self.program.destroy(&place.dir, &place.id).await {
+        match self.program.destroy(&place.dir, place.id.as_str()).await {
             Ok(()) => self.free_uid(uid),
             Err(why) => tracing::error!(sandbox.id = %place.id, why, "left over from an installation"),
         }
@@ -61,7 +61,7 @@ impl ProcessRuntime {
     /// Destroys what is left of the installers of an agent before this one.
     pub(super) async fn clear_installers(&self) {
         for id in ids_in(&self.installs).unwrap_or_default() {
-            if let Err(why) = self.program.destroy(&self.installs.join(id.as_str()), &id).await {
+            if let Err(why) = self.program.destroy(&self.installs.join(id.as_str()), id.as_str()).await {
                 tracing::error!(sandbox.id = %id, why, "left over from an installation");
             }
         }

@@ -28,6 +28,10 @@ const TOOLS: &str = "/.sandmesh";
 /// Where the jail of an installer shows the socket of the proxy.
 pub(crate) const PROXY: &str = "/.proxy";
 
+/// What of the host's `/etc` is shown as it is, and not copied: hundreds of links, and much text.
+const SHOWN: [&str; 2] = ["/etc/alternatives", CERTIFICATES];
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// The identity of user code inside the jail.
 const JAIL_USER: &str = "1000";
 
@@ -104,6 +108,9 @@ impl Arguments {
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.layers.clone_from(&rooms.layers);
         args.bind("--ro-bind", &rooms.etc, "/etc");
+        SHOWN.iter().map(Path::new).filter(|path| path.exists()).for_each(|path| {
+            args.bind("--ro-bind", path, path);
+        });
         args.bind("--ro-bind", &rooms.tools, TOOLS);
         args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(EXECUTOR));
         args.add(&["--proc", "/proc", "--dev", "/dev"]);
@@ -256,7 +263,7 @@ fn temporary_bytes(memory_bytes: u64, disk_bytes: u64) -> u64 {
 }
 
 /// Writes the jail's `/etc`: its own users and hosts, and the few of the host's files that programs
-/// need, none of which is secret.
+/// need, none of which is secret, but for those that are [`SHOWN`].
 pub(crate) fn write_etc(etc: &Path) -> io::Result<()> {
     let passwd = format!(
         "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n\
@@ -275,34 +282,26 @@ pub(crate) fn write_etc(etc: &Path) -> io::Result<()> {
     for dir in ["", "ssl/certs", "alternatives"] {
         make_dir(&etc.join(dir))?;
     }
+    if Path::new(CERTIFICATES).exists() {
+        // A mount point.
+        put(&etc.join("ssl/certs/ca-certificates.crt"), b"")?;
+    }
     for (name, content) in own {
         put(&etc.join(name), content.as_bytes())?;
     }
-    for name in ["ld.so.cache", "localtime", "ssl/openssl.cnf", "ssl/certs/ca-certificates.crt"] {
+    for name in ["ld.so.cache", "localtime", "ssl/openssl.cnf"] {
         match fs::read(Path::new("/etc").join(name)) {
             Ok(content) => put(&etc.join(name), &content)?,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(err),
         }
     }
-    copy_links(Path::new("/etc/alternatives"), &etc.join("alternatives"))
+    Ok(())
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
-}
-
-fn copy_links(from: &Path, to: &Path) -> io::Result<()> {
-    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        match std::os::unix::fs::symlink(target, to.join(entry.file_name())) {
-            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ pub(crate) struct ServeOptions {
     /// The language to be warm for from the start.
     #[arg(long, value_enum)]
     pub(crate) warm: Option<Language>,
+    /// A file by which sandboxes take turns at warming up.
+    #[arg(long)]
+    pub(crate) warm_turns: Option<PathBuf>,
     /// Versions of interpreters that are known, as `check` told them: python=3.11.2,javascript=18.19.0. Those of
     /// others are asked for, which takes starting them.
     #[arg(long, value_delimiter = ',', value_parser = known_version)]

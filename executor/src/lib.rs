@@ -36,6 +36,7 @@ mod service;
 mod status;
 mod stdin;
 mod supervise;
+mod turn;
 mod warm;
 mod workspace;
 

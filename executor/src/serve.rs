@@ -30,6 +30,7 @@ use crate::{
     replay::Keep,
     request::check_id,
     service::{Capacity, Service},
+    turn::Turns,
     workspace::{self, Workspace},
 };
 
@@ -57,6 +58,9 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     {
         return Ok(code);
     }
+    // Before the privileges are given up, and the way there is closed.
+    let turns = options.warm_turns.as_deref().map(Turns::open).transpose();
+    let turns = turns.context("cannot open the file of --warm-turns")?;
     let plan = Plan {
         dir: &options.dir,
         sandbox_id: &options.sandbox_id,
@@ -87,7 +91,7 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        clock::spawn(Arc::clone(service.warm()).tend(options.warm));
+        clock::spawn(Arc::clone(service.warm()).tend(options.warm, turns));
         serve(service, listener).await
     })?;
     Ok(ExitCode::SUCCESS)

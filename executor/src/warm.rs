@@ -1,7 +1,7 @@
 //! Warm parents and spare children: what makes an execution start at once.
 //!
-//! A parent is started for the language of the sandbox when the executor starts, and for others when they
-//! are first asked for. Spare children, which wait for their request, are made while nothing runs; an
+//! A parent is started for the language of the sandbox soon after the executor has started, and for others when
+//! they are first asked for. Spare children, which wait for their request, are made while nothing runs; an
 //! execution that finds none has one made for it. Nothing in here knows what executions run.
 
 mod demand;
@@ -33,6 +33,7 @@ use crate::{
         process::{Kinship, Process},
     },
     runner::{Kind, warm_node},
+    turn::Turns,
 };
 
 /// A parent with so many children, or so old, is replaced while nothing runs.
@@ -132,8 +133,8 @@ impl Warm {
         }
     }
 
-    /// Warms up for a language, and from then on keeps things fresh. Never returns.
-    pub(crate) async fn tend(self: Arc<Self>, language: Option<Language>) {
+    /// Warms up for a language when it is its turn, and from then on keeps things fresh. Never returns.
+    pub(crate) async fn tend(self: Arc<Self>, language: Option<Language>, turns: Option<Turns>) {
         if !self.sandbox.is_warm() {
             return;
         }
@@ -149,10 +150,16 @@ impl Warm {
         if let Some(kind) = kind {
             self.stock(kind).demand.note(1, Instant::now());
         }
+        let turn = match turns {
+            Some(turns) => Some(turns.wait().await),
+            None => None,
+        };
+        self.replenish().await;
+        drop(turn);
         loop {
-            self.replenish().await;
             sleep(TEND).await;
             self.retire().await;
+            self.replenish().await;
         }
     }
 

@@ -4,6 +4,9 @@
 //! isolation; here is only starting it, finding it again, seeing it end and clearing it away.
 
 mod install;
+mod starts;
+
+use self::starts::Starts;
 
 pub(super) use self::install::proxy_socket;
 
@@ -64,6 +67,7 @@ pub(crate) struct ProcessRuntime {
     /// What installers reach.
     hosts: Arc<Vec<Host>>,
     start_timeout: Duration,
+    starts: Starts,
     clock: Arc<dyn Clock>,
     /// Present when the agent may give each sandbox a uid of its own.
     uids: Option<Mutex<Uids>>,
@@ -98,6 +102,7 @@ impl ProcessRuntime {
             layers: layers::root(&data_dir),
             hosts: Arc::new(config.packages.hosts()?),
             start_timeout: config.start_timeout.0,
+            starts: Starts::new(&data_dir),
             clock,
             uids: dedicated.then(|| Mutex::new(uids(config))),
             held: Mutex::default(),
@@ -127,6 +132,7 @@ impl ProcessRuntime {
 
     /// Everything up to an answering executor. What it made when it fails is for `delete` to clear.
     async fn start(&self, order: &Order, uid: Option<u32>) -> Result<Facts, String> {
+        let _starting = self.starts.begin().await;
         let dir = self.dir(&order.id);
         let mut record = Record {
             spec: order.spec.clone(),
@@ -138,12 +144,13 @@ impl ProcessRuntime {
             facts: None,
         };
         let log = layers::make_root(&self.layers)
-            .and_then(|()| prepare(&self.root, &dir, &record))
+            .and_then(|()| prepare(&self.root, &dir))
             .map_err(|error| format!("cannot make its directory: {error}"))?;
         // Before it is started, so that its socket is not missed. Without, as with too many, it is looked for.
         let arrivals = Arrivals::into_dir(&dir).ok();
         let cannot_run = |error: io::Error| format!("cannot run its executor: {error}");
-        let child = self.program.serve(order, &dir, uid, log).map_err(cannot_run)?;
+        let turns = self.starts.turn().map_err(cannot_run)?;
+        let child = self.program.serve(order, (&dir, &turns), uid, log).map_err(cannot_run)?;
         record.process = mark(child.id());
         let process = Arc::new(Process::of_child(child).map_err(cannot_run)?);
         if let Some(held) = lock(&self.held).get_mut(&order.id) {
@@ -329,11 +336,10 @@ fn uids(config: &Config) -> Uids {
     Uids::new(config.uid_base, config.uid_count, rand::rng().random_range(0..config.uid_count))
 }
 
-/// Makes the directory of a sandbox with its record, and opens its log.
-fn prepare(root: &Path, dir: &Path, record: &Record) -> io::Result<File> {
+/// Makes the directory of a sandbox, and opens its log. One without a record is half made.
+fn prepare(root: &Path, dir: &Path) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     DirBuilder::new().mode(0o700).create(dir)?;
-    record.save(dir)?;
     OpenOptions::new().append(true).create_new(true).mode(0o600).open(log::path(dir))
 }
 

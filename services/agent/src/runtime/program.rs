@@ -166,11 +166,11 @@ impl Program {
         }
     }
 
-    /// Starts the executor of a sandbox in `dir`.
+    /// Starts the executor of a sandbox in `dir`, which warms up in turn with others that are given the same file.
     pub(in crate::runtime) fn serve(
         &self,
         order: &Order,
-        dir: &Path,
+        (dir, turns): (&Path, &Path),
         uid: Option<u32>,
         log: File,
     ) -> io::Result<Child> {
@@ -178,6 +178,7 @@ impl Program {
         let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
         let mut command = self.serve_command(&serve);
         command.args(order_args(order, &self.layers));
+        command.arg("--warm-turns").arg(turns);
         start(command, log)
     }
 

@@ -17,6 +17,9 @@ const SELDOM: f64 = 0.02;
 /// How soon a start that failed is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
+/// For how long nothing is made for pools while much is made for sessions.
+const STANDS_BACK: Duration = Duration::from_secs(3);
+
 /// How soon it is looked again for room where there was none.
 const NO_ROOM: Duration = Duration::from_secs(5);
 
@@ -212,6 +215,25 @@ impl Backoff {
     /// Why none could be made last, and when it is tried again; empty where nothing is wrong.
     pub(crate) fn told(&self) -> (&str, Option<DateTime<Utc>>) {
         (&self.last_error, self.retry_at)
+    }
+}
+
+/// Whether pools stand back, as nodes have enough to do with what sessions wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct StandBack {
+    since: Option<DateTime<Utc>>,
+}
+
+impl StandBack {
+    /// With so many sandboxes being made for sessions on so many nodes. Not for long: it may be for want of warm
+    /// ones that so many are made.
+    pub(crate) fn looks(&mut self, being_made: usize, nodes: usize, now: DateTime<Utc>) -> bool {
+        if being_made <= nodes {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        (now - since).to_std().unwrap_or_default() < STANDS_BACK
     }
 }
 

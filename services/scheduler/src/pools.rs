@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use sandmesh_mesh::{Clock, Lease, Link, Mesh, Tasks, timestamp};
 use sandmesh_proto::{
@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     Error, config,
-    pool::{Condition, Profile, Settings},
+    pool::{Condition, Profile, Settings, StandBack},
     registry::{Place, Used},
     service::Service,
     view,
@@ -79,6 +79,7 @@ pub(crate) struct Pools {
     changed: Notify,
     /// Which pool comes first.
     turn: AtomicUsize,
+    stand_back: Mutex<StandBack>,
 }
 
 impl Pools {
@@ -100,6 +101,7 @@ impl Pools {
             pools: Mutex::default(),
             changed: Notify::new(),
             turn: AtomicUsize::new(0),
+            stand_back: Mutex::default(),
         })
     }
 
@@ -237,6 +239,7 @@ impl Pools {
     /// One look at every pool, and the beginning of what is to be done.
     fn act(self: &Arc<Self>) {
         let (now, registry) = (self.clock.now(), self.service.registry());
+        let stands_back = self.stands_back(now);
         let mut pools = self.pools();
         // Each time another one comes first, so that none is last whenever few may be made.
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % pools.len().max(1);
@@ -248,13 +251,20 @@ impl Pools {
                 self.begin_removal(profile.clone(), place);
             }
             let spec = pool.spec.clone().unwrap_or_default();
-            for _ in 0..to_do.start {
+            let start = if stands_back { 0 } else { to_do.start };
+            for _ in 0..start {
                 let Ok(permit) = Arc::clone(&self.starts).try_acquire_owned() else { break };
                 let id = format!("sbx_{:016x}", rand::random::<u64>());
                 pool.starting.insert(id.clone(), now);
                 self.begin_start(profile.clone(), id, spec.clone(), permit);
             }
         }
+    }
+
+    fn stands_back(&self, now: DateTime<Utc>) -> bool {
+        let nodes = self.service.registry().count_reporting();
+        let mut stand_back = self.stand_back.lock().unwrap_or_else(PoisonError::into_inner);
+        stand_back.looks(self.service.being_made(), nodes, now)
     }
 
     fn begin_start(

@@ -320,6 +320,11 @@ impl Registry {
         healthy.map(|(id, _)| id.clone()).collect()
     }
 
+    /// How many nodes report.
+    pub(crate) fn count_reporting(&self) -> usize {
+        self.known().fresh.len()
+    }
+
     /// The ids of all nodes.
     pub(crate) fn node_ids(&self) -> Vec<String> {
         self.known().nodes.keys().cloned().collect()

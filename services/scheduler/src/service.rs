@@ -5,6 +5,7 @@
 
 mod claim;
 mod list;
+mod making;
 mod operate;
 mod wait;
 
@@ -22,6 +23,7 @@ use sandmesh_proto::{
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
+use self::making::Making;
 pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
@@ -55,6 +57,7 @@ pub(crate) struct Service {
     memory: Memory,
     members: Members,
     waiters: wait::Waiters,
+    making: Making,
 }
 
 /// What a node answered to a creation.
@@ -74,7 +77,8 @@ impl Service {
         let (memory, places) = Memory::load(mesh.data_dir().join("scheduler.nodes"));
         let waiters = wait::Waiters::new(config.queue.max_waiting as usize);
         let members = Members::load(&mesh.data_dir().join("scheduler.members"))?;
-        let service = Self { config, mesh, registry, memory, members, waiters };
+        let making = Making::default();
+        let service = Self { config, mesh, registry, memory, members, waiters, making };
         for (node_id, endpoint) in places {
             // Where it cannot be dialled any more, it is what reports that counts.
             if let Ok(link) = service.dial(&endpoint) {
@@ -258,8 +262,14 @@ impl Service {
         found.find(|(_, asked)| matches!(asked, Ok(Some(_)))).map(|(node_id, _)| node_id)
     }
 
+    /// How many sandboxes are being made for sessions.
+    pub(crate) fn being_made(&self) -> usize {
+        self.making.count()
+    }
+
     /// Creates at one node, again and again while it is not known whether it did.
     async fn create_on(&self, node_id: &str, id: &str, spec: &SandboxSpec) -> Result<Answer, Error> {
+        let _one = self.making.begin();
         let begun = Instant::now();
         let deadline = begun + self.config.create_timeout.0;
         let (mut pause, mut sent) = (PAUSES.0, false);

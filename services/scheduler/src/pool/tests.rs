@@ -135,3 +135,16 @@ proptest! {
         prop_assert_eq!(plan(target, &there, LIFETIME, at(0)), Plan::default());
     }
 }
+
+#[test]
+fn pools_stand_back_for_sessions_and_not_for_long() {
+    let mut stand_back = StandBack::default();
+    let at = |seconds: i64| DateTime::from_timestamp(2_000_000_000 + seconds, 0).unwrap();
+    assert!(!stand_back.looks(2, 2, at(0)), "each node makes one");
+    assert!(stand_back.looks(3, 2, at(1)));
+    assert!(stand_back.looks(9, 2, at(3)));
+    assert!(!stand_back.looks(9, 2, at(4)), "perhaps for want of warm ones");
+    assert!(!stand_back.looks(9, 2, at(60)));
+    assert!(!stand_back.looks(0, 2, at(61)));
+    assert!(stand_back.looks(3, 2, at(62)), "another burst");
+}

@@ -1,7 +1,8 @@
 //! The creation of sessions: a durable row first, then a sandbox.
 
+mod row;
+
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,18 +21,19 @@ use super::{
     install::{DEFAULT_TIMEOUT as INSTALL_TIMEOUT, Install, installed},
 };
 use crate::{
-    dependencies::{InstallState, Installed, Packages, Wanted},
+    dependencies::Installed,
     encode,
     error::Error,
     id,
     lifecycle::{SessionEvent, SessionState},
+    notify::Lock,
     peers::call,
     store::{
         placement::Placement,
         session::{Inserted, Model},
     },
-    validate::{NewSession, check_resources, dependencies, new_session, template_package},
-    values::{Language, Pairs, Resources},
+    validate::{NewSession, new_session},
+    values::Language,
 };
 
 /// How long a template may take to be read.
@@ -84,8 +86,10 @@ impl Service {
         let mut row = self.row(new, template)?;
         let given = row.0;
         for _ in 0..ID_ATTEMPTS {
+            // From before there is a row, so that no sweep takes it for a session that nobody creates.
+            let lock = self.sandboxes.try_lock(&row.1.id);
             match self.store.insert_session(row.1.clone(), self.config.max_sessions).await? {
-                Inserted::New => return self.create_sandbox_for(&row.1.id).await,
+                Inserted::New => return self.create_sandbox_for(&row.1.id, lock).await,
                 Inserted::Repeat(first) => return self.settled(&first.id).await,
                 Inserted::QuotaExceeded => return Err(Error::QuotaExceeded(self.config.max_sessions)),
                 Inserted::IdTaken if given => return Err(Error::SessionExists(row.1.id)),
@@ -128,68 +132,11 @@ impl Service {
         Ok(agent::SandboxSpec { session_id: String::new(), expires_at: None, ..spec })
     }
 
-    /// The row of a new session, and whether its id was given.
-    fn row(&self, new: NewSession, template: template::Template) -> Result<(bool, Model), Error> {
-        let now = self.clock.now();
-        let resources = filled(new.resources, template.default_resources, self.config.default_processes);
-        check_resources(&resources, &self.config)?;
-        let timeout = new
-            .timeout_seconds
-            .unwrap_or_else(|| or(template.default_timeout_seconds, DEFAULT_TIMEOUT))
-            .min(3600);
-        let packages = packages(&new, &template)?;
-        let mut env: BTreeMap<String, String> = template.default_env.into_iter().collect();
-        env.extend(new.env.0);
-        let given = new.session_id.is_some();
-        let row = Model {
-            id: new.session_id.unwrap_or_else(|| id::session(now)),
-            template_id: new.template_id,
-            state: SessionState::Creating,
-            status_reason: String::new(),
-            request_id: new.request_id,
-            resources,
-            isolation: None,
-            image: template.image_url,
-            workspace_path: String::new(),
-            runtime_type: String::new(),
-            language_runtime: template.runtime_type,
-            node_id: String::new(),
-            sandbox_id: id::sandbox(),
-            endpoint: String::new(),
-            sandbox_removed: false,
-            env: Pairs(env),
-            labels: new.labels,
-            python_package_index_url: new.python_package_index_url,
-            timeout_seconds: i32::try_from(timeout).unwrap_or(i32::MAX),
-            idle_timeout_seconds: i32::try_from(new.idle_timeout_seconds).unwrap_or(i32::MAX),
-            created_at: now.into(),
-            updated_at: now.into(),
-            last_activity_at: now.into(),
-            expires_at: (now + chrono::TimeDelta::seconds(timeout.into())).into(),
-            completed_at: None,
-            recoveries: 0,
-            loss: None,
-            creating_since: None,
-            image_awaited_at: None,
-            deleted_at: None,
-            owner: self.store.owner().to_owned(),
-            workspace: String::new(),
-            install_state: packages.as_ref().map(|_| InstallState::Pending),
-            packages,
-            install_error: None,
-            installed: None,
-            install_started_at: None,
-            install_completed_at: None,
-            warm_start: None,
-        };
-        Ok((given, row))
-    }
-
     /// Has the sandbox of a new session made, and waits a little for it.
-    async fn create_sandbox_for(self: &Arc<Self>, id: &str) -> Result<Model, Error> {
+    async fn create_sandbox_for(self: &Arc<Self>, id: &str, lock: Option<Lock>) -> Result<Model, Error> {
         let waiting = Arc::new(AtomicBool::new(true));
         let (refused, mut refusal) = oneshot::channel();
-        self.spawn_creation(id.to_owned(), Some(Waiter { waiting: Arc::clone(&waiting), refused }));
+        self.spawn_creation(id.to_owned(), lock, Some(Waiter { waiting: Arc::clone(&waiting), refused }));
         let settled = tokio::select! {
             settled = self.settled(id) => settled,
             Ok(error) = &mut refusal => return Err(error),
@@ -218,14 +165,18 @@ impl Service {
     /// Creates the sandbox of a session that nobody creates, as after a restart.
     pub(super) fn resume_creation(self: &Arc<Self>, id: String) {
         // Held by whoever creates it now.
-        if self.sandboxes.try_lock(&id).is_some() {
-            self.spawn_creation(id, None);
+        if let Some(lock) = self.sandboxes.try_lock(&id) {
+            self.spawn_creation(id, Some(lock), None);
         }
     }
 
-    fn spawn_creation(self: &Arc<Self>, id: String, waiter: Option<Waiter>) {
+    fn spawn_creation(self: &Arc<Self>, id: String, lock: Option<Lock>, waiter: Option<Waiter>) {
         let service = Arc::clone(self);
         self.spawn("create sandbox", async move {
+            let _lock = match lock {
+                Some(lock) => lock,
+                None => service.sandboxes.lock(&id).await,
+            };
             if let Err(error) = service.create_sandbox(&id, waiter).await {
                 // The sweep tries again.
                 tracing::error!(session.id = id, error = format!("{error:#?}"), "sandbox not created");
@@ -234,7 +185,6 @@ impl Service {
     }
 
     async fn create_sandbox(self: &Arc<Self>, id: &str, waiter: Option<Waiter>) -> Result<(), Error> {
-        let _lock = self.sandboxes.lock(id).await;
         let Some(session) = self.store.session(id).await?.filter(|s| s.state == SessionState::Creating)
         else {
             return Ok(());
@@ -375,32 +325,6 @@ pub(super) fn after_recovery(session: &Model, reason: String) -> String {
     }
 }
 
-/// The packages of a new session: its own and its template's; `None` when there are none.
-fn packages(new: &NewSession, template: &template::Template) -> Result<Option<Packages>, Error> {
-    let language = Language::of_runtime(&template.runtime_type);
-    let requested = dependencies(&new.dependencies, language)?;
-    let mut of_template = Vec::new();
-    for text in language
-        .into_iter()
-        .filter(|one| *one != Language::Shell)
-        .flat_map(|_| &template.pre_installed_packages)
-    {
-        let package = language.and_then(|language| template_package(text, language));
-        let problem = || format!("has a package that cannot be installed: `{text}`");
-        of_template.push(package.ok_or_else(|| Error::field("template_id", "value_error", problem()))?);
-    }
-    if requested.is_empty() && of_template.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Packages {
-        template: of_template,
-        requested: Vec::new(),
-        wanted: Some(Wanted { packages: requested, index_url: String::new() }),
-        timeout_seconds: new.install_timeout_seconds.unwrap_or(INSTALL_TIMEOUT),
-        keep_on_error: !new.fail_on_dependency_error,
-    }))
-}
-
 fn placement(sandbox: agent::Sandbox) -> Placement {
     Placement {
         endpoint: sandbox.endpoint,
@@ -412,19 +336,4 @@ fn placement(sandbox: agent::Sandbox) -> Placement {
         was_warm: sandbox.claimed,
         packages: None,
     }
-}
-
-/// Limits, with what was not given taken from the template.
-fn filled(given: Resources, template: Option<executor::Resources>, processes: u32) -> Resources {
-    let template = template.unwrap_or_default();
-    Resources {
-        cpu_millis: or(given.cpu_millis, template.cpu_millis),
-        memory_bytes: or(given.memory_bytes, template.memory_bytes),
-        disk_bytes: or(given.disk_bytes, template.disk_bytes),
-        max_processes: or(given.max_processes, or(template.max_processes, processes)),
-    }
-}
-
-fn or<T: Default + PartialEq>(given: T, default: T) -> T {
-    if given == T::default() { default } else { given }
 }

@@ -21,6 +21,7 @@ on_every_database!(
     there_are_no_more_sessions_than_the_quota,
     a_scheduler_that_is_away_for_a_moment_is_asked_again,
     without_room_there_is_an_error_and_no_session,
+    a_sweep_does_not_create_what_is_being_created,
     a_slow_creation_is_answered_and_may_fail_later,
     a_sandbox_that_can_never_run_fails_the_session,
     a_session_ended_during_its_creation_leaves_no_sandbox,
@@ -138,6 +139,22 @@ async fn without_room_there_is_an_error_and_no_session() {
         State::Running,
         "the same request may try again"
     );
+}
+
+/// A sweep finds the row of a session whose creation has just begun.
+async fn a_sweep_does_not_create_what_is_being_created() {
+    const TIMES: u32 = 300;
+    let bench =
+        Bench::with(Config { sweep_interval: HumanDuration(Duration::from_millis(10)), ..config() }).await;
+    bench.world.lock().create_errors = (0..TIMES).map(|_| Status::resource_exhausted("full")).collect();
+    let at_once = (0..TIMES).map(|_| {
+        let mut client = bench.client.clone();
+        async move { client.create_session(new_session()).await.map(drop) }
+    });
+    for answer in futures::future::join_all(at_once).await {
+        refused(answer, Code::ResourceExhausted, "NO_CAPACITY");
+    }
+    assert_eq!(bench.world.lock().creates, TIMES);
 }
 
 async fn a_slow_creation_is_answered_and_may_fail_later() {

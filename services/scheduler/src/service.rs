@@ -7,12 +7,13 @@ mod claim;
 mod list;
 mod making;
 mod operate;
+mod report;
 mod wait;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sandmesh_mesh::{FieldViolation, Link, LinkError, Mesh, RoleName, is_elsewhere, tls::Peer, was_not_sent};
+use sandmesh_mesh::{Link, LinkError, Mesh, RoleName, is_elsewhere, was_not_sent};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
@@ -27,8 +28,7 @@ use self::making::Making;
 pub(crate) use self::operate::{Filter, Page};
 use crate::{
     Config, Error,
-    follower::{Follower, agent, located},
-    join::check_speaker,
+    follower::{agent, located},
     members::Members,
     memory::Memory,
     placement::{Refusal, Refusals, Wanted},
@@ -41,9 +41,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// Longer than a node lets any installation take.
 const INSTALL_LIMIT: Duration = Duration::from_secs(3700);
-
-/// How many images, sets of packages, labels and languages a node may tell of.
-const MOST_FACTS: usize = 4096;
 
 /// After how long a node is left alone where nobody was reached: it may be starting anew.
 const ABSENT_AFTER: Duration = Duration::from_secs(2);
@@ -93,53 +90,11 @@ impl Service {
         &self.members
     }
 
-    /// Whether who reports a node may do so: see [`check_speaker`].
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn check_speaker(&self, peer: Option<&Peer>, node: &Node) -> Result<(), Error> {
-        check_speaker(peer, node, &self.members, self.mesh.clock().now())
-    }
-
     fn dial(&self, endpoint: &str) -> Result<Link, LinkError> {
         match endpoint {
             "" => self.mesh.link(RoleName::Agent),
             endpoint => self.mesh.dial(endpoint),
         }
-    }
-
-    /// Takes the report of a node, and follows its sandboxes when it is new. Returns how soon it is to report
-    /// again.
-    ///
-    /// # Errors
-    /// `Invalid`, `TooManyNodes`.
-    pub(crate) fn register(&self, node: Node) -> Result<Duration, Error> {
-        if node.node_id.is_empty() {
-            return Err(Error::Invalid(FieldViolation::new(
-                "node.node_id",
-                "missing",
-                "a node id is required",
-            )));
-        }
-        let facts = [node.images.len(), node.package_sets.len(), node.labels.len(), node.languages.len()];
-        if facts.into_iter().any(|count| count > MOST_FACTS) {
-            let problem =
-                format!("must have at most {MOST_FACTS} images, sets of packages, labels and languages");
-            return Err(Error::Invalid(FieldViolation::new("node", "value_error", problem)));
-        }
-        let link = self.dial(&node.endpoint).map_err(|error| {
-            Error::Invalid(FieldViolation::new("node.endpoint", "value_error", error.to_string()))
-        })?;
-        let (node_id, place) = (node.node_id.clone(), node.endpoint.clone());
-        if let Some(stop) = self.registry.report(node, link.clone())? {
-            tracing::info!(node.id = node_id, endpoint = place, "node registered");
-            let registry = Arc::clone(&self.registry);
-            let follower =
-                Follower { registry, node_id, link, call_timeout: self.config.call_timeout.0, stop };
-            self.mesh.tasks().spawn_detached("follow node", follower.run());
-            self.memory.keep(self.registry.places());
-        }
-        Ok(self.config.heartbeat_interval.0)
     }
 
     /// Places a sandbox and creates it there. A repeat goes to the node that the first went to; where that
@@ -446,18 +401,6 @@ impl Service {
 
     fn link(&self, node_id: &str) -> Result<Link, Status> {
         self.registry.link(node_id).ok_or_else(|| Status::unavailable("it has not registered"))
-    }
-
-    /// Declares nodes lost that are silent for too long, until the scheduler stops.
-    pub(crate) async fn watch_nodes(self: Arc<Self>) {
-        let stopped = self.mesh.tasks().token();
-        let pause = || tokio::time::sleep(self.config.heartbeat_interval.0);
-        while stopped.run_until_cancelled(pause()).await.is_some() {
-            for node_id in self.registry.declare_lost() {
-                tracing::warn!(node.id = node_id, silent_for = %self.config.node_lost_after, "node lost");
-            }
-            self.memory.keep(self.registry.places());
-        }
     }
 
     /// The nodes, ordered by id.

@@ -104,7 +104,7 @@ pub(crate) fn build(mut plan: Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener
     let (parents, runs) = groups.map(|groups| (groups.parents, groups.runs)).unzip();
     let rooms =
         if Uid::effective().is_root() { own_mounts(plan, &interpreters)? } else { Rooms::in_place(plan)? };
-    furnish(&rooms)?;
+    furnish(&rooms, outer)?;
     if let Some((uid, gid)) = owner {
         drop_privileges(uid, gid)?;
     }
@@ -394,7 +394,7 @@ fn clone_mount(path: &Path) -> anyhow::Result<OwnedFd> {
 }
 
 /// Writes the runners' sources and the jail's `/etc`. Nothing in them is secret or writable to users.
-fn furnish(rooms: &Rooms) -> anyhow::Result<()> {
+fn furnish(rooms: &Rooms, outer: Outer) -> anyhow::Result<()> {
     let context = || format!("cannot furnish {}", rooms.tools.display());
     let make = |dir: &Path| fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
     make(&rooms.tools).with_context(context)?;
@@ -404,7 +404,7 @@ fn furnish(rooms: &Rooms) -> anyhow::Result<()> {
     put(&rooms.tools.join(NATIVE_NAME), NATIVE).with_context(context)?;
     // The mount point of this program.
     put(&rooms.tools.join(jail::EXECUTOR), b"").with_context(context)?;
-    jail::write_etc(&rooms.etc).context("cannot write the jail's /etc")
+    jail::write_etc(&rooms.etc, outer).context("cannot write the jail's /etc")
 }
 
 /// Writes a world-readable file whatever the umask is.

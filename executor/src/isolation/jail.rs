@@ -8,6 +8,7 @@
 use std::{
     ffi::OsString,
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -28,9 +29,10 @@ const TOOLS: &str = "/.sandmesh";
 /// Where the jail of an installer shows the socket of the proxy.
 pub(crate) const PROXY: &str = "/.proxy";
 
-/// What of the host's `/etc` is shown as it is, and not copied: hundreds of links, and much text.
-const SHOWN: [&str; 2] = ["/etc/alternatives", CERTIFICATES];
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// What of the host's `/etc` is shown as it is, and not copied: hundreds of links, and much text. What an image has
+/// there may be a link that leads anywhere, and is copied.
+const SHOWN: [&str; 2] = [ALTERNATIVES, "/etc/ssl/certs/ca-certificates.crt"];
+const ALTERNATIVES: &str = "/etc/alternatives";
 
 /// The identity of user code inside the jail.
 const JAIL_USER: &str = "1000";
@@ -108,8 +110,9 @@ impl Arguments {
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.layers.clone_from(&rooms.layers);
         args.bind("--ro-bind", &rooms.etc, "/etc");
-        SHOWN.iter().map(Path::new).filter(|path| path.exists()).for_each(|path| {
-            args.bind("--ro-bind", path, path);
+        SHOWN.iter().map(Path::new).filter(|path| is_shown(path, outer)).for_each(|path| {
+            // It may go while the sandbox lives.
+            args.bind("--ro-bind-try", path, path);
         });
         args.bind("--ro-bind", &rooms.tools, TOOLS);
         args.bind("--ro-bind", &rooms.executor, Path::new(TOOLS).join(EXECUTOR));
@@ -264,7 +267,7 @@ fn temporary_bytes(memory_bytes: u64, disk_bytes: u64) -> u64 {
 
 /// Writes the jail's `/etc`: its own users and hosts, and the few of the host's files that programs
 /// need, none of which is secret, but for those that are [`SHOWN`].
-pub(crate) fn write_etc(etc: &Path) -> io::Result<()> {
+pub(crate) fn write_etc(etc: &Path, outer: Outer) -> io::Result<()> {
     let passwd = format!(
         "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n\
          sandbox:x:{JAIL_USER}:{JAIL_USER}:sandbox:/workspace:/bin/sh\n\
@@ -282,18 +285,41 @@ pub(crate) fn write_etc(etc: &Path) -> io::Result<()> {
     for dir in ["", "ssl/certs", "alternatives"] {
         make_dir(&etc.join(dir))?;
     }
-    if Path::new(CERTIFICATES).exists() {
-        // A mount point.
-        put(&etc.join("ssl/certs/ca-certificates.crt"), b"")?;
-    }
     for (name, content) in own {
         put(&etc.join(name), content.as_bytes())?;
     }
-    for name in ["ld.so.cache", "localtime", "ssl/openssl.cnf"] {
-        match fs::read(Path::new("/etc").join(name)) {
+    for name in ["ld.so.cache", "localtime", "ssl/openssl.cnf", "ssl/certs/ca-certificates.crt"] {
+        let path = Path::new("/etc").join(name);
+        match fs::read(&path) {
+            // A mount point.
+            Ok(_) if SHOWN.iter().any(|shown| path == Path::new(shown)) && is_shown(&path, outer) => {
+                put(&etc.join(name), b"")?
+            }
             Ok(content) => put(&etc.join(name), &content)?,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(err),
+        }
+    }
+    match is_shown(Path::new(ALTERNATIVES), outer) {
+        true => Ok(()),
+        false => copy_links(Path::new(ALTERNATIVES), &etc.join("alternatives")),
+    }
+}
+
+/// Whether the jail shows what is at a path: of the host, if everybody may read it.
+fn is_shown(path: &Path, outer: Outer) -> bool {
+    let is_readable = |metadata: fs::Metadata| metadata.permissions().mode() & 0o004 != 0;
+    outer == Outer::Process && fs::metadata(path).is_ok_and(is_readable)
+}
+
+/// Links that lead where they lead: nothing of what is there is read.
+fn copy_links(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        match std::os::unix::fs::symlink(target, to.join(entry.file_name())) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+            _ => {}
         }
     }
     Ok(())

@@ -19,6 +19,9 @@ use crate::{
 /// How long one attempt to create a sandbox may take.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
 
+/// How soon a node is asked again that told its progress.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
+
 /// How much of what a node tells of its progress is kept.
 const LONGEST_PROGRESS: usize = 200;
 
@@ -64,6 +67,10 @@ impl Service {
                 {
                     since = self.clock.now();
                     self.waits_for_image(session, &sandbox.reason).await?;
+                    // A node that has nothing new to tell waits before it answers; one that does not is no reason to hurry.
+                    if !self.pause(PROGRESS_PAUSE).await {
+                        return Ok(Err(Refusal::Moot));
+                    }
                     backoff = Backoff::new(self.config.retry_max.0);
                     None
                 }

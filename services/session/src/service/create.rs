@@ -90,7 +90,11 @@ impl Service {
             let lock = self.sandboxes.try_lock(&row.1.id);
             match self.store.insert_session(row.1.clone(), self.config.max_sessions).await? {
                 Inserted::New => return self.create_sandbox_for(&row.1.id, lock).await,
-                Inserted::Repeat(first) => return self.settled(&first.id).await,
+                Inserted::Repeat(first) => {
+                    // Whoever creates it may wait for just this.
+                    drop(lock);
+                    return self.settled(&first.id).await;
+                }
                 Inserted::QuotaExceeded => return Err(Error::QuotaExceeded(self.config.max_sessions)),
                 Inserted::IdTaken if given => return Err(Error::SessionExists(row.1.id)),
                 Inserted::IdTaken => row.1.id = id::session(self.clock.now()),

@@ -1,7 +1,12 @@
 //! The installation of packages in the rows of sessions. Every write is guarded by what it is to change.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, QuerySelect, entity::prelude::*, sea_query::Condition};
+use sea_orm::{
+    ActiveValue::{NotSet, Set},
+    QuerySelect,
+    entity::prelude::*,
+    sea_query::Condition,
+};
 
 use super::{
     Store,
@@ -100,7 +105,10 @@ impl Store {
     ) -> Result<Option<Model>, Error> {
         let running = session.install_state == Some(InstallState::Installing);
         let started_at = session.install_started_at.filter(|_| running).unwrap_or_else(|| now.into());
+        // How far its image was is not what is waited for any more.
+        let status_reason = if session.recoveries == 0 { Set(String::new()) } else { NotSet };
         let change = ActiveModel {
+            status_reason,
             install_state: Set(Some(InstallState::Installing)),
             install_error: Set(None),
             install_started_at: Set(Some(started_at)),

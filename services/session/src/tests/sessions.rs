@@ -22,6 +22,7 @@ on_every_database!(
     a_scheduler_that_is_away_for_a_moment_is_asked_again,
     without_room_there_is_an_error_and_no_session,
     a_sweep_does_not_create_what_is_being_created,
+    the_same_request_twice_at_once_is_one_session_and_waits_for_nothing,
     a_slow_creation_is_answered_and_may_fail_later,
     a_sandbox_that_can_never_run_fails_the_session,
     a_session_ended_during_its_creation_leaves_no_sandbox,
@@ -144,8 +145,9 @@ async fn without_room_there_is_an_error_and_no_session() {
 /// A sweep finds the row of a session whose creation has just begun.
 async fn a_sweep_does_not_create_what_is_being_created() {
     const TIMES: u32 = 300;
-    let bench =
-        Bench::with(Config { sweep_interval: HumanDuration(Duration::from_millis(10)), ..config() }).await;
+    let (often, long) = (Duration::from_millis(10), Duration::from_secs(60));
+    let (sweep_interval, create_wait) = (HumanDuration(often), HumanDuration(long));
+    let bench = Bench::with(Config { sweep_interval, create_wait, ..config() }).await;
     bench.world.lock().create_errors = (0..TIMES).map(|_| Status::resource_exhausted("full")).collect();
     let at_once = (0..TIMES).map(|_| {
         let mut client = bench.client.clone();
@@ -153,6 +155,22 @@ async fn a_sweep_does_not_create_what_is_being_created() {
     });
     for answer in futures::future::join_all(at_once).await {
         refused(answer, Code::ResourceExhausted, "NO_CAPACITY");
+    }
+    assert_eq!(bench.world.lock().creates, TIMES);
+}
+
+async fn the_same_request_twice_at_once_is_one_session_and_waits_for_nothing() {
+    const TIMES: u32 = 30;
+    let create_wait = HumanDuration(Duration::from_secs(600));
+    let bench = Bench::with(Config { create_wait, ..config() }).await;
+    let twice = (0..TIMES).flat_map(|n| [n, n]).map(|n| {
+        let (session_id, request_id) = (format!("s{n}"), format!("r{n}"));
+        let request = pb::CreateSessionRequest { session_id, request_id, ..new_session() };
+        let mut client = bench.client.clone();
+        async move { client.create_session(request).await.map(tonic::Response::into_inner) }
+    });
+    for answer in futures::future::join_all(twice).await {
+        assert_eq!(answer.unwrap().session.unwrap().state(), State::Running);
     }
     assert_eq!(bench.world.lock().creates, TIMES);
 }

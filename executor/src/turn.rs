@@ -22,7 +22,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_m
 const BUSY: Duration = Duration::from_secs(1);
 
 /// Nobody waits for longer: something else is wrong then.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A file whose lock one of those holds that share it.
 #[derive(Debug)]

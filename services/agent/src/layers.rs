@@ -111,15 +111,18 @@ impl Layers {
         self.inside().layers.get(key).map(|entry| Arc::clone(&entry.layer))
     }
 
-    /// What the scheduler knows the layers by, those used last first; not more than a report may tell.
+    /// What the scheduler knows the layers by; where they are too many for a report, those used last.
     pub(crate) fn fingerprints(&self) -> Vec<String> {
         let inside = self.inside();
         let known = inside.layers.values().filter(|entry| !entry.layer.fingerprint.is_empty());
         let mut known: Vec<_> = known.map(|entry| (entry.last_used, &entry.layer.fingerprint)).collect();
         known.sort_unstable_by(|a, b| b.cmp(a));
-        let mut told = BTreeSet::new();
-        let newest = known.into_iter().filter(|(_, fingerprint)| told.insert(*fingerprint));
-        newest.take(TOLD).map(|(_, fingerprint)| fingerprint.clone()).collect()
+        let mut seen = BTreeSet::new();
+        let newest = known.into_iter().filter(|(_, fingerprint)| seen.insert(*fingerprint));
+        let mut told: Vec<String> = newest.take(TOLD).map(|(_, fingerprint)| fingerprint.clone()).collect();
+        // So that a report is like the one before where nothing came or went.
+        told.sort_unstable();
+        told
     }
 
     /// Notes that a sandbox has a layer, or is to have it: from now on it is not removed. Answers with it when

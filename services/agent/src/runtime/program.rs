@@ -178,7 +178,10 @@ impl Program {
         let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
         let mut command = self.serve_command(&serve);
         command.args(order_args(order, &self.layers));
-        command.arg("--warm-turns").arg(turns);
+        // What is made for a pool is to be warm when it is claimed, and few are made at once.
+        if !order.spec.session_id.is_empty() {
+            command.arg("--warm-turns").arg(turns);
+        }
         start(command, log)
     }
 

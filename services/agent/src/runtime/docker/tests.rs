@@ -131,6 +131,8 @@ async fn what_runs_in_a_container_that_the_engine_forgot_is_ended_by_its_control
     bench.engine.start_again();
     assert_eq!(bench.container_of(&id(1)), [""; 0]);
     assert!(life::start_time(pid).is_some(), "it runs, and its engine does not know");
+    // Nothing else leads to it.
+    std::fs::remove_file(dir.join("executor.pid")).unwrap();
     let next = bench.made();
     assert!(matches!(&*next.adopt().await.unwrap(), [Found::HalfMade(_)]));
     next.delete(&id(1)).await.unwrap();

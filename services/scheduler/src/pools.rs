@@ -133,7 +133,8 @@ impl Pools {
         let mut pools = self.pools();
         let Some(pool) = pools.get_mut(&view::profile(spec)) else { return };
         match (spec.session_id.is_empty(), sandbox.state()) {
-            (false, State::Creating) => pool.demand.note(self.clock.now()),
+            // With a reason it is how far it is, of one that was counted.
+            (false, State::Creating) if sandbox.reason.is_empty() => pool.demand.note(self.clock.now()),
             (true, State::Deleted | State::Dead) => {}
             _ => return,
         }

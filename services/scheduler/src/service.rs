@@ -13,7 +13,7 @@ mod wait;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sandmesh_mesh::{Link, LinkError, Mesh, RoleName, is_elsewhere, was_not_sent};
+use sandmesh_mesh::{Link, LinkError, Mesh, RoleName, is_elsewhere, reason_of, was_not_sent};
 use sandmesh_proto::{
     agent::{
         CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, InstallPackagesRequest,
@@ -62,6 +62,8 @@ enum Answer {
     Created(Box<Sandbox>),
     /// It said no, and has not got it.
     Refused(Refusal),
+    /// The same, as it cannot have the image.
+    NoImage(Refusal),
     /// It was never reached, and has not got it from this.
     Absent(Error),
 }
@@ -114,6 +116,7 @@ impl Service {
                 return Ok(sandbox);
             }
             may_exist = true;
+            tokio::time::sleep(PAUSES.1).await;
         }
     }
 
@@ -136,7 +139,7 @@ impl Service {
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
                 // It was at it and failed, perhaps after a long time: elsewhere it would take as long again.
-                Answer::Refused(refusal) if !refusal.may_change => {
+                Answer::NoImage(refusal) => {
                     return Err(Error::refused(id, Refusals::of(vec![refusal])));
                 }
                 Answer::Refused(refusal) => refusals.push(refusal),
@@ -195,7 +198,7 @@ impl Service {
             refusals.retain(|refusal| refusal.node_id != node_id);
             match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
-                Answer::Refused(refusal) => refusals.push(refusal),
+                Answer::Refused(refusal) | Answer::NoImage(refusal) => refusals.push(refusal),
                 Answer::Absent(error) => {
                     self.registry.unbind(id, &node_id);
                     absent = Some(error);
@@ -248,7 +251,11 @@ impl Service {
                     self.registry.unbind(id, node_id);
                     let may_change = error.code() == Code::ResourceExhausted;
                     let why = error.message().to_owned();
-                    return Ok(Answer::Refused(Refusal { node_id: node_id.to_owned(), why, may_change }));
+                    let refusal = Refusal { node_id: node_id.to_owned(), why, may_change };
+                    return Ok(match is_of_image(&error) {
+                        true => Answer::NoImage(refusal),
+                        false => Answer::Refused(refusal),
+                    });
                 }
                 code if !is_ambiguous(code) => return Err(Error::Node(Box::new(error))),
                 _ if Instant::now() + pause >= deadline => return Err(unavailable(node_id, &error)),
@@ -438,6 +445,12 @@ fn is_ambiguous(code: Code) -> bool {
         code,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted
     )
+}
+
+/// Whether a node could not have the image.
+fn is_of_image(refusal: &Status) -> bool {
+    let begins = |reason: String| ["IMAGE_", "REGISTRY_"].iter().any(|start| reason.starts_with(start));
+    reason_of(refusal).is_some_and(begins)
 }
 
 fn unavailable(node_id: &str, error: &Status) -> Error {

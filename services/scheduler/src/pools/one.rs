@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sandmesh_proto::agent::SandboxSpec;
+use sandmesh_proto::agent::{PackageSet, SandboxSpec};
 
 use crate::{
     config,
@@ -69,7 +69,7 @@ impl Pool {
     pub(crate) fn is_to_be(&mut self, settings: Settings, spec: SandboxSpec, now: DateTime<Utc>) {
         if let Some(before) = self.spec.as_ref().filter(|before| **before != spec) {
             self.backoff = Backoff::default();
-            if before.packages != spec.packages {
+            if packages_of(before) != packages_of(&spec) {
                 self.packages_since = Some(now);
             }
         }
@@ -124,6 +124,11 @@ impl Pool {
         self.lead = (self.lead * 3 + took) / 4;
         self.backoff = Backoff::default();
     }
+}
+
+/// What of packages makes a difference: the fingerprint only says where they are.
+fn packages_of(spec: &SandboxSpec) -> Option<PackageSet> {
+    Some(PackageSet { fingerprint: String::new(), ..spec.packages.clone()? })
 }
 
 fn on_its_way(id: &str, made_at: DateTime<Utc>) -> Warm {

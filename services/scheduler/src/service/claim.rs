@@ -47,7 +47,7 @@ impl Service {
                 Err(status) if is_ambiguous(status.code()) => {
                     match self.create_on(&node_id, id, spec).await? {
                         Answer::Created(sandbox) => return Ok(Some(*sandbox)),
-                        Answer::Refused(_) => {}
+                        Answer::Refused(_) | Answer::NoImage(_) => {}
                         Answer::Absent(error) => return Err(error),
                     }
                 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream};
-use sandmesh_mesh::{CancellationToken, Tasks};
+use sandmesh_mesh::{CancellationToken, Fault, Tasks};
 use sandmesh_proto::{
     agent::{
         ClaimSandboxRequest, ClaimSandboxResponse, CreateSandboxRequest, CreateSandboxResponse,
@@ -30,7 +30,22 @@ use sandmesh_proto::{
 };
 use tokio::{net::UnixListener, sync::broadcast};
 use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Code, Request, Response, Status, transport::Server};
+
+/// What a node says that cannot have an image.
+#[derive(Debug, thiserror::Error)]
+#[error("the image cannot be had")]
+struct NoImage;
+
+impl Fault for NoImage {
+    fn code(&self) -> Code {
+        Code::FailedPrecondition
+    }
+
+    fn reason(&self) -> &'static str {
+        "IMAGE_NOT_FOUND"
+    }
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct FakeAgent(Arc<Inner>);
@@ -129,7 +144,7 @@ impl FakeAgent {
             state: State::Creating.into(),
             ..Sandbox::default()
         };
-        Some(if left > 1 { Ok(sandbox) } else { Err(Status::failed_precondition("the image cannot be had")) })
+        Some(if left > 1 { Ok(sandbox) } else { Err(sandmesh_mesh::status(NoImage)) })
     }
 
     /// Makes a sandbox that no watcher is told of.

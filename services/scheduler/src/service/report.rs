@@ -11,6 +11,9 @@ use crate::{Error, follower::Follower, join::check_speaker};
 /// How many images, sets of packages, labels and languages a node may tell of.
 const MOST_FACTS: usize = 4096;
 
+/// The label of a node that is its id.
+const NAME: &str = "name";
+
 impl Service {
     /// Whether who reports a node may do so: see [`check_speaker`].
     ///
@@ -25,7 +28,7 @@ impl Service {
     ///
     /// # Errors
     /// `Invalid`, `TooManyNodes`.
-    pub(crate) fn register(&self, node: Node) -> Result<Duration, Error> {
+    pub(crate) fn register(&self, mut node: Node) -> Result<Duration, Error> {
         if node.node_id.is_empty() {
             return Err(Error::Invalid(FieldViolation::new(
                 "node.node_id",
@@ -39,6 +42,8 @@ impl Service {
                 format!("must have at most {MOST_FACTS} images, sets of packages, labels and languages");
             return Err(Error::Invalid(FieldViolation::new("node", "value_error", problem)));
         }
+        // That is known, whatever it says.
+        node.labels.insert(NAME.to_owned(), node.node_id.clone());
         let link = self.dial(&node.endpoint).map_err(|error| {
             Error::Invalid(FieldViolation::new("node.endpoint", "value_error", error.to_string()))
         })?;

@@ -89,7 +89,7 @@ impl Service {
             let node_id = reserved.take();
             let refusal = match self.create_on(&node_id, id, spec).await? {
                 Answer::Created(sandbox) => return Ok(*sandbox),
-                Answer::Refused(refusal) => refusal,
+                Answer::Refused(refusal) | Answer::NoImage(refusal) => refusal,
                 Answer::Absent(error) => {
                     self.registry.unbind(id, &node_id);
                     return Err(error);

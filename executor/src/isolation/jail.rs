@@ -355,4 +355,19 @@ mod tests {
         ];
         assert_eq!(shown, expected);
     }
+
+    /// What an image has there may be a link to what is not for it to see.
+    #[test]
+    fn of_the_etc_of_an_image_nothing_is_shown_and_links_stay_links() {
+        assert!(SHOWN.iter().all(|path| !is_shown(Path::new(path), Outer::Container)));
+        assert!(is_shown(Path::new("/etc"), Outer::Process));
+        let root = tempfile::tempdir().unwrap();
+        let [secret, image, etc] = ["secret", "image", "etc"].map(|name| root.path().join(name));
+        fs::create_dir(&secret).unwrap();
+        fs::write(secret.join("layer"), "").unwrap();
+        fs::create_dir(&etc).unwrap();
+        std::os::unix::fs::symlink(&secret, &image).unwrap();
+        copy_links(&image, &etc).unwrap();
+        assert_eq!(fs::read_dir(&etc).unwrap().count(), 0, "what is behind a link is no link itself");
+    }
 }

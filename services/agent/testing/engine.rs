@@ -61,12 +61,11 @@ static USED: Mutex<Vec<(Kind, File)>> = Mutex::new(Vec::new());
 
 /// What makes the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "not every test that has this file needs it")]
 pub(crate) enum Kind {
     /// A Docker engine.
-    #[allow(dead_code, reason = "not every test that has this file needs it")]
     Docker,
     /// A containerd without anything above it.
-    #[allow(dead_code, reason = "not every test that has this file needs it")]
     Containerd,
 }
 

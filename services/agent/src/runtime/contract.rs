@@ -119,7 +119,7 @@ pub(crate) fn spec() -> Spec {
     }
 }
 
-fn order(n: u32) -> Order {
+pub(crate) fn order(n: u32) -> Order {
     Order {
         id: id(n),
         spec: spec(),

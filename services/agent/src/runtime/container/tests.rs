@@ -11,7 +11,7 @@ use crate::{
     config::RuntimeKind,
     runtime::{
         containerd,
-        contract::{Bench, id, spec},
+        contract::{Bench, id, order, spec},
         docker, life,
         record::Record,
     },
@@ -192,16 +192,6 @@ fn dirs_in(dir: &Path) -> Vec<PathBuf> {
 fn groups(name: &str) -> Vec<PathBuf> {
     let roots = [vec![PathBuf::from("/sys/fs/cgroup")], dirs_in(Path::new("/sys/fs/cgroup"))].concat();
     roots.into_iter().map(|root| root.join(name)).filter(|group| group.is_dir()).collect()
-}
-
-pub(crate) fn order(n: u32) -> Order {
-    Order {
-        id: id(n),
-        spec: spec(),
-        created_at: SystemClock.now(),
-        layer: None,
-        progress: Default::default(),
-    }
 }
 
 pub(crate) fn order_of(n: u32, image: &str) -> Order {

@@ -5,8 +5,8 @@ use crate::{
     Error,
     runtime::{
         Found, Runtime,
-        container::tests::{BUSYBOX, ContainerBench, Kind, TestEngine, container_suite, order, order_of},
-        contract::{Bench, id},
+        container::tests::{BUSYBOX, ContainerBench, Kind, TestEngine, container_suite, order_of},
+        contract::{Bench, id, order},
         executor::answered,
         life,
         record::Record,

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::{
     config::Cgroups,
-    runtime::contract::{Bench, contract_suite, id, spec},
+    runtime::contract::{Bench, contract_suite, id, order},
 };
 
 /// Where the executor is built: `cargo build -p sandmesh-executor`.
@@ -143,16 +143,6 @@ fn groups(name: &str) -> Vec<PathBuf> {
 }
 
 contract_suite!(ProcessBench::new());
-
-fn order(n: u32) -> Order {
-    Order {
-        id: id(n),
-        spec: spec(),
-        created_at: SystemClock.now(),
-        layer: None,
-        progress: Default::default(),
-    }
-}
 
 #[tokio::test]
 async fn a_failed_start_tells_the_end_of_the_log_and_leaves_nothing() {

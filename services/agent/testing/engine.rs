@@ -6,19 +6,22 @@
 //! fails a test, and is never skipped.
 
 use std::{
-    fs::{self, File, Permissions},
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt},
-        process::CommandExt,
-    },
+    fs::{self, File},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+#[path = "host.rs"]
+mod host;
 #[path = "images.rs"]
 pub(crate) mod images;
+
+use self::host::{home, kill, lock_file};
+#[allow(unused_imports, reason = "not every test that has this file needs it")]
+pub(crate) use self::host::{program, static_executor};
 
 /// An image with nothing but a shell and the usual commands, linked statically: no C library, no loader.
 pub(crate) const BUSYBOX: &str = "sandmesh-test/busybox:1";
@@ -29,6 +32,12 @@ pub(crate) const PYTHON: &str = "sandmesh-test/python:1";
 
 /// How long an engine may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many seconds a client of an engine may take; importing an image is the longest that they do.
+const ANSWER: &str = "120";
+
+/// How long an engine may take to end.
+const END: Duration = Duration::from_secs(30);
 
 /// Where programs are for engines, whatever a test has.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -228,13 +237,18 @@ impl TestEngine {
 
     /// Runs its own client with these arguments: `docker`, or `ctr` in our namespace.
     pub(crate) fn client(&self, args: &[&str]) -> Output {
-        let mut client = match self.kind {
-            Kind::Docker => Command::new(program("docker")),
-            Kind::Containerd => Command::new(program("ctr")),
-        };
+        // A client has no limit of its own, and an engine need not answer.
+        let mut client = Command::new("timeout");
+        client.args(["--kill-after=1", ANSWER]);
         match self.kind {
-            Kind::Docker => client.env("DOCKER_HOST", format!("unix://{}", self.socket().display())),
-            Kind::Containerd => client.arg("--address").arg(self.socket()).args(["--namespace", "sandmesh"]),
+            Kind::Docker => client
+                .arg(program("docker"))
+                .env("DOCKER_HOST", format!("unix://{}", self.socket().display())),
+            Kind::Containerd => client
+                .arg(program("ctr"))
+                .arg("--address")
+                .arg(self.socket())
+                .args(["--namespace", "sandmesh"]),
         };
         client.args(args).stdin(Stdio::null()).output().unwrap()
     }
@@ -243,7 +257,7 @@ impl TestEngine {
     pub(crate) fn said(&self, args: &[&str]) -> String {
         let output = self.client(args);
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{} {args:?}: {error}", self.kind.name());
+        assert!(output.status.success(), "{} {args:?}: {} {error}", self.kind.name(), output.status);
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -385,7 +399,9 @@ impl TestEngine {
 
     /// What holds the containers of a containerd outlives it.
     fn end_shims(&self) {
-        for task in self.said(&["tasks", "list", "--quiet"]).lines() {
+        // Nothing that panics: the test may be doing that.
+        let tasks = self.client(&["tasks", "list", "--quiet"]).stdout;
+        for task in String::from_utf8_lossy(&tasks).lines() {
             self.remove(task);
         }
     }
@@ -400,6 +416,11 @@ impl Drop for TestEngine {
             // In order, so that it takes along what it started.
             let pid = rustix::process::Pid::from_child(&own.process);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let deadline = Instant::now() + END;
+            while own.process.try_wait().is_ok_and(|end| end.is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = own.process.kill();
             let _ = own.process.wait();
             self.shims().into_iter().for_each(|(pid, _)| _ = kill(pid));
             // One that was killed left its own mounts.
@@ -410,12 +431,6 @@ impl Drop for TestEngine {
             }
         }
     }
-}
-
-/// `kill -9`; false when there is no such process.
-fn kill(pid: i32) -> bool {
-    let pid = rustix::process::Pid::from_raw(pid);
-    pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok())
 }
 
 fn socket(kind: Kind, dir: &Path) -> PathBuf {
@@ -459,41 +474,4 @@ fn containerd(dir: &Path) -> Command {
     let mut engine = Command::new(program("containerd"));
     engine.arg("--config").arg(path).args(["--log-level", "warn"]);
     engine
-}
-
-/// A program that Debian may have put where nobody looks for it.
-pub(crate) fn program(name: &str) -> PathBuf {
-    let places = ["/usr/sbin", "/usr/bin", "/usr/local/bin"];
-    let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| {
-        panic!("`{name}` is missing: `deploy/test --setup-only` installs docker.io, iptables and mmdebstrap")
-    })
-}
-
-/// Where the engines of all tests have their data. Nobody else can put anything there.
-fn home() -> PathBuf {
-    let own = rustix::process::geteuid().as_raw();
-    let directory = std::env::temp_dir().join(format!("smd-all-{own}"));
-    let _ = fs::create_dir(&directory);
-    let found = fs::symlink_metadata(&directory).unwrap();
-    assert!(found.is_dir() && found.uid() == own, "{} is somebody else's", directory.display());
-    fs::set_permissions(&directory, Permissions::from_mode(0o711)).unwrap();
-    directory
-}
-
-fn lock_file(directory: &Path, name: &str) -> File {
-    File::options().create(true).append(true).open(directory.join(name)).unwrap()
-}
-
-/// The executor that is linked statically, from below the directory of all that is built.
-pub(crate) fn static_executor(target: &Path) -> PathBuf {
-    let places = fs::read_dir(target).unwrap().flatten();
-    let mut found = places.map(|place| place.path().join("debug/sandmesh-executor"));
-    let found = found.find(|path| path.is_file() && path.to_string_lossy().contains("-linux-"));
-    found.unwrap_or_else(|| {
-        panic!(
-            "a static executor is missing: RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build -p \
-             sandmesh-executor --target TRIPLE (`just test` and `deploy/test` do)"
-        )
-    })
 }

@@ -67,6 +67,8 @@ enum Controller {
     Pids,
     Cpu,
     Cpuacct,
+    /// Any that nothing is limited or counted with.
+    Other,
 }
 
 const CONTROLLERS: [(Controller, &str); 4] = [
@@ -95,6 +97,24 @@ impl Group {
             fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
         Self::detect(&mounts, &own)
+    }
+
+    /// This root with every other hierarchy there is: an engine makes groups of containers in all.
+    pub(crate) fn everywhere(&self) -> anyhow::Result<Self> {
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+        Ok(self.with_all(&mounts))
+    }
+
+    fn with_all(&self, mountinfo: &str) -> Self {
+        let mut all = self.clone();
+        if self.version == Version::V1 {
+            let mounts = mountinfo.lines().filter_map(Mount::parse);
+            let points = mounts.filter(|mount| mount.kind.starts_with("cgroup")).map(|mount| mount.point);
+            let others = points.map(PathBuf::from).filter(|dir| self.dirs.iter().all(|(_, own)| own != dir));
+            all.dirs.extend(others.map(|dir| (Controller::Other, dir)));
+        }
+        all
     }
 
     fn detect(mountinfo: &str, own: &str) -> anyhow::Result<Self> {
@@ -358,10 +378,8 @@ fn collect_pids(dir: &Path, pids: &mut Vec<Pid>) {
 }
 
 fn remove_tree(dir: &Path) -> bool {
-    let remove = || match fs::remove_dir(dir) {
-        Ok(()) => true,
-        Err(err) => err.kind() == io::ErrorKind::NotFound,
-    };
+    // Where nothing can be removed, as nothing may be written, there may be nothing to remove.
+    let remove = || fs::remove_dir(dir).is_ok() || matches!(dir.try_exists(), Ok(false));
     // Most have nothing below them.
     remove() || {
         for child in subgroups(dir) {

@@ -147,3 +147,21 @@ fn destroying_what_is_not_there_succeeds() {
     let (_root, group) = fake_v2();
     assert!(group.child("no").child("such").destroy(Duration::ZERO));
 }
+
+#[test]
+fn of_a_container_no_hierarchy_keeps_a_group() {
+    let root = tempfile::tempdir().unwrap();
+    let mut mounts = String::new();
+    for (name, kind) in
+        [("memory", "cgroup"), ("pids", "cgroup"), ("devices", "cgroup"), ("unified", "cgroup2")]
+    {
+        fs::create_dir_all(root.path().join(name).join("parent/sandbox/deeper")).unwrap();
+        mounts += &format!("1 1 0:1 / {}/{name} rw - {kind} {kind} rw,{name}\n", root.path().display());
+    }
+    let group = Group::detect(&mounts, "").unwrap().with_all(&mounts);
+    assert!(group.child("parent").child("sandbox").destroy(Duration::ZERO));
+    for name in ["memory", "pids", "devices", "unified"] {
+        let left = fs::read_dir(root.path().join(name).join("parent")).unwrap().count();
+        assert_eq!(left, 0, "{name}");
+    }
+}

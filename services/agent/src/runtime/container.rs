@@ -267,9 +267,10 @@ impl ContainerRuntime {
         if self.is_ours(&name).await.map_err(|trouble| trouble.to_string())? == Some(true) {
             self.engine.remove(&name, REMOVAL).await.map_err(|trouble| trouble.to_string())?;
         }
-        // An engine that was killed while it made a container may not know any more that this runs.
+        // An engine that was killed while it made a container may not know any more that this runs. Not all have ids
+        // for containers that are not their names.
         let group = Record::load(dir).ok().and_then(|record| record.container).map(|container| container.id);
-        self.program.destroy(dir, group.as_deref().unwrap_or(id.as_str())).await?;
+        self.program.destroy(dir, &group.unwrap_or(name)).await?;
         if std::fs::symlink_metadata(dir).is_ok() {
             return Err(format!("`{}` is still there", dir.display()));
         }

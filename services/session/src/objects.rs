@@ -23,7 +23,8 @@ use futures::{
     stream::{self, BoxStream, FuturesUnordered},
 };
 use object_store::{
-    GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path,
+    GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, UploadPart, local::LocalFileSystem,
+    path::Path,
 };
 use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::{
@@ -308,11 +309,26 @@ fn of_reading(error: object_store::Error) -> Error {
 /// Writes an object piece by piece, some of them at a time; the first has been read.
 async fn write_pieces(
     upload: &mut dyn MultipartUpload,
+    first: Bytes,
+    content: impl AsyncRead + Unpin,
+    length: usize,
+) -> Result<(), Error> {
+    let mut on_their_way = FuturesUnordered::new();
+    let sent = send_pieces(upload, &mut on_their_way, first, content, length).await;
+    // One that is still on its way would come after what was written is given up, and stay.
+    while sent.is_err() && on_their_way.next().await.is_some() {}
+    sent?;
+    upload.complete().await?;
+    Ok(())
+}
+
+async fn send_pieces(
+    upload: &mut dyn MultipartUpload,
+    on_their_way: &mut FuturesUnordered<UploadPart>,
     mut piece: Bytes,
     mut content: impl AsyncRead + Unpin,
     length: usize,
 ) -> Result<(), Error> {
-    let mut on_their_way = FuturesUnordered::new();
     while !piece.is_empty() {
         if on_their_way.len() >= PIECES_AT_ONCE {
             on_their_way.next().await.transpose()?;
@@ -321,7 +337,6 @@ async fn write_pieces(
         piece = next_piece(&mut content, length).await?;
     }
     while on_their_way.next().await.transpose()?.is_some() {}
-    upload.complete().await?;
     Ok(())
 }
 

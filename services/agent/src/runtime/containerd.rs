@@ -9,6 +9,7 @@ mod client;
 mod image;
 mod name;
 mod seccomp;
+mod shim;
 mod spec;
 
 use std::{
@@ -162,14 +163,14 @@ impl Containerd {
         absent(self.client.answer(snapshots.remove(request)).await).map(drop)
     }
 
-    /// Kills what runs, and removes it once it has ended.
-    async fn remove_task(&self, name: &str, within: Duration) -> Result<(), Trouble> {
+    /// Kills what runs, and removes it once it has ended. False when containerd knows of nothing that runs.
+    async fn remove_task(&self, name: &str, within: Duration) -> Result<bool, Trouble> {
         let deadline = Instant::now() + within;
         let mut tasks = self.client.tasks();
         loop {
             let delete = DeleteTaskRequest { container_id: name.to_owned() };
             match absent(self.client.answer(tasks.delete(delete)).await) {
-                Ok(_) => return Ok(()),
+                Ok(found) => return Ok(found.is_some()),
                 Err(Trouble::Refused { .. }) if Instant::now() < deadline => {
                     let kill = KillRequest {
                         container_id: name.to_owned(),
@@ -351,7 +352,9 @@ impl Engine for Containerd {
     }
 
     async fn remove(&self, container: &str, within: Duration) -> Result<(), Trouble> {
-        self.remove_task(container, within).await?;
+        if !self.remove_task(container, within).await? {
+            shim::end(&self.namespace, container);
+        }
         self.remove_snapshot(container).await?;
         let mut containers = self.client.containers();
         let delete = containers.delete(DeleteContainerRequest { id: container.to_owned() });

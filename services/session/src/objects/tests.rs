@@ -4,6 +4,7 @@ use std::{
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -411,5 +412,50 @@ fn nobody_else_enters_the_directory() {
     for path in [new, old] {
         Objects::directory(&path).unwrap();
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}
+
+/// An upload whose later pieces take longer.
+#[derive(Debug, Default)]
+struct Slow {
+    begun: usize,
+    there: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl MultipartUpload for Slow {
+    fn put_part(&mut self, _: PutPayload) -> UploadPart {
+        self.begun += 1;
+        let (steps, there) = (self.begun, Arc::clone(&self.there));
+        Box::pin(async move {
+            for _ in 0..steps {
+                tokio::task::yield_now().await;
+            }
+            there.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    async fn complete(&mut self) -> object_store::Result<object_store::PutResult> {
+        panic!("what breaks off is not whole")
+    }
+
+    async fn abort(&mut self) -> object_store::Result<()> {
+        Ok(())
+    }
+}
+
+/// A bucket keeps what comes after the end of its upload.
+#[tokio::test]
+async fn nothing_is_on_its_way_any_more_when_an_upload_is_given_up() {
+    for whole_pieces in 0..4 {
+        let begun = stream::iter(vec![Bytes::from("piece"); whole_pieces]).map(Ok);
+        let broken = stream::once(async { Err(io::Error::other("broken off")) });
+        let content = tokio_util::io::StreamReader::new(begun.chain(broken).boxed());
+        let mut upload = Slow::default();
+        let written = write_pieces(&mut upload, Bytes::from("first"), content, 5).await;
+        assert!(written.is_err());
+        assert_eq!(upload.begun, whole_pieces + 1);
+        assert_eq!(upload.there.load(Ordering::Relaxed), upload.begun);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn kill(options: &DestroyOptions) -> anyhow::Result<()> {
         .map_err(|_| anyhow::anyhow!("--sandbox-id is not an id"))?;
     kill_executor(&options.dir.join("executor.pid"))?;
     // Without control groups there is nothing to remove there, and the executor's death ended its jails.
-    if let Ok(root) = Group::root().and_then(|root| root.everywhere())
+    if let Ok(root) = Group::everywhere()
         && !root.child(&options.cgroup_parent).child(&options.sandbox_id).destroy(PATIENCE)
     {
         bail!("processes of sandbox {} do not die", options.sandbox_id);

@@ -93,28 +93,25 @@ impl Group {
     /// Finds the root of the hierarchy that can limit memory and processes here.
     /// An error says what is missing.
     pub(crate) fn root() -> anyhow::Result<Self> {
-        let mounts =
-            fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
-        Self::detect(&mounts, &own)
+        Self::detect(&mountinfo()?, &own)
     }
 
-    /// This root with every other hierarchy there is: an engine makes groups of containers in all.
-    pub(crate) fn everywhere(&self) -> anyhow::Result<Self> {
-        let mounts =
-            fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        Ok(self.with_all(&mounts))
+    /// The root with every other hierarchy there is: an engine makes groups of containers in all.
+    pub(crate) fn everywhere() -> anyhow::Result<Self> {
+        Ok(Self::root()?.with_others(&mountinfo()?))
     }
 
-    fn with_all(&self, mountinfo: &str) -> Self {
-        let mut all = self.clone();
+    fn with_others(mut self, mountinfo: &str) -> Self {
         if self.version == Version::V1 {
             let mounts = mountinfo.lines().filter_map(Mount::parse);
             let points = mounts.filter(|mount| mount.kind.starts_with("cgroup")).map(|mount| mount.point);
-            let others = points.map(PathBuf::from).filter(|dir| self.dirs.iter().all(|(_, own)| own != dir));
-            all.dirs.extend(others.map(|dir| (Controller::Other, dir)));
+            let others = points.map(|point| (Controller::Other, PathBuf::from(point)));
+            let others: Vec<_> =
+                others.filter(|(_, dir)| self.dirs.iter().all(|(_, own)| own != dir)).collect();
+            self.dirs.extend(others);
         }
-        all
+        self
     }
 
     fn detect(mountinfo: &str, own: &str) -> anyhow::Result<Self> {
@@ -352,6 +349,10 @@ impl Group {
     }
 }
 
+fn mountinfo() -> anyhow::Result<String> {
+    fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")
+}
+
 /// One line of `/proc/self/mountinfo`.
 struct Mount<'a> {
     point: &'a str,
@@ -378,7 +379,7 @@ fn collect_pids(dir: &Path, pids: &mut Vec<Pid>) {
 }
 
 fn remove_tree(dir: &Path) -> bool {
-    // Where nothing can be removed, as nothing may be written, there may be nothing to remove.
+    // Where it is mounted for reading only, removing also fails of what is not there.
     let remove = || fs::remove_dir(dir).is_ok() || matches!(dir.try_exists(), Ok(false));
     // Most have nothing below them.
     remove() || {

@@ -158,7 +158,7 @@ fn of_a_container_no_hierarchy_keeps_a_group() {
         fs::create_dir_all(root.path().join(name).join("parent/sandbox/deeper")).unwrap();
         mounts += &format!("1 1 0:1 / {}/{name} rw - {kind} {kind} rw,{name}\n", root.path().display());
     }
-    let group = Group::detect(&mounts, "").unwrap().with_all(&mounts);
+    let group = Group::detect(&mounts, "").unwrap().with_others(&mounts);
     assert!(group.child("parent").child("sandbox").destroy(Duration::ZERO));
     for name in ["memory", "pids", "devices", "unified"] {
         let left = fs::read_dir(root.path().join(name).join("parent")).unwrap().count();

@@ -267,8 +267,8 @@ impl ContainerRuntime {
         if self.is_ours(&name).await.map_err(|trouble| trouble.to_string())? == Some(true) {
             self.engine.remove(&name, REMOVAL).await.map_err(|trouble| trouble.to_string())?;
         }
-        // An engine that was killed while it made a container may not know any more that this runs. Not all have ids
-        // for containers that are not their names.
+        // An engine that was killed while it made a container may not know any more that this runs. Of one without a
+        // record only the name is known, which is its id at some engines.
         let group = Record::load(dir).ok().and_then(|record| record.container).map(|container| container.id);
         self.program.destroy(dir, &group.unwrap_or(name)).await?;
         if std::fs::symlink_metadata(dir).is_ok() {

@@ -422,7 +422,7 @@ impl Drop for TestEngine {
             }
             let _ = own.process.kill();
             let _ = own.process.wait();
-            self.shims().into_iter().for_each(|(pid, _)| _ = kill(pid));
+            self.shims().into_iter().for_each(|(pid, _)| kill(pid));
             // One that was killed left its own mounts.
             let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
             let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));

@@ -6,10 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// `kill -9`; false when there is no such process.
-pub(super) fn kill(pid: i32) -> bool {
-    let pid = rustix::process::Pid::from_raw(pid);
-    pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok())
+/// `kill -9`; a process that is gone is no error.
+pub(super) fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
 }
 
 /// A program that Debian may have put where nobody looks for it.
@@ -32,6 +33,7 @@ pub(super) fn home() -> PathBuf {
     directory
 }
 
+/// A file to be locked, made if it is not there.
 pub(super) fn lock_file(directory: &Path, name: &str) -> File {
     File::options().create(true).append(true).open(directory.join(name)).unwrap()
 }

@@ -119,6 +119,7 @@ pub(crate) fn spec() -> Spec {
     }
 }
 
+/// What makes the `n`th sandbox.
 pub(crate) fn order(n: u32) -> Order {
     Order {
         id: id(n),

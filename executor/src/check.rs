@@ -281,14 +281,13 @@ fn try_group(options: &IsolationOptions) -> anyhow::Result<&'static str> {
     let root = Group::root()?;
     let parent = root.child(&options.cgroup_parent);
     let group = parent.child(&format!("check-{}", std::process::id()));
+    // It stays, also if it was made for this: a sandbox that starts meanwhile makes its own group there.
     parent.create()?;
     let tried =
         root.hand_down().and_then(|()| parent.hand_down()).and_then(|()| group.create()).and_then(|()| {
             group.limit(Limits { memory_bytes: 64 << 20, cpu_millis: 1000, max_processes: 16 })
         });
     group.remove();
-    // Only if it is empty, that is, if it was made for this.
-    parent.remove_if_unused();
     tried?;
     Ok(root.name())
 }

@@ -304,12 +304,6 @@ impl Group {
         self.dirs.iter().filter(|(_, dir)| !remove_tree(dir)).count() == 0
     }
 
-    /// Removes it if there is no group and no process in it.
-    pub(crate) fn remove_if_unused(&self) {
-        // A directory of the cgroup file system that is in use cannot be removed.
-        self.dirs.iter().for_each(|(_, dir)| drop(fs::remove_dir(dir)));
-    }
-
     /// Kills and removes it, waiting for the processes to die; false if they did not within `patience`.
     pub(crate) fn destroy(&self, patience: Duration) -> bool {
         let mut pause = Duration::from_micros(500);

@@ -138,12 +138,7 @@ impl Daemon {
 
     /// The directories of the sandbox's group, one per hierarchy.
     pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points = mounts
-            .lines()
-            .filter(|line| line.contains(" - cgroup"))
-            .filter_map(|line| line.split(' ').nth(4));
-        points.map(|point| Path::new(point).join(&self.cgroup_parent)).filter(|path| path.exists()).collect()
+        cgroups_named(&self.cgroup_parent)
     }
 
     /// The processes of executions.
@@ -410,4 +405,12 @@ pub(crate) fn signal(signal: i32, sequence: u64) -> Input {
 pub(crate) async fn run(client: &mut Client, start: pb::ExecutionStart) -> Said {
     let talk = Talk::open(client, Input::Start(start)).await.unwrap();
     talk.rest(Said::default(), (0, 0)).await.unwrap()
+}
+
+/// The directories of a group, one per hierarchy that has it.
+pub(crate) fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    points.map(|point| Path::new(point).join(name)).filter(|path| path.exists()).collect()
 }

@@ -1,5 +1,5 @@
 //! Several processes of one role behind one link: each call goes to the next that is there. A read that one was
-//! working on when it died is made again at the next.
+//! working on, or answering, when it died is made again at the next.
 
 use std::{
     sync::{
@@ -58,6 +58,9 @@ impl Several {
         for index in order {
             let again = Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
             answer = self.call_one(index, again).await;
+            if is_read {
+                answer = whole(answer).await;
+            }
             if !(had_no_effect(&answer) || (is_read && is_broken(&answer))) {
                 break;
             }
@@ -88,8 +91,24 @@ fn had_no_effect(answer: &Response) -> bool {
 
 /// Whoever was asked went away before there was an answer: one that answers says why it does not do it.
 fn is_broken(answer: &Response) -> bool {
-    Status::from_header_map(answer.headers())
-        .is_some_and(|status| status.code() == Code::Unavailable && status.details().is_empty())
+    Status::from_header_map(answer.headers()).as_ref().is_some_and(tells_nobody)
+}
+
+fn tells_nobody(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.details().is_empty()
+}
+
+/// An answer with all that comes after its head; where it breaks off there, one that has only the status.
+async fn whole(answer: Response) -> Response {
+    let (head, body) = answer.into_parts();
+    let body = match Limited::new(body, MAX_MESSAGE_BYTES + AROUND).collect().await {
+        Ok(body) => body,
+        Err(error) => return Status::from_error(error).into_http(),
+    };
+    match body.trailers().and_then(Status::from_header_map).filter(tells_nobody) {
+        Some(status) => status.into_http(),
+        None => Response::from_parts(head, Body::new(body)),
+    }
 }
 
 /// In which order they are tried: from the next on, and those that were away lately last.
@@ -102,7 +121,38 @@ fn order(next: usize, away: &[Option<Instant>], now: Instant) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use http_body_util::StreamBody;
+
     use super::*;
+    use crate::answer::Answer;
+
+    /// Begins to answer, and goes away.
+    async fn broken() -> Response {
+        let frames = [Ok(http_body::Frame::data("beg".into())), Err(std::io::Error::other("it died"))];
+        Response::new(Answer::of(Body::new(StreamBody::new(futures::stream::iter(frames)))))
+    }
+
+    async fn good() -> Response {
+        Response::new(Body::new(Full::from("answer")))
+    }
+
+    #[tokio::test]
+    async fn read_whose_answer_breaks_off_is_made_again_and_nothing_else_is() {
+        let links = [Router::new().fallback(broken), Router::new().fallback(good)].map(Link::local);
+        let several = Several::new(links.into());
+        let mut answers = Vec::new();
+        for method in ["GetSession", "TerminateSession"] {
+            several.next.store(0, Ordering::Relaxed);
+            let path = format!("/sandmesh.session.v1.SessionService/{method}");
+            let request = http::Request::post(path).body(Body::empty()).unwrap();
+            let body = several.call(request).await.into_body().collect().await.unwrap();
+            answers.push((body.trailers().cloned(), body.to_bytes()));
+        }
+        assert_eq!(answers[0], (None, "answer".into()));
+        assert_eq!(answers[1].1, "beg");
+        assert!(answers[1].0.is_some(), "it is told that it broke off");
+    }
 
     #[test]
     fn each_has_its_turn_and_who_is_away_comes_last() {

@@ -114,7 +114,7 @@ pub(crate) fn build(mut plan: Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener
     let jail = plan.isolation.jail.is_on().then(|| {
         jail::Arguments::new(&rooms, &interpreters, outer, (plan.limits.memory_bytes, plan.disk_bytes))
     });
-    let groups = runs.map(|runs| RunGroups::new(runs, plan.limits.max_processes));
+    let groups = runs.map(|runs| RunGroups::new(runs, plan.limits));
     let groups = groups.transpose().context("cannot open the control group of executions")?;
     let sandbox = Sandbox {
         rooms,

@@ -21,6 +21,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
+    time::timeout,
 };
 
 use super::{
@@ -148,6 +149,18 @@ impl Process {
     /// Waits for the end of its init, which is the last of its nest.
     pub(crate) async fn all_gone(&mut self) {
         while self.reports.read(&mut [0; REPORT_BYTES]).await.is_ok_and(|count| count > 0) {}
+    }
+
+    /// Waits for the memory that it has, if that is much: who knows of its end may ask for as much at once.
+    /// Its init, which has its directories in memory, has so long to end.
+    pub(crate) async fn memory_back(&mut self, patience: Duration) {
+        if !self.group.as_ref().is_some_and(|(group, groups)| groups.is_short_of(group)) {
+            return;
+        }
+        drop(timeout(patience, self.all_gone()).await);
+        if let Some((group, groups)) = &self.group {
+            groups.memory_back(group).await;
+        }
     }
 
     /// Kills everything of the user's in it, from outside.

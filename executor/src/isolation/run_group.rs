@@ -23,12 +23,19 @@ use super::cgroup::{Group, LimitHits, Limits, Meters, Usage};
 /// not used again: it would be told of its next execution.
 const MOST_LEFT: u64 = 1 << 20;
 
+/// The share of the limit of memory that one execution may still have when the next begins.
+const SHARE: u64 = 8;
+
+/// How long memory may take to be freed, and how long it may not become less.
+const FREED: Duration = Duration::from_secs(10);
+const STUCK: Duration = Duration::from_millis(300);
+
 /// The groups of all executions of a sandbox, below one that has the limits.
 #[derive(Debug)]
 pub(crate) struct RunGroups {
     /// The group `runs`.
     all: Group,
-    max_processes: u32,
+    limits: Limits,
     /// The doors of `runs` that every process enters besides those of its own group.
     shared_doors: Vec<File>,
     made: AtomicU64,
@@ -36,10 +43,10 @@ pub(crate) struct RunGroups {
 }
 
 impl RunGroups {
-    /// Those below `runs`, with the sandbox's limit of processes.
-    pub(crate) fn new(all: Group, max_processes: u32) -> io::Result<Self> {
+    /// Those below `runs`, which has these limits.
+    pub(crate) fn new(all: Group, limits: Limits) -> io::Result<Self> {
         let shared_doors = open_doors(all.shared_doors())?;
-        Ok(Self { all, max_processes, shared_doors, made: AtomicU64::new(0), free: Mutex::default() })
+        Ok(Self { all, limits, shared_doors, made: AtomicU64::new(0), free: Mutex::default() })
     }
 
     /// The group above all of them.
@@ -52,8 +59,33 @@ impl RunGroups {
         match self.free().pop() {
             Some(group) => Ok(group),
             None => {
-                RunGroup::make(&self.all.run(self.made.fetch_add(1, Ordering::Relaxed)), self.max_processes)
+                let number = self.made.fetch_add(1, Ordering::Relaxed);
+                RunGroup::make(&self.all.run(number), self.limits.max_processes)
             }
+        }
+    }
+
+    /// Whether an execution that ended has so much memory that the next may not get what it asks for.
+    pub(crate) fn is_short_of(&self, group: &RunGroup) -> bool {
+        let limit = self.limits.memory_bytes;
+        limit > 0 && group.meters.memory_bytes() > limit / SHARE
+    }
+
+    /// Waits for the memory of an execution without processes, as long as the kernel frees it: entries of
+    /// directories in memory and System V's shared memory go piece by piece after the last process.
+    pub(crate) async fn memory_back(&self, group: &RunGroup) {
+        let began = Instant::now();
+        let (mut least, mut since) = (u64::MAX, began);
+        loop {
+            let left = group.meters.lingering_bytes();
+            if left < least {
+                (least, since) = (left, Instant::now());
+            }
+            if left <= self.limits.memory_bytes / SHARE || since.elapsed() > STUCK || began.elapsed() > FREED
+            {
+                return;
+            }
+            sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -197,7 +229,7 @@ mod tests {
         let name = format!("sandmesh-test-{}-{name}", std::process::id());
         let all = Group::root().ok()?.child(&name);
         all.create().ok()?;
-        RunGroups::new(all, 10).ok()
+        RunGroups::new(all, Limits { max_processes: 10, ..Limits::default() }).ok()
     }
 
     #[tokio::test]

@@ -164,6 +164,22 @@ async fn memory_limit_is_a_typed_cause_and_the_executor_lives() {
 }
 
 #[tokio::test]
+async fn memory_is_there_for_the_next_when_an_outcome_is_known() {
+    let daemon = Daemon::start(Settings { memory_bytes: 256 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    // The kernel frees it piece by piece, long after the processes ended.
+    let entries = "import os\nfor n in range(10**6): os.mkdir(f'/tmp/{n:0200}')";
+    let shared = "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nfor n in range(28):\n    at = libc.shmat(libc.shmget(0, ctypes.c_size_t(8 << 20), 0o1600), None, 0)\n    ctypes.memset(ctypes.c_void_p(at), 1, 8 << 20)";
+    for hog in [entries, shared, entries] {
+        let said = run(&mut client, script(hog)).await;
+        let peak = said.exited().metrics.unwrap().peak_memory_bytes;
+        assert!(peak > 200 << 20, "{said:?}");
+        let next = run(&mut client, script("x = b'x' * (200 << 20)\nprint('had')")).await;
+        assert_eq!(next.out(), "had\n", "{next:?}");
+    }
+}
+
+#[tokio::test]
 async fn fork_bomb_is_bounded_and_gone() {
     let daemon = Daemon::start(Settings { max_processes: 40, ..Settings::default() }).await;
     let mut client = daemon.client().await;

@@ -43,6 +43,9 @@ pub(crate) struct Meters {
     version: Version,
     cpu: Meter,
     memory: Meter,
+    /// What the kernel has for it, and what is shared or in a file system in memory.
+    kernel: Meter,
+    shared: Meter,
     peak: Meter,
     processes: Meter,
     oom_kills: Meter,
@@ -69,11 +72,17 @@ impl Meters {
                 "memory.events",
             ),
         };
+        let kernel = match group.version {
+            Version::V1 => ("memory.kmem.usage_in_bytes", None),
+            Version::V2 => ("memory.stat", Some("kernel")),
+        };
         let of_memory = |name, key| Meter::open(group, Controller::Memory, name, key);
         Self {
             version: group.version,
             cpu: Meter::open(group, cpu.0, cpu.1, cpu.2),
             memory: of_memory(memory, None),
+            kernel: of_memory(kernel.0, kernel.1),
+            shared: of_memory("memory.stat", Some("shmem")),
             peak: of_memory(peak, None),
             processes: Meter::open(group, Controller::Pids, "pids.current", None),
             oom_kills: of_memory(oom, Some("oom_kill")),
@@ -94,6 +103,11 @@ impl Meters {
     /// Memory that is used.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.memory.read()
+    }
+
+    /// Memory that no process has any more after all have ended, but for files, and that others cannot have yet.
+    pub(crate) fn lingering_bytes(&self) -> u64 {
+        self.kernel.read() + self.shared.read()
     }
 
     /// The most that was.

@@ -1,14 +1,19 @@
-//! Builds `native/` by itself into the shared object that warm interpreters load.
+//! Builds `native/` by itself into the shared objects that warm interpreters load.
 //!
 //! Cargo cannot make two kinds of output of one package that differ in whether there is a standard
-//! library, so the compiler is called here. The result needs no library: it works with any libc.
+//! library, so the compiler is called here. The results need no library: they work with any libc.
 
 use std::{env, error::Error, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=native");
+    build("lib.rs", "libsandmesh.so")?;
+    build("node.rs", "sandmesh.node")
+}
+
+fn build(source: &str, name: &str) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| env::var_os(name).ok_or_else(|| format!("{name} is not set"));
-    let output = PathBuf::from(variable("OUT_DIR")?).join("libsandmesh.so");
+    let output = PathBuf::from(variable("OUT_DIR")?).join(name);
     let mut rustc = Command::new(variable("RUSTC")?);
     rustc.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "sandmesh_native"]);
     rustc.arg("--target").arg(variable("TARGET")?);
@@ -18,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(linker) = env::var_os("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={}", linker.display()));
     }
-    let status = rustc.arg("native/lib.rs").arg("-o").arg(&output).status()?;
-    if status.success() { Ok(()) } else { Err(format!("cannot compile native/: {status}").into()) }
+    let source = format!("native/{source}");
+    let status = rustc.arg(&source).arg("-o").arg(&output).status()?;
+    if status.success() { Ok(()) } else { Err(format!("cannot compile {source}: {status}").into()) }
 }

@@ -6,13 +6,15 @@
 //! and does the work. It goes, too, when the user's process executes another program, whose memory it does
 //! not share.
 //!
-//! What used much memory ends as it would without one: the next execution may need that memory.
+//! A forked interpreter has one from the start. A program that is executed loses it, and makes its own when it
+//! is warm, as [`NAME`] tells the init.
 //!
 //! It has no more rights than the user's code, which can do with it what it likes: kill it, or make it run
 //! something. Then it is a process of the user like others.
 
 use core::{
     arch::asm,
+    ffi::CStr,
     sync::atomic::{AtomicI32, Ordering},
 };
 
@@ -21,9 +23,12 @@ use super::sys::{self, CLOSE_RANGE, Errno, number};
 /// A `struct timespec`: seconds and nanoseconds.
 type Span = [i64; 2];
 
-/// Its number in a list of children: the first that the user's process makes. The init has one, the user's
-/// process two.
-pub(super) const IN_A_LIST: [u8; 2] = *b"3 ";
+/// The number of one that was there from the start: the first process that the user's process makes. The init has
+/// one, the user's process two.
+pub(super) const FIRST: &[u8] = b"3";
+
+/// The name of its process.
+pub(super) const NAME: &CStr = c"keeper";
 
 /// Cleared by the kernel when the user's process leaves its memory.
 static IS_USED: AtomicI32 = AtomicI32::new(0);
@@ -32,13 +37,16 @@ static IS_USED: AtomicI32 = AtomicI32::new(0);
 /// where another program is executed.
 static PATIENCE: Span = [0, 5_000_000];
 
-/// Makes the keeper of this process. Signals are blocked meanwhile, as it has no stack of its own for their
-/// handlers, and stay so in it.
-pub(super) fn employ() -> Result<(), Errno> {
+/// Makes the keeper of this process, which this thread is the first of. Signals are blocked meanwhile, as it has no
+/// stack of its own for their handlers, and stay so in it.
+pub(crate) fn employ() -> Result<(), Errno> {
     IS_USED.store(1, Ordering::Release);
     sys::clear_when_left(&IS_USED);
     keep_memory_while(&IS_USED, &PATIENCE)
 }
+
+/// `PR_SET_NAME`
+const SET_NAME: i32 = 15;
 
 /// Makes a process that shares this memory, and nothing else, until the word is zero and so many nanoseconds
 /// longer, and then ends. It uses no stack, so that it needs none, and is a child of this process's own parent.
@@ -65,6 +73,10 @@ unsafe fn clone_keeper(flags: usize, word: *mut i32, longer: &'static Span) -> i
             "syscall",
             "test rax, rax",
             "jnz 4f",
+            "mov edi, {set_name}",
+            "mov rsi, r15",
+            "mov eax, {prctl}",
+            "syscall",
             // Descriptors from the first to the last.
             "xor edi, edi",
             "mov esi, -1",
@@ -89,12 +101,14 @@ unsafe fn clone_keeper(flags: usize, word: *mut i32, longer: &'static Span) -> i
             "syscall",
             "jmp 3b",
             "4:",
+            set_name = const SET_NAME,
+            prctl = const number::PRCTL,
             close_range = const CLOSE_RANGE,
             futex = const number::FUTEX,
             exit_group = const number::EXIT_GROUP,
             inlateout("rax") number::CLONE => answer,
             in("rdi") flags, in("rsi") 0, in("rdx") 0, in("r10") 0, in("r8") 0,
-            in("r12") word, in("r13") longer, out("r14") _,
+            in("r12") word, in("r13") longer, out("r14") _, in("r15") NAME.as_ptr(),
             lateout("rcx") _, lateout("r11") _, options(nostack),
         );
     }
@@ -113,6 +127,10 @@ unsafe fn clone_keeper(flags: usize, word: *mut i32, longer: &'static Span) -> i
         asm!(
             "svc 0",
             "cbnz x0, 4f",
+            "mov x0, {set_name}",
+            "mov x1, x23",
+            "mov x8, {prctl}",
+            "svc 0",
             "mov x0, 0",
             "mov w1, -1",
             "mov x2, 0",
@@ -134,13 +152,15 @@ unsafe fn clone_keeper(flags: usize, word: *mut i32, longer: &'static Span) -> i
             "svc 0",
             "b 3b",
             "4:",
+            set_name = const SET_NAME,
+            prctl = const number::PRCTL,
             close_range = const CLOSE_RANGE,
             futex = const number::FUTEX,
             exit_group = const number::EXIT_GROUP,
             in("x8") number::CLONE,
             inlateout("x0") flags => answer,
             in("x1") 0, in("x2") 0, in("x3") 0, in("x4") 0,
-            in("x20") word, in("x21") longer, out("x22") _,
+            in("x20") word, in("x21") longer, out("x22") _, in("x23") NAME.as_ptr(),
             options(nostack),
         );
     }

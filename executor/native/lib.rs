@@ -4,6 +4,7 @@
 #![no_builtins]
 #![allow(dead_code, reason = "the executor uses all of it, this library some")]
 
+mod bare;
 #[path = "mod.rs"]
 mod native;
 
@@ -11,7 +12,7 @@ use core::cell::UnsafeCell;
 
 use native::{
     parent::{Fork, Parent},
-    sys::{self, Fd},
+    sys::Fd,
 };
 
 /// Where the parent's orders come from.
@@ -43,38 +44,4 @@ pub extern "C" fn sandmesh_serve(
     // SAFETY: as above.
     let nest = unsafe { parent.next(&fork) };
     i32::from(nest.enter(parent.settings()))
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    sys::exit(101)
-}
-
-/// What the compiler takes for granted to be there.
-mod memory {
-    /// Named by unwinding tables of `core`; nothing is unwound here.
-    #[unsafe(no_mangle)]
-    extern "C" fn rust_eh_personality() {}
-
-    /// # Safety
-    /// As in C.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-        for index in 0..count {
-            // SAFETY: by the caller's word both have so many bytes.
-            unsafe { *to.add(index) = *from.add(index) };
-        }
-        to
-    }
-
-    /// # Safety
-    /// As in C.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
-        for index in 0..count {
-            // SAFETY: by the caller's word it has so many bytes.
-            unsafe { *to.add(index) = value as u8 };
-        }
-        to
-    }
 }

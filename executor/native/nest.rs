@@ -11,7 +11,7 @@ use super::{
     sys::{self, Disposition, Errno, Fd, OnExec, Patience},
     wire::{
         Fds, KILL_ALL, MAX_PATH, REQUEST_FD, RESULT_FD, RESULT_FILE_MARK, Report, START_FD, Settings, Stage,
-        WITH_KEEPER,
+        WITH_KEEPER, WITH_OWN_KEEPER,
     },
 };
 
@@ -31,16 +31,28 @@ pub(crate) struct Nest {
     count: usize,
     /// The file that is sent as a result when the user's process has ended; a string with a NUL.
     result_file: [u8; MAX_PATH],
-    /// Whether the user's process has a keeper.
-    has_keeper: bool,
+    keeper: Keeper,
+}
+
+/// Where the user's process has a [keeper] from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    None,
+    /// The nest made it.
+    First,
+    /// It made it itself, if it could.
+    Own,
 }
 
 impl Nest {
     /// One of these descriptors, with a keeper or the path of a result file, as the order says.
     pub(super) fn new(fds: [Fd; 16], count: usize, order: &[u8]) -> Self {
-        let has_keeper = order.first() == Some(&WITH_KEEPER);
-        let mut nest = Self { fds, count, result_file: [0; MAX_PATH], has_keeper };
-        let order = if has_keeper { &[] } else { order };
+        let (keeper, order) = match order.first() {
+            Some(&WITH_KEEPER) => (Keeper::First, &[][..]),
+            Some(&WITH_OWN_KEEPER) => (Keeper::Own, &[][..]),
+            _ => (Keeper::None, order),
+        };
+        let mut nest = Self { fds, count, result_file: [0; MAX_PATH], keeper };
         let length = order.len().min(MAX_PATH - 1);
         nest.result_file[..length].copy_from_slice(&order[..length]);
         nest
@@ -75,7 +87,7 @@ impl Nest {
         };
         let mut init = Init { main, owns_namespace, listening: true };
         let status = init.watch(children);
-        if self.has_keeper && is_small(sys::usage_of_children()) && init.has_only_the_keeper() {
+        if self.keeper != Keeper::None && init.has_only_the_keeper(self.keeper) {
             // It runs nothing of the user's, and its end is what takes long.
             report(status);
             init.end_the_rest();
@@ -135,7 +147,7 @@ impl Nest {
             sys::filter(settings.user_filter()).map_err(at(Stage::Filter))?;
         }
         // After all that limits what the user's code may do: it could make the keeper do it.
-        if self.has_keeper {
+        if self.keeper == Keeper::First {
             // Where there may be no other process, the end takes as long as it takes.
             let _ = keeper::employ();
         }
@@ -161,12 +173,6 @@ impl Nest {
         self.fds[Fds::Start as usize] = START_FD;
         sys::close_from(START_FD + 1)
     }
-}
-
-/// Whether what is left for the keeper to give back is no loss to what runs next.
-fn is_small([_, peak_kib, _, _]: [u64; 4]) -> bool {
-    const SMALL_KIB: u64 = 32 << 10;
-    peak_kib <= SMALL_KIB
 }
 
 /// Tells how the user's process ended, and what it and all others that were reaped used.
@@ -330,18 +336,18 @@ impl Init {
     }
 
     /// Whether nothing is left but the keeper of the main process's memory.
-    fn has_only_the_keeper(&self) -> bool {
+    fn has_only_the_keeper(&self, keeper: Keeper) -> bool {
         let mut text = [0; 16];
         match sys::wait(Patience::Look) {
             Ok((0, _)) => {}
             answer => return answer.is_err(),
         }
-        let count = sys::open_to_read(CHILDREN).and_then(|file| {
-            let count = sys::read(file, &mut text);
-            sys::close(file);
-            count
-        });
-        count.is_ok_and(|count| text[..count] == keeper::IN_A_LIST)
+        let children = read_file(CHILDREN, &mut text);
+        match children.strip_suffix(b" ") {
+            Some(only) if keeper == Keeper::First => only == keeper::FIRST,
+            Some(only) => !only.contains(&b' ') && is_keeper(only),
+            None => false,
+        }
     }
 
     /// Kills and reaps what the main process left behind.
@@ -375,6 +381,28 @@ impl Init {
             }
         }
     }
+}
+
+/// Whether the process of this number has the name of a keeper.
+fn is_keeper(number: &[u8]) -> bool {
+    let mut path = [0; 32];
+    let mut end = 0;
+    for part in [&b"/proc/"[..], number, b"/comm"] {
+        path[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+    }
+    let Ok(path) = CStr::from_bytes_until_nul(&path) else { return false };
+    read_file(path, &mut [0; 16]).strip_suffix(b"\n") == Some(keeper::NAME.to_bytes())
+}
+
+/// What a small file has, as far as there is room; nothing if it cannot be read.
+fn read_file<'a>(path: &CStr, room: &'a mut [u8]) -> &'a [u8] {
+    let read = sys::open_to_read(path).and_then(|file| {
+        let count = sys::read(file, room);
+        sys::close(file);
+        count
+    });
+    &room[..read.unwrap_or(0)]
 }
 
 fn write_all(to: Fd, mut bytes: &[u8]) -> Result<(), Errno> {

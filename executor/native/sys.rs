@@ -35,7 +35,7 @@ pub(super) mod number {
     pub(super) const SET_TID_ADDRESS: usize = 218;
     pub(super) const SETSID: usize = 112;
     pub(super) const CAPSET: usize = 126;
-    pub(super) const PRCTL: usize = 157;
+    pub(in super::super) const PRCTL: usize = 157;
     pub(in super::super) const FUTEX: usize = 202;
     pub(super) const MOUNT: usize = 165;
     pub(super) const OPENAT: usize = 257;
@@ -69,7 +69,7 @@ pub(super) mod number {
     pub(super) const SETSID: usize = 157;
     pub(super) const GETRUSAGE: usize = 165;
     pub(super) const UMASK: usize = 166;
-    pub(super) const PRCTL: usize = 167;
+    pub(in super::super) const PRCTL: usize = 167;
     pub(super) const RECVMSG: usize = 212;
     pub(super) const MMAP: usize = 222;
     pub(super) const WAIT4: usize = 260;

@@ -28,9 +28,10 @@ pub(crate) const START_FD: Fd = 5;
 /// What is said over [`START_FD`] right before user code starts; a report after it tells that it did not.
 pub(crate) const STARTING: u8 = b'S';
 
-/// The order of a nest whose user's process is to have a [keeper](super::keeper). Others are the path of a
-/// result file, or nothing.
+/// The order of a nest that gives the user's process a [keeper](super::keeper), and of one whose user's process
+/// makes its own. Others are the path of a result file, or nothing.
 pub(crate) const WITH_KEEPER: u8 = 1;
+pub(crate) const WITH_OWN_KEEPER: u8 = 2;
 
 /// Separates what came over the result descriptor from what was in the result file. No JSON text
 /// has it.

@@ -30,7 +30,7 @@ use crate::{
         Sandbox,
         cgroup::Limits,
         parent::{Host, Parent, SpawnError},
-        process::{Kinship, Process},
+        process::{Keeper, Kinship, Process},
     },
     runner::{Kind, warm_node},
     turn::Turns,
@@ -93,6 +93,15 @@ fn host(kind: Kind) -> Host {
     match kind {
         Kind::Python => Host::Python,
         Kind::Node | Kind::Program => Host::Program,
+    }
+}
+
+/// A Python that is made when its request is there has more to do with one than without.
+fn keeper(kind: Kind, kinship: Kinship) -> Keeper {
+    match (kind, kinship) {
+        (Kind::Python, Kinship::Spare) => Keeper::Nest,
+        (Kind::Node, _) => Keeper::Child,
+        _ => Keeper::Nobody,
     }
 }
 
@@ -167,7 +176,8 @@ impl Warm {
     pub(crate) async fn take(&self, kind: Kind) -> Result<(Process, Kind), SpawnError> {
         if !self.sandbox.is_warm() {
             let parent = Arc::new(Parent::start(Host::Program, &self.sandbox)?);
-            return Ok((self.sandbox.order(parent, Host::Program, Kinship::OnlyChild).await?, Kind::Program));
+            let child = self.sandbox.order(parent, Host::Program, Kinship::OnlyChild, Keeper::Nobody);
+            return Ok((child.await?, Kind::Program));
         }
         let kind = if kind == Kind::Python && !self.python_is_warm().await { Kind::Program } else { kind };
         if let Some(process) = self.take_spare(kind) {
@@ -275,12 +285,12 @@ impl Warm {
 
     /// A new child. A parent that cannot be given the order is replaced, once.
     async fn make(&self, kind: Kind, kinship: Kinship) -> Result<Process, SpawnError> {
-        let host = host(kind);
+        let (host, keeper) = (host(kind), keeper(kind, kinship));
         let parent = self.parent(host).await?;
-        let ordered = match self.sandbox.order(Arc::clone(&parent), host, kinship).await {
+        let ordered = match self.sandbox.order(Arc::clone(&parent), host, kinship, keeper).await {
             Err(SpawnError { stage: "order_child", source }) if is_gone(&source) => {
                 parent.condemn();
-                self.sandbox.order(self.parent(host).await?, host, kinship).await
+                self.sandbox.order(self.parent(host).await?, host, kinship, keeper).await
             }
             ordered => ordered,
         };

@@ -54,9 +54,11 @@ const HOUSE: &str = "/run/sandmesh";
 /// The longest path of a unix socket on Linux, without the final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 
-/// What a warm interpreter loads; see `native/lib.rs`.
-const NATIVE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libsandmesh.so"));
-const NATIVE_NAME: &str = "libsandmesh.so";
+/// What a warm Python and a warm Node.js load; see `native/lib.rs` and `native/node.rs`.
+const NATIVE: [(&str, &[u8]); 2] = [
+    ("libsandmesh.so", include_bytes!(concat!(env!("OUT_DIR"), "/libsandmesh.so"))),
+    ("sandmesh.node", include_bytes!(concat!(env!("OUT_DIR"), "/sandmesh.node"))),
+];
 
 /// How long a former sandbox of the same name may take to die.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -398,10 +400,10 @@ fn furnish(rooms: &Rooms, outer: Outer) -> anyhow::Result<()> {
     let context = || format!("cannot furnish {}", rooms.tools.display());
     let make = |dir: &Path| fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
     make(&rooms.tools).with_context(context)?;
-    for (name, source) in crate::runner::SOURCES {
-        put(&rooms.tools.join(name), source.as_bytes()).with_context(context)?;
+    let sources = crate::runner::SOURCES.into_iter().map(|(name, source)| (name, source.as_bytes()));
+    for (name, content) in sources.chain(NATIVE) {
+        put(&rooms.tools.join(name), content).with_context(context)?;
     }
-    put(&rooms.tools.join(NATIVE_NAME), NATIVE).with_context(context)?;
     // The mount point of this program.
     put(&rooms.tools.join(jail::EXECUTOR), b"").with_context(context)?;
     jail::write_etc(&rooms.etc, outer).context("cannot write the jail's /etc")

@@ -31,7 +31,7 @@ use super::{
     parent::{Host, Parent, SpawnError, stage},
     run_group::{RunGroup, RunGroups},
 };
-use crate::native::wire::{REPORT_BYTES, WITH_KEEPER};
+use crate::native::wire::{REPORT_BYTES, WITH_KEEPER, WITH_OWN_KEEPER};
 
 /// A child with the executor's ends of its descriptors: it waits for its request, or runs it.
 ///
@@ -79,6 +79,16 @@ pub(crate) enum Kinship {
     OnlyChild,
 }
 
+/// Who makes the keeper of a child's memory, see [`keeper`](crate::native::keeper).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    Nobody,
+    /// Its nest, before it is warm.
+    Nest,
+    /// It itself, when it is.
+    Child,
+}
+
 impl Sandbox {
     /// Orders a child of a parent. It has a control group of its own and waits for its request.
     pub(crate) async fn order(
@@ -86,6 +96,7 @@ impl Sandbox {
         parent: Arc<Parent>,
         host: Host,
         kinship: Kinship,
+        keeper: Keeper,
     ) -> Result<Process, SpawnError> {
         let number = self.next_number();
         let scene = self.scene(number);
@@ -96,10 +107,11 @@ impl Sandbox {
         let (pipes, control) = (Pipes::new(), Socket::pair());
         let (pipes, control) =
             (pipes.map_err(stage("create_pipes"))?, control.map_err(stage("create_pipes"))?);
-        let what = match (host, kinship) {
+        // Only in a namespace of its own is a keeper known by its number.
+        let what = match (host, keeper) {
+            (_, Keeper::Nest) if self.jail.is_some() => vec![WITH_KEEPER],
+            (_, Keeper::Child) if self.jail.is_some() => vec![WITH_OWN_KEEPER],
             (Host::Program, _) => scene.result_file().into_os_string().into_vec(),
-            // Only where there are namespaces is it known by its number.
-            (Host::Python, Kinship::Spare) if self.jail.is_some() => vec![WITH_KEEPER],
             (Host::Python, _) => Vec::new(),
         };
         let fds: Vec<RawFd> = [control.1.as_raw_fd()]
@@ -152,12 +164,13 @@ impl Process {
     }
 
     /// Waits for the memory that it has, if that is much: who knows of its end may ask for as much at once.
-    /// Its init, which has its directories in memory, has so long to end.
-    pub(crate) async fn memory_back(&mut self, patience: Duration) {
+    pub(crate) async fn memory_back(&mut self) {
+        /// What has directories in memory, and a keeper, may take so long to end.
+        const ENDING: Duration = Duration::from_secs(1);
         if !self.group.as_ref().is_some_and(|(group, groups)| groups.is_short_of(group)) {
             return;
         }
-        drop(timeout(patience, self.all_gone()).await);
+        drop(timeout(ENDING, self.all_gone()).await);
         if let Some((group, groups)) = &self.group {
             groups.memory_back(group).await;
         }

@@ -130,6 +130,34 @@ os.execv('/usr/bin/python3', ['python3', '-c', program])";
     assert_eq!((said.out().as_str(), said.code()), ("True\nFalse\n", Some(0)), "{said:?}");
 }
 
+/// As a handler and as a script, in a Node.js that was warm.
+#[tokio::test]
+async fn warm_node_ends_at_once_and_as_it_would_by_itself() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let keepers =
+        "const fs = require('fs'); exports.handler = () => fs.readdirSync('/proc').filter((pid) => {
+        try { return fs.readFileSync(`/proc/${pid}/comm`, 'utf8') === 'keeper\\n'; } catch { return false; }
+    }).length";
+    let last_words = "process.on('exit', (code) => { console.log('left', code); process.exitCode = 3; });";
+    let orphan = "require('child_process').spawn('sh', ['-c', 'while :; do echo x >> busy; done'],
+        { detached: true, stdio: 'ignore' }).unref(); setTimeout(() => {}, 200);";
+    for _ in 0..2 {
+        assert_eq!(run(&mut client, javascript(keepers)).await.value(), json!(1));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mode = pb::Mode::Script.into();
+        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(last_words) }).await;
+        assert_eq!((said.out().as_str(), said.code()), ("left 0\n", Some(3)), "{said:?}");
+        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(orphan) }).await;
+        assert_eq!(said.code(), Some(0), "{said:?}");
+        let size = || std::fs::metadata(daemon.dir.join("workspace/busy")).unwrap().len();
+        let at_the_end = size();
+        assert!(at_the_end > 0);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(size(), at_the_end, "what it left behind goes on");
+    }
+}
+
 #[tokio::test]
 async fn memory_of_an_execution_is_free_for_the_next() {
     let daemon = Daemon::start(Settings { memory_bytes: 256 << 20, ..Settings::default() }).await;

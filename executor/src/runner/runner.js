@@ -217,12 +217,13 @@ function loadNative() {
   return addon.exports;
 }
 
-// Ends as an interpreter does, but for taking itself apart piece by piece.
+// Ends as an interpreter does, but for taking itself apart piece by piece. Where another has something to do after
+// everybody heard of the exit, it ends as it always did.
 function endAtOnce(exit) {
   const emit = process.emit;
   const value = function (name, ...args) {
     const heard = emit.call(this, name, ...args);
-    if (name === 'exit') exit(Number(process.exitCode ?? args[0]) || 0);
+    if (name === 'exit' && process._exiting && process.emit === value) exit(Number(process.exitCode ?? args[0]) || 0);
     return heard;
   };
   Object.defineProperty(process, 'emit', { value, writable: true, configurable: true });

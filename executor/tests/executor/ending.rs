@@ -140,6 +140,10 @@ async fn warm_node_ends_at_once_and_as_it_would_by_itself() {
         try { return fs.readFileSync(`/proc/${pid}/comm`, 'utf8') === 'keeper\\n'; } catch { return false; }
     }).length";
     let last_words = "process.on('exit', (code) => { console.log('left', code); process.exitCode = 3; });";
+    // As packages do that are to hear of every end.
+    let others_words = "const emit = process.emit; process.emit = function (name, ...args) {
+        const heard = emit.call(this, name, ...args); if (name === 'exit') console.log('after'); return heard; };
+        process.emit('exit'); console.log('on')";
     let orphan = "require('child_process').spawn('sh', ['-c', 'while :; do echo x >> busy; done'],
         { detached: true, stdio: 'ignore' }).unref(); setTimeout(() => {}, 200);";
     for _ in 0..2 {
@@ -148,6 +152,8 @@ async fn warm_node_ends_at_once_and_as_it_would_by_itself() {
         let mode = pb::Mode::Script.into();
         let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(last_words) }).await;
         assert_eq!((said.out().as_str(), said.code()), ("left 0\n", Some(3)), "{said:?}");
+        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(others_words) }).await;
+        assert_eq!((said.out().as_str(), said.code()), ("after\non\nafter\n", Some(0)), "{said:?}");
         let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(orphan) }).await;
         assert_eq!(said.code(), Some(0), "{said:?}");
         let size = || std::fs::metadata(daemon.dir.join("workspace/busy")).unwrap().len();

@@ -271,6 +271,8 @@ async fn a_session_that_ends_while_the_bucket_is_away_keeps_what_it_wrote(wiring
     let run = api.start(&session, code.clone()).await;
     api.start(&deleted, code).await;
     api.wrote(&run, "done").await;
+    // Its process has yet to end: what is ended before that is cancelled.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     terminate(api, &session).await;
     api.delete(&format!("/sessions/{deleted}")).await.is(204);
     api.get(&format!("/sessions/{deleted}")).await.refused(404, "Sandbox.SessionNotFound");

@@ -113,6 +113,13 @@ impl Execution {
         }
     }
 
+    /// Waits until it is asked to stop because its session ends.
+    pub(crate) async fn session_ended(&self) {
+        if self.stop_requested().await != Stop::SessionEnded {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Whether its outcome is known.
     pub(crate) fn has_ended(&self) -> bool {
         self.outcome.get().is_some()

@@ -5,7 +5,6 @@ use std::time::Duration;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame, execution_exited::Status};
 
 use crate::{
-    clock,
     execution::{Execution, Stop},
     isolation::cgroup::{LimitHits, Limits, Usage},
     run::duration,
@@ -67,7 +66,7 @@ impl Ended<'_> {
             stderr_bytes: stderr.total(),
             stdout_truncated: stdout.is_truncated(),
             stderr_truncated: stderr.is_truncated(),
-            ended_at: Some(clock::now().into()),
+            ended_at: Some(self.life.ended_at.into()),
             changed_files: changes.files,
             changed_files_incomplete: changes.incomplete,
             workspace_changed: changes.any,

@@ -160,7 +160,12 @@ async fn live<'a>(
     let life = supervise(&mut process, announce, start.timeout);
     let (life, raw_result) = all(life, output, asked_and_returned, &over).await;
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
-    process.memory_back().await;
+    select! {
+        biased;
+        () = process.memory_back() => {}
+        // Nothing follows that could want it.
+        () = execution.session_ended() => {}
+    }
     Ok((Ended { life, measured, returned: runner.read_result(raw_result), execution }, process))
 }
 

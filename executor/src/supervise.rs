@@ -1,6 +1,10 @@
 //! Watching over one execution's processes from their start to their end: reports, deadline, killing.
 
-use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::ExitStatus,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     execution::Stop,
     isolation::process::Process,
     native::wire::{KILL_ALL, REPORT_BYTES, Report, STARTING},
@@ -37,8 +42,9 @@ pub(crate) struct Life {
     pub(crate) failed: Option<Failure>,
     /// Why it was stopped from outside, if it was.
     pub(crate) stopped: Option<Stop>,
-    /// When it ended.
+    /// When it ended, by both clocks.
     pub(crate) ended: Instant,
+    pub(crate) ended_at: SystemTime,
     /// What the jail said, which only speaks when it fails.
     pub(crate) complaint: String,
 }
@@ -101,7 +107,7 @@ pub(crate) async fn supervise(process: &mut Process, announce: &Announce<'_>, li
             }
         }
     }
-    life.ended = Instant::now();
+    (life.ended, life.ended_at) = (Instant::now(), clock::now());
     if !start.ended {
         // The parent may be slow to close its copy: what was heard counts, the end need not be.
         drop(timeout(GRACE, start.all(process.start.as_mut())).await);
@@ -150,6 +156,7 @@ impl Life {
             failed: None,
             stopped: None,
             ended: Instant::now(),
+            ended_at: clock::now(),
             complaint: String::new(),
         }
     }

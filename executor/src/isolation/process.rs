@@ -21,7 +21,6 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
-    time::timeout,
 };
 
 use super::{
@@ -164,13 +163,7 @@ impl Process {
     }
 
     /// Waits for the memory that it has, if that is much: who knows of its end may ask for as much at once.
-    pub(crate) async fn memory_back(&mut self) {
-        /// What has directories in memory, and a keeper, may take so long to end.
-        const ENDING: Duration = Duration::from_secs(1);
-        if !self.group.as_ref().is_some_and(|(group, groups)| groups.is_short_of(group)) {
-            return;
-        }
-        drop(timeout(ENDING, self.all_gone()).await);
+    pub(crate) async fn memory_back(&self) {
         if let Some((group, groups)) = &self.group {
             groups.memory_back(group).await;
         }

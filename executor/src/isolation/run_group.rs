@@ -26,9 +26,11 @@ const MOST_LEFT: u64 = 1 << 20;
 /// The share of the limit of memory that one execution may still have when the next begins.
 const SHARE: u64 = 8;
 
-/// How long memory may take to be freed, and how long it may not become less.
-const FREED: Duration = Duration::from_secs(10);
-const STUCK: Duration = Duration::from_millis(300);
+/// How long memory may take to be freed, and how long it may not become less by so much: what the kernel has for
+/// the files of the workspace stays.
+const FREED: Duration = Duration::from_secs(3);
+const STUCK: Duration = Duration::from_millis(200);
+const STEP: u64 = 1 << 20;
 
 /// The groups of all executions of a sandbox, below one that has the limits.
 #[derive(Debug)]
@@ -65,24 +67,27 @@ impl RunGroups {
         }
     }
 
-    /// Whether an execution that ended has so much memory that the next may not get what it asks for.
-    pub(crate) fn is_short_of(&self, group: &RunGroup) -> bool {
-        let limit = self.limits.memory_bytes;
-        limit > 0 && group.meters.memory_bytes() > limit / SHARE
+    /// Whether there is a limit that all executions share.
+    pub(crate) fn limits_memory(&self) -> bool {
+        self.limits.memory_bytes > 0
     }
 
-    /// Waits for the memory of an execution without processes, as long as the kernel frees it: entries of
-    /// directories in memory and System V's shared memory go piece by piece after the last process.
+    /// Waits for the memory of an execution that ended where the next may not get what it asks for, as long as the
+    /// kernel frees it: entries of directories in memory and System V's shared memory go piece by piece after the
+    /// last process.
     pub(crate) async fn memory_back(&self, group: &RunGroup) {
+        let share = self.limits.memory_bytes / SHARE;
+        if !self.limits_memory() || group.meters.memory_bytes() <= share {
+            return;
+        }
         let began = Instant::now();
         let (mut least, mut since) = (u64::MAX, began);
         loop {
-            let left = group.meters.lingering_bytes();
-            if left < least {
+            let left = group.lingering_bytes();
+            if left <= least.saturating_sub(STEP) {
                 (least, since) = (left, Instant::now());
             }
-            if left <= self.limits.memory_bytes / SHARE || since.elapsed() > STUCK || began.elapsed() > FREED
-            {
+            if left <= share || since.elapsed() > STUCK || began.elapsed() > FREED {
                 return;
             }
             sleep(Duration::from_millis(2)).await;
@@ -184,6 +189,11 @@ impl RunGroup {
             refused_forks: now.refused_forks.saturating_sub(before.refused_forks),
         };
         (usage, hits)
+    }
+
+    /// Memory that it has and is to give back: all while processes are in it, then without what is kept of files.
+    fn lingering_bytes(&self) -> u64 {
+        if self.meters.is_empty() { self.meters.lingering_bytes() } else { self.meters.memory_bytes() }
     }
 
     /// Kills everything in it, once.

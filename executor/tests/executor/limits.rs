@@ -1,7 +1,7 @@
 //! Deadlines, cancelling, caps and resource limits: each ends an execution with its own cause, and
 //! leaves nothing behind.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use sandmesh_proto::executor::{self as pb, execute_request::Frame as Input};
 use serde_json::json;
@@ -174,6 +174,11 @@ async fn memory_is_there_for_the_next_when_an_outcome_is_known() {
         let said = run(&mut client, script(hog)).await;
         let peak = said.exited().metrics.unwrap().peak_memory_bytes;
         assert!(peak > 200 << 20, "{said:?}");
+        // What came after the end is no part of it.
+        let (from, to) = (said.started.unwrap().started_at.unwrap(), said.exited().ended_at.unwrap());
+        let lasted = SystemTime::try_from(to).unwrap().duration_since(SystemTime::try_from(from).unwrap());
+        let duration = Duration::try_from(said.exited().metrics.unwrap().duration.unwrap()).unwrap();
+        assert!(lasted.unwrap().abs_diff(duration) < Duration::from_millis(250), "{said:?}");
         let next = run(&mut client, script("x = b'x' * (200 << 20)\nprint('had')")).await;
         assert_eq!(next.out(), "had\n", "{next:?}");
     }

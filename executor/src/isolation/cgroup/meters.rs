@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Controller, Group, LimitHits, Usage, Version, field, number};
+use super::{Controller, Group, LimitHits, Usage, Version, field, number, read};
 
 /// What a figure is read from; a kernel without the file has always counted zero.
 #[derive(Debug)]
@@ -37,15 +37,20 @@ impl Meter {
     }
 }
 
+/// What v2 tells of it: since Linux 5.18 all, before that its parts.
+fn kernel_bytes(statistics: &str) -> u64 {
+    match field(statistics, "kernel") {
+        0 => field(statistics, "slab") + field(statistics, "kernel_stack"),
+        all => all,
+    }
+}
+
 /// The figures of a group.
 #[derive(Debug)]
 pub(crate) struct Meters {
     version: Version,
     cpu: Meter,
     memory: Meter,
-    /// What the kernel has for it, and what is shared or in a file system in memory.
-    kernel: Meter,
-    shared: Meter,
     peak: Meter,
     processes: Meter,
     oom_kills: Meter,
@@ -53,6 +58,9 @@ pub(crate) struct Meters {
     /// The list of its processes. It is opened anew each time: on v1 an open one tells for a second what it
     /// told before.
     members: PathBuf,
+    /// What is read less often: its parts of memory, and on v1 what the kernel has for it.
+    statistics: PathBuf,
+    kernel: PathBuf,
 }
 
 impl Meters {
@@ -72,23 +80,19 @@ impl Meters {
                 "memory.events",
             ),
         };
-        let kernel = match group.version {
-            Version::V1 => ("memory.kmem.usage_in_bytes", None),
-            Version::V2 => ("memory.stat", Some("kernel")),
-        };
         let of_memory = |name, key| Meter::open(group, Controller::Memory, name, key);
         Self {
             version: group.version,
             cpu: Meter::open(group, cpu.0, cpu.1, cpu.2),
             memory: of_memory(memory, None),
-            kernel: of_memory(kernel.0, kernel.1),
-            shared: of_memory("memory.stat", Some("shmem")),
             peak: of_memory(peak, None),
             processes: Meter::open(group, Controller::Pids, "pids.current", None),
             oom_kills: of_memory(oom, Some("oom_kill")),
             refused_forks: Meter::open(group, Controller::Pids, "pids.events", Some("max")),
             // Of the hierarchy that a process enters first.
             members: group.file(Controller::Memory, "cgroup.procs"),
+            statistics: group.file(Controller::Memory, "memory.stat"),
+            kernel: group.file(Controller::Memory, "memory.kmem.usage_in_bytes"),
         }
     }
 
@@ -105,9 +109,15 @@ impl Meters {
         self.memory.read()
     }
 
-    /// Memory that no process has any more after all have ended, but for files, and that others cannot have yet.
+    /// What the kernel has for it, and what is shared or in a file system in memory: what may be left of processes
+    /// that ended. What it has for files on a disk cannot be told from the rest.
     pub(crate) fn lingering_bytes(&self) -> u64 {
-        self.kernel.read() + self.shared.read()
+        let statistics = read(&self.statistics);
+        let kernel = match self.version {
+            Version::V1 => number(&read(&self.kernel)),
+            Version::V2 => kernel_bytes(&statistics),
+        };
+        kernel + field(&statistics, "shmem")
     }
 
     /// The most that was.

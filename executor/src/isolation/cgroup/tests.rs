@@ -72,6 +72,19 @@ fn v2_usage_and_limit_hits_are_read() {
 }
 
 #[test]
+fn what_may_linger_is_read_whether_the_kernel_tells_it_in_one_or_in_parts() {
+    let (root, group) = fake_v2();
+    for (text, expected) in [
+        ("anon 7\nfile 900\nkernel 40\nkernel_stack 16\nshmem 2\nslab 20\n", 42),
+        ("anon 7\nfile 900\nkernel_stack 16\nshmem 2\nslab_reclaimable 20\nslab 24\n", 42),
+        ("", 0),
+    ] {
+        fs::write(root.path().join("memory.stat"), text).unwrap();
+        assert_eq!(Meters::open(&group).lingering_bytes(), expected, "{text}");
+    }
+}
+
+#[test]
 fn v2_kills_through_its_file() {
     let (root, group) = fake_v2();
     fs::write(root.path().join("cgroup.kill"), "").unwrap();

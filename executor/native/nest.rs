@@ -88,7 +88,8 @@ impl Nest {
         let mut init = Init { main, owns_namespace, listening: true };
         let status = init.watch(children);
         if self.keeper != Keeper::None && init.has_only_the_keeper(self.keeper) {
-            // It runs nothing of the user's, and its end is what takes long.
+            // Whatever it runs, it runs no more. Its end is what takes long.
+            init.kill_left();
             report(status);
             init.end_the_rest();
             sys::exit(0)

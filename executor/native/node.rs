@@ -1,8 +1,8 @@
 //! The addon that a warm Node.js loads, for what JavaScript has no word for: `keep()` makes the
-//! [keeper](native::keeper) of its memory, and `exit(code)` ends it at once. Node.js itself takes itself apart
+//! [keeper](native::keeper) of its memory, and `exit()` ends it at once, as a success. Node.js itself takes itself apart
 //! first, joins its threads, and gives back its memory, which together takes longer than a small function.
 //!
-//! It needs four functions of Node-API, which are where the interpreter is.
+//! It needs two functions of Node-API, which are where the interpreter is.
 //! See <https://nodejs.org/api/n-api.html>.
 
 #![no_std]
@@ -35,15 +35,6 @@ unsafe extern "C" {
         function: *mut Value,
     ) -> i32;
     fn napi_set_named_property(env: Env, object: Value, name: *const c_char, value: Value) -> i32;
-    fn napi_get_cb_info(
-        env: Env,
-        info: CallInfo,
-        count: *mut usize,
-        arguments: *mut Value,
-        this: *mut Value,
-        data: *mut *mut c_void,
-    ) -> i32;
-    fn napi_get_value_int32(env: Env, value: Value, number: *mut i32) -> i32;
 }
 
 /// Called by Node.js when it loads this: gives the exports their functions.
@@ -76,13 +67,7 @@ extern "C" fn keep(_: Env, _: CallInfo) -> Value {
     ptr::null_mut()
 }
 
-/// Ends the process with all its threads; without a code, with zero.
-extern "C" fn exit(env: Env, info: CallInfo) -> Value {
-    let (mut code, mut count, mut argument) = (0, 1, ptr::null_mut());
-    // SAFETY: the environment and the call are Node's; there is room for one argument.
-    unsafe {
-        napi_get_cb_info(env, info, &mut count, &mut argument, ptr::null_mut(), ptr::null_mut());
-        napi_get_value_int32(env, argument, &mut code);
-    }
-    sys::exit(code)
+/// Ends the process with all its threads.
+extern "C" fn exit(_: Env, _: CallInfo) -> Value {
+    sys::exit(0)
 }

@@ -96,11 +96,12 @@ fn host(kind: Kind) -> Host {
     }
 }
 
-/// A Python that is made when its request is there has more to do with one than without.
-fn keeper(kind: Kind, kinship: Kinship) -> Keeper {
+/// A Python that is made when its request is there has more to do with one than without; and where few processes are
+/// allowed, a Node.js has better use for its place.
+fn keeper(kind: Kind, kinship: Kinship, limits: Limits) -> Keeper {
     match (kind, kinship) {
         (Kind::Python, Kinship::Spare) => Keeper::Nest,
-        (Kind::Node, _) => Keeper::Child,
+        (Kind::Node, _) if most(kind, limits) > 0 => Keeper::Child,
         _ => Keeper::Nobody,
     }
 }
@@ -285,7 +286,7 @@ impl Warm {
 
     /// A new child. A parent that cannot be given the order is replaced, once.
     async fn make(&self, kind: Kind, kinship: Kinship) -> Result<Process, SpawnError> {
-        let (host, keeper) = (host(kind), keeper(kind, kinship));
+        let (host, keeper) = (host(kind), keeper(kind, kinship, self.sandbox.limits()));
         let parent = self.parent(host).await?;
         let ordered = match self.sandbox.order(Arc::clone(&parent), host, kinship, keeper).await {
             Err(SpawnError { stage: "order_child", source }) if is_gone(&source) => {
@@ -299,7 +300,7 @@ impl Warm {
             (kind, &self.sandbox.interpreters().node, &mut process.request)
         {
             // If it is gone already, whoever takes it finds out.
-            let _ = request.write_all(&warm_node(node, &process.scene)).await;
+            let _ = request.write_all(&warm_node(node, &process.scene, process.keeper)).await;
         }
         Ok(process)
     }

@@ -51,6 +51,8 @@ pub(crate) struct Process {
     /// Bytes for its init, until the execution takes it.
     pub(crate) control: Option<OwnedWriteHalf>,
     parent: Arc<Parent>,
+    /// Who made, or is to make, its keeper.
+    pub(crate) keeper: Keeper,
     /// Whether the parent has no other children and goes with this one.
     only_child: bool,
     /// Its group, and where that belongs.
@@ -106,10 +108,13 @@ impl Sandbox {
         let (pipes, control) = (Pipes::new(), Socket::pair());
         let (pipes, control) =
             (pipes.map_err(stage("create_pipes"))?, control.map_err(stage("create_pipes"))?);
-        // Only in a namespace of its own is a keeper known by its number.
+        // Only in a namespace of its own is one known by its number; and `memory_back` looks after what it holds only
+        // where executions share a limit.
+        let is_looked_after = group.as_ref().is_some_and(|(_, groups)| groups.limits_memory());
+        let keeper = if self.jail.is_some() && is_looked_after { keeper } else { Keeper::Nobody };
         let what = match (host, keeper) {
-            (_, Keeper::Nest) if self.jail.is_some() => vec![WITH_KEEPER],
-            (_, Keeper::Child) if self.jail.is_some() => vec![WITH_OWN_KEEPER],
+            (_, Keeper::Nest) => vec![WITH_KEEPER],
+            (_, Keeper::Child) => vec![WITH_OWN_KEEPER],
             (Host::Program, _) => scene.result_file().into_os_string().into_vec(),
             (Host::Python, _) => Vec::new(),
         };
@@ -134,6 +139,7 @@ impl Sandbox {
                 reports,
                 control: Some(orders),
                 parent,
+                keeper,
                 only_child: kinship == Kinship::OnlyChild,
                 group,
                 _scratch: scratch,

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use crate::{
     cli::Language,
     clock,
-    isolation::{Sandbox, cgroup::Limits, jail::Scene, layer::PACKAGES},
+    isolation::{Sandbox, cgroup::Limits, jail::Scene, layer::PACKAGES, process::Keeper},
     parent::Spec,
     request::{Program, Start},
 };
@@ -188,10 +188,14 @@ fn read_tagged(mut raw: Bytes) -> Returned {
 }
 
 /// The first part of the request of a Node.js that is to be warm before its execution is known.
-pub(crate) fn warm_node(interpreter: &Path, scene: &Scene) -> Bytes {
+pub(crate) fn warm_node(interpreter: &Path, scene: &Scene, keeper: Keeper) -> Bytes {
     let env = environment(Vec::new(), &[], scene, true);
     let workdir = scene.workspace.display().to_string();
-    Spec { env, workdir, ..javascript::spec(interpreter, scene) }.encode().into()
+    let mut spec = Spec { env, workdir, ..javascript::spec(interpreter, scene) };
+    if keeper == Keeper::Child {
+        spec.argv.push(javascript::WITH_KEEPER.to_owned());
+    }
+    spec.encode().into()
 }
 
 /// What every process finds in its environment unless the caller says otherwise.

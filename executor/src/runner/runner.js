@@ -217,22 +217,25 @@ function loadNative() {
   return addon.exports;
 }
 
-// Ends as an interpreter does, but for taking itself apart piece by piece. Where another has something to do after
-// everybody heard of the exit, it ends as it always did.
+// Has a success end as an interpreter does, but for taking itself apart piece by piece. Where something is to be done
+// or told after everybody heard of the exit, it ends as it always did.
 function endAtOnce(exit) {
-  const emit = process.emit;
+  const { emit, reallyExit } = process;
   const value = function (name, ...args) {
     const heard = emit.call(this, name, ...args);
-    if (name === 'exit' && process._exiting && process.emit === value) exit(Number(process.exitCode ?? args[0]) || 0);
+    const isSuccess = name === 'exit' && process._exiting && !Number(process.exitCode ?? args[0]);
+    if (isSuccess && process.emit === value && process.reallyExit === reallyExit) exit();
     return heard;
   };
   Object.defineProperty(process, 'emit', { value, writable: true, configurable: true });
 }
 
 async function main() {
-  const native = loadNative();
-  native.keep?.();
-  if (native.exit) endAtOnce(native.exit);
+  if (process.argv[2] === 'keeper') {
+    const native = loadNative();
+    native.keep?.();
+    if (native.exit) endAtOnce(native.exit);
+  }
   const { head, code, event } = readRequest();
   ['stdout', 'stderr'].forEach(writeAtOnce);
   if (head.env) takeEnvironment(JSON.parse(head.env));

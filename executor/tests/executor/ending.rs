@@ -5,7 +5,7 @@ use std::time::Duration;
 use sandmesh_proto::executor as pb;
 use serde_json::json;
 
-use crate::support::{Client, Daemon, Settings, javascript, python, run, script};
+use crate::support::{Client, Daemon, Said, Settings, javascript, python, run, script};
 
 #[tokio::test]
 async fn nothing_of_an_execution_runs_when_its_outcome_is_known() {
@@ -130,37 +130,80 @@ os.execv('/usr/bin/python3', ['python3', '-c', program])";
     assert_eq!((said.out().as_str(), said.code()), ("True\nFalse\n", Some(0)), "{said:?}");
 }
 
-/// As a handler and as a script, in a Node.js that was warm.
+/// How many keepers a Node.js has.
+const KEEPERS: &str =
+    "const fs = require('fs'); exports.handler = () => fs.readdirSync('/proc').filter((pid) => {
+    try { return fs.readFileSync(`/proc/${pid}/comm`, 'utf8') === 'keeper\\n'; } catch { return false; }
+}).length";
+
+async fn run_node(client: &mut Client, text: &str) -> Said {
+    run(client, pb::ExecutionStart { mode: pb::Mode::Script.into(), ..javascript(text) }).await
+}
+
 #[tokio::test]
-async fn warm_node_ends_at_once_and_as_it_would_by_itself() {
+async fn warm_node_ends_as_it_would_by_itself() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;
-    let keepers =
-        "const fs = require('fs'); exports.handler = () => fs.readdirSync('/proc').filter((pid) => {
-        try { return fs.readFileSync(`/proc/${pid}/comm`, 'utf8') === 'keeper\\n'; } catch { return false; }
-    }).length";
     let last_words = "process.on('exit', (code) => { console.log('left', code); process.exitCode = 3; });";
     // As packages do that are to hear of every end.
     let others_words = "const emit = process.emit; process.emit = function (name, ...args) {
         const heard = emit.call(this, name, ...args); if (name === 'exit') console.log('after'); return heard; };
         process.emit('exit'); console.log('on')";
+    // As frameworks for tests do.
+    let fatal =
+        "process.removeAllListeners('uncaughtException'); setTimeout(() => { throw new Error('lost'); }, 1)";
     let orphan = "require('child_process').spawn('sh', ['-c', 'while :; do echo x >> busy; done'],
         { detached: true, stdio: 'ignore' }).unref(); setTimeout(() => {}, 200);";
     for _ in 0..2 {
-        assert_eq!(run(&mut client, javascript(keepers)).await.value(), json!(1));
+        assert_eq!(run(&mut client, javascript(KEEPERS)).await.value(), json!(1));
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let mode = pb::Mode::Script.into();
-        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(last_words) }).await;
+        let said = run_node(&mut client, last_words).await;
         assert_eq!((said.out().as_str(), said.code()), ("left 0\n", Some(3)), "{said:?}");
-        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(others_words) }).await;
+        let said = run_node(&mut client, others_words).await;
         assert_eq!((said.out().as_str(), said.code()), ("after\non\nafter\n", Some(0)), "{said:?}");
-        let said = run(&mut client, pb::ExecutionStart { mode, ..javascript(orphan) }).await;
+        let said = run_node(&mut client, fatal).await;
+        assert!(said.code() == Some(1) && said.err().contains("Error: lost"), "{said:?}");
+        let said = run_node(&mut client, orphan).await;
         assert_eq!(said.code(), Some(0), "{said:?}");
         let size = || std::fs::metadata(daemon.dir.join("workspace/busy")).unwrap().len();
         let at_the_end = size();
         assert!(at_the_end > 0);
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(size(), at_the_end, "what it left behind goes on");
+    }
+}
+
+/// Node.js writes the end of a trace when it takes itself apart.
+#[tokio::test]
+async fn success_of_a_warm_node_ends_at_once_unless_something_follows() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let trace = daemon.dir.join("workspace/node_trace.1.log");
+    let wrapped = "const end = process.reallyExit; process.reallyExit = (code) => end.call(process, code);";
+    for (text, is_whole) in
+        [("", false), ("process.exit(0)", false), ("process.exitCode = 3", true), (wrapped, true)]
+    {
+        let text = format!("require('trace_events').createTracing({{ categories: ['v8'] }}).enable();{text}");
+        let said = run_node(&mut client, &text).await;
+        let written = std::fs::read(&trace).unwrap_or_default();
+        let is_json = serde_json::from_slice::<serde_json::Value>(&written).is_ok();
+        assert_eq!(is_json, is_whole, "{text}: {} of {said:?}", String::from_utf8_lossy(&written));
+        let _ = std::fs::remove_file(&trace);
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_looks_after_memory_there_is_no_keeper() {
+    let more = ["--cgroups", "off"].map(str::to_owned).to_vec();
+    for settings in
+        [Settings { more, ..Settings::default() }, Settings { memory_bytes: 0, ..Settings::default() }]
+    {
+        let daemon = Daemon::start(settings).await;
+        let mut client = daemon.client().await;
+        make_spare(&mut client).await;
+        let said = run(&mut client, script("import os\nprint(os.path.exists('/proc/3'))")).await;
+        assert_eq!(said.out(), "False\n", "{said:?}");
+        assert_eq!(run(&mut client, javascript(KEEPERS)).await.value(), json!(0));
     }
 }
 

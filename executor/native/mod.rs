@@ -7,8 +7,8 @@
 //! [`Nest::enter`](nest::Nest::enter) makes it the user's. The init watches over it until everything has
 //! ended. The parent itself never sees code or data of a user.
 //!
-//! This is compiled twice: into the executor, and by itself, without any library, into a shared object
-//! that an interpreter of any C library can load (`lib.rs`). So there is only `core` here.
+//! This is compiled into the executor, and twice by itself, without any library, into shared objects that an
+//! interpreter of any C library can load: `lib.rs` for Python, `node.rs` for Node.js. So there is only `core` here.
 
 #![allow(unsafe_code, reason = "system calls without a C library")]
 

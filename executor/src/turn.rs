@@ -5,10 +5,9 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    num::NonZero,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    thread::available_parallelism,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -53,16 +52,27 @@ impl Turns {
     }
 
     fn has_come(&self, waited: Duration) -> bool {
-        let may = waited >= BUSY || !is_busy();
+        let may = waited >= BUSY || !is_busy(1);
         waited >= PATIENCE || (may && flock(&self.0, FlockOperation::NonBlockingLockExclusive).is_ok())
     }
 }
 
-/// Whether there is more to do than processors, besides this.
-fn is_busy() -> bool {
+/// Whether the machine has more than so many times its processors to do, besides this.
+pub(crate) fn is_busy(times: usize) -> bool {
     let Ok(text) = fs::read_to_string("/proc/loadavg") else { return false };
-    let processors = available_parallelism().map_or(1, NonZero::get);
-    runnable(&text).is_some_and(|runnable| runnable > processors)
+    runnable(&text).is_some_and(|runnable| runnable > times * processors())
+}
+
+/// How many processors the machine has. Not how many are for this process: what is compared with it is of the
+/// machine, too.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| count_processors(&fs::read_to_string("/proc/stat").unwrap_or_default()))
+}
+
+/// As `/proc/stat` has it: a line for each, after the one for all of them.
+fn count_processors(text: &str) -> usize {
+    text.lines().take_while(|line| line.starts_with("cpu")).count().saturating_sub(1).max(1)
 }
 
 /// How many threads of the machine run or could, as `/proc/loadavg` tells: the fourth word, before the slash.
@@ -86,6 +96,13 @@ mod tests {
         assert_eq!(runnable("4.57 5.46 6.11 3/412 8100\n"), Some(3));
         assert_eq!(runnable(""), None);
         assert!(runnable(&fs::read_to_string("/proc/loadavg").unwrap()).is_some_and(|runnable| runnable > 0));
+    }
+
+    #[test]
+    fn how_many_processors_there_are_is_told_by_the_kernel() {
+        assert_eq!(count_processors("cpu  1 2\ncpu0 1 1\ncpu1 0 1\nintr 5\ncpu2 0\n"), 2);
+        assert_eq!(count_processors(""), 1);
+        assert!(processors() >= std::thread::available_parallelism().unwrap().get());
     }
 
     #[tokio::test]

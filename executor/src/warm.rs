@@ -1,8 +1,8 @@
 //! Warm parents and spare children: what makes an execution start at once.
 //!
 //! A parent is started for the language of the sandbox soon after the executor has started, and for others when
-//! they are first asked for. Spare children, which wait for their request, are made while nothing runs; an
-//! execution that finds none has one made for it. Nothing in here knows what executions run.
+//! they are first asked for. Spare children, which wait for their request, are made while nothing runs and the machine
+//! has time; an execution that finds none has one made for it. Nothing in here knows what executions run.
 
 mod demand;
 
@@ -33,7 +33,7 @@ use crate::{
         process::{Keeper, Kinship, Process},
     },
     runner::{Kind, warm_node},
-    turn::Turns,
+    turn::{Turns, is_busy},
 };
 
 /// A parent with so many children, or so old, is replaced while nothing runs.
@@ -49,6 +49,15 @@ const COLD: Duration = Duration::from_secs(60);
 /// How many empty control groups are kept while nothing runs.
 const FREE_GROUPS: usize = 2;
 
+/// How long nothing must have run before spares are made where several ran at a time, and how much longer than before
+/// a busy machine is left alone each time that it is. A spare costs a third more than a child that is made for its
+/// request, so where there is always something to do they would be a loss.
+const QUIET: Duration = Duration::from_millis(1);
+const LONGER: u32 = 2;
+
+/// After which of these times it is left to [`TEND`].
+const LONGEST: Duration = Duration::from_millis(500);
+
 /// How long a spare may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -60,6 +69,8 @@ pub(crate) struct Warm {
     max_executions: usize,
     /// How many slots are held by what is left of executions that have ended.
     leaving: AtomicUsize,
+    /// How many processes were asked for so far.
+    arrivals: AtomicUsize,
     python: tokio::sync::Mutex<Option<Arc<Parent>>>,
     program: tokio::sync::Mutex<Option<Arc<Parent>>>,
     /// By [`Kind`].
@@ -132,6 +143,7 @@ impl Warm {
         Self {
             max_executions: slots.available_permits(),
             leaving: AtomicUsize::new(0),
+            arrivals: AtomicUsize::new(0),
             sandbox,
             slots,
             python: tokio::sync::Mutex::default(),
@@ -201,15 +213,44 @@ impl Warm {
         Ok(())
     }
 
-    /// Makes spares in the background, now that there may be time.
+    /// Makes spares in the background, once there is time.
     pub(crate) fn replenish_soon(self: &Arc<Self>) {
         if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {
             let warm = Arc::clone(self);
             clock::spawn(async move {
-                clock::let_others_go_first().await;
-                warm.replenish().await;
+                if warm.has_time().await {
+                    warm.replenish().await;
+                }
             });
         }
+    }
+
+    /// Waits until the machine has a processor to spare: now, for who runs one thing after the other, or when nothing was
+    /// asked for in a while. False when something was asked for, or there is none for long.
+    async fn has_time(&self) -> bool {
+        let arrivals = || self.arrivals.load(Ordering::Relaxed);
+        let (before, mut quiet) = (arrivals(), QUIET);
+        clock::let_others_go_first().await;
+        // What has just ended, and whoever hears of it, are busy now too.
+        if self.wants_one_at_most() && !is_busy(2) {
+            return arrivals() == before;
+        }
+        while quiet <= LONGEST {
+            sleep(quiet).await;
+            if arrivals() != before {
+                return false;
+            }
+            if !is_busy(1) {
+                return true;
+            }
+            quiet *= LONGER;
+        }
+        false
+    }
+
+    fn wants_one_at_most(&self) -> bool {
+        let now = Instant::now();
+        KINDS.into_iter().all(|kind| self.stock(kind).demand.wanted(2, now) <= 1)
     }
 
     /// Ends every spare and every parent.
@@ -230,6 +271,7 @@ impl Warm {
     }
 
     fn take_spare(&self, kind: Kind) -> Option<Process> {
+        self.arrivals.fetch_add(1, Ordering::Relaxed);
         let running = self.running();
         let mut stock = self.stock(kind);
         stock.demand.note(running, Instant::now());

@@ -143,21 +143,26 @@ impl Daemon {
 
     /// The processes of executions.
     pub(crate) fn running(&self) -> Vec<u32> {
-        let mut pids = Vec::new();
-        for group in self.cgroups() {
-            for entry in
-                std::fs::read_dir(group.join(&self.sandbox_id).join("runs")).into_iter().flatten().flatten()
-            {
-                let procs = || std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-                let found: Vec<u32> = procs().lines().filter_map(|line| line.parse().ok()).collect();
-                if !matches!(found[..], [spare] | [spare, _] if is_spare(spare)) {
-                    pids.extend(found);
-                }
-            }
-        }
+        let is_run = |found: &Vec<u32>| !matches!(found[..], [spare] | [spare, _] if is_spare(spare));
+        let mut pids: Vec<u32> = self.runs().into_iter().filter(is_run).flatten().collect();
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// Whether there is a process that waits for its request.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.runs().iter().any(|found| matches!(found[..], [spare] | [spare, _] if is_spare(spare)))
+    }
+
+    /// The processes of each group of an execution or a spare, in each hierarchy.
+    fn runs(&self) -> Vec<Vec<u32>> {
+        let groups = self.cgroups().into_iter().map(|group| group.join(&self.sandbox_id).join("runs"));
+        let groups = groups.flat_map(|runs| std::fs::read_dir(runs).into_iter().flatten().flatten());
+        let procs = groups.map(|group| std::fs::read_to_string(group.path().join("cgroup.procs")));
+        procs
+            .map(|procs| procs.unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect())
+            .collect()
     }
 
     pub(crate) fn destroy(&self) -> Output {

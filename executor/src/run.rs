@@ -43,7 +43,8 @@ const LEAVING: Duration = Duration::from_millis(100);
 /// How long a control group may take to become empty.
 const DISMANTLE: Duration = Duration::from_secs(10);
 
-/// The pieces in which output is read.
+/// The pieces in which output is read, at first and where there is much: most executions print little.
+const FIRST_READ: usize = 4 << 10;
 const READ_BYTES: usize = 64 << 10;
 
 /// An execution that was admitted.
@@ -304,7 +305,7 @@ async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Re
     /// The most that a pipe can hold.
     const PIPE_BYTES: usize = 1 << 20;
     let Some(mut pipe) = pipe else { return };
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = vec![0; FIRST_READ];
     loop {
         let count = select! {
             biased;
@@ -314,6 +315,9 @@ async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Re
         match count {
             Ok(count @ 1..) => log.append(&buffer[..count]).await,
             _ => return,
+        }
+        if count.is_ok_and(|count| count == buffer.len()) {
+            buffer.resize(READ_BYTES, 0);
         }
         if over.borrow().is_some_and(|until| Instant::now() >= until) {
             break;

@@ -63,8 +63,16 @@ impl ExecutorService for Grpc {
         &self,
         request: Request<pb::AcknowledgeExecutionRequest>,
     ) -> Answer<pb::AcknowledgeExecutionResponse> {
-        self.0.acknowledge(&request.into_inner().execution_id)?;
+        self.0.acknowledge(&[request.into_inner().execution_id])?;
         Ok(Response::new(pb::AcknowledgeExecutionResponse {}))
+    }
+
+    async fn acknowledge_executions(
+        &self,
+        request: Request<pb::AcknowledgeExecutionsRequest>,
+    ) -> Answer<pb::AcknowledgeExecutionsResponse> {
+        self.0.acknowledge(&request.into_inner().execution_ids)?;
+        Ok(Response::new(pb::AcknowledgeExecutionsResponse {}))
     }
 
     async fn list_executions(

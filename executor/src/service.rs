@@ -188,16 +188,17 @@ impl Service {
         Ok(self.find(id)?.stop(Stop::Cancelled))
     }
 
-    /// Forgets an ended execution; one that is not known is forgotten already.
-    pub(crate) fn acknowledge(&self, id: &str) -> Result<(), Error> {
+    /// Forgets executions that ended; one that is not known is forgotten already. Fails where one still runs.
+    pub(crate) fn acknowledge(&self, ids: &[String]) -> Result<(), Error> {
         let mut registry = self.registry();
-        match registry.executions.get(id) {
-            Some(execution) if !execution.has_ended() => Err(Error::StillRunning(id.to_owned())),
-            _ => {
-                registry.forget(id);
-                Ok(())
+        let mut running = None;
+        for id in ids {
+            match registry.executions.get(id) {
+                Some(execution) if !execution.has_ended() => running = Some(id),
+                _ => registry.forget(id),
             }
         }
+        running.map_or(Ok(()), |id| Err(Error::StillRunning(id.clone())))
     }
 
     /// The executions that are kept, in order of arrival.

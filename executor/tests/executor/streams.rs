@@ -87,6 +87,37 @@ async fn acknowledged_execution_is_forgotten() {
 }
 
 #[tokio::test]
+async fn of_several_those_that_ended_are_forgotten() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let start = script("pass");
+        ids.push(start.execution_id.clone());
+        run(&mut client, start).await;
+    }
+    let start = script("input()");
+    ids.insert(1, start.execution_id.clone());
+    let mut talk =
+        Talk::open(&mut client, Input::Start(pb::ExecutionStart { keep_stdin_open: true, ..start }))
+            .await
+            .unwrap();
+    assert!(matches!(talk.next().await.unwrap().unwrap(), Frame::Started(_)));
+    let acknowledge = || pb::AcknowledgeExecutionsRequest { execution_ids: ids.clone() };
+    let refused = client.acknowledge_executions(acknowledge()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "one of them runs");
+    let list = client.list_executions(pb::ListExecutionsRequest {}).await.unwrap().into_inner();
+    assert_eq!(list.executions, [pb::ExecutionSummary { execution_id: ids[1].clone(), ended: false }]);
+    talk.send(Input::CloseStdin(pb::StdinClose::default())).await;
+    talk.rest(Said::default(), (0, 0)).await.unwrap();
+    for _ in 0..2 {
+        client.acknowledge_executions(acknowledge()).await.unwrap();
+    }
+    let list = client.list_executions(pb::ListExecutionsRequest {}).await.unwrap().into_inner();
+    assert!(list.executions.is_empty());
+}
+
+#[tokio::test]
 async fn stdin_is_exact_and_late_input_is_ignored() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;

@@ -59,7 +59,7 @@ use self::{
     retries::Retries,
     route::Routed,
     running::RunningSessions,
-    service::{Leftovers, PROGRAMS_AT_ONCE, Service, Workspaces},
+    service::{Leftovers, PROGRAMS_AT_ONCE, Recorded, Service, Workspaces},
     store::Store,
     turns::Turns,
 };
@@ -98,6 +98,7 @@ async fn open(config: &Config, mesh: &Mesh) -> anyhow::Result<Arc<Service>> {
         removals: Retries::default(),
         workspaces: Workspaces::default(),
         programs: Arc::new(Semaphore::new(PROGRAMS_AT_ONCE)),
+        recorded: Recorded::default(),
         leftovers: Leftovers::default(),
         config: config.clone(),
     }))

@@ -2,6 +2,7 @@
 //! executions in `execute`, `drive`, `follow` and `interact`, the passing of time in `sweep`, other processes
 //! of this role in `replicas`.
 
+mod acknowledge;
 mod artifacts;
 mod ask;
 mod create;
@@ -29,6 +30,7 @@ use sandmesh_mesh::{Clock, Tasks};
 use tokio::sync::{Semaphore, oneshot};
 
 pub(crate) use self::{
+    acknowledge::Recorded,
     drive::PROGRAMS_AT_ONCE,
     files::{Download, FileEntry, ListQuery},
     follow::{Followed, Offsets},
@@ -84,6 +86,8 @@ pub(crate) struct Service {
     pub(crate) workspaces: Workspaces,
     /// How many large programs may be on their way to executors.
     pub(crate) programs: Arc<Semaphore>,
+    /// What executors are soon told to forget.
+    pub(crate) recorded: Recorded,
     /// Where executors keep what is recorded.
     pub(crate) leftovers: Leftovers,
 }

@@ -8,27 +8,15 @@ use std::{
 
 use futures::{StreamExt, stream};
 use sandmesh_proto::executor;
-use tonic::Code;
 
-use super::Service;
-use crate::{
-    error::Error,
-    lifecycle::SessionState,
-    peers::{Backoff, call},
-    store::session::Model,
-};
+use super::{Service, acknowledge::ACKNOWLEDGE_LIMIT};
+use crate::{error::Error, lifecycle::SessionState, peers::call};
 
 /// How many executors are asked at once what they keep.
 const EXECUTORS_AT_ONCE: usize = 8;
 
 /// How long an executor may take to answer that.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long an executor may take to forget an execution.
-const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(1);
-
-/// How often an executor is told at once, before it is left for later.
-const ATTEMPTS: usize = 3;
 
 /// How many sweeps pass between two attempts at what is left.
 const SWEEPS: u32 = 4;
@@ -97,6 +85,7 @@ impl Service {
         let mut executor = self.peers.control(&session.endpoint)?;
         let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
         let list = executor.list_executions(executor::ListExecutionsRequest {});
+        let mut recorded_ids = Vec::new();
         for kept in call(LIST_LIMIT, list).await.map_err(unavailable)?.executions {
             let recorded =
                 self.store.execution(&kept.execution_id).await?.is_some_and(|row| row.state.is_final());
@@ -108,25 +97,9 @@ impl Service {
                 let request = executor::CancelExecutionRequest { execution_id: kept.execution_id.clone() };
                 call(ACKNOWLEDGE_LIMIT, executor.cancel_execution(request)).await.map_err(unavailable)?;
             }
-            self.acknowledge(&session, &kept.execution_id).await;
+            recorded_ids.push(kept.execution_id);
         }
+        self.acknowledge(&session.id, &session.endpoint, recorded_ids).await;
         Ok(())
-    }
-
-    /// Tells an executor that the end of an execution is recorded, so that it may forget it: now, or later
-    /// when it does not answer.
-    pub(super) async fn acknowledge(&self, session: &Model, execution_id: &str) {
-        let Ok(mut executor) = self.peers.control(&session.endpoint) else { return };
-        let mut backoff = Backoff::new(self.config.retry_max.0);
-        for _ in 0..ATTEMPTS {
-            let request = executor::AcknowledgeExecutionRequest { execution_id: execution_id.to_owned() };
-            let answer = call(ACKNOWLEDGE_LIMIT, executor.acknowledge_execution(request)).await;
-            match answer.map_err(|status| status.code()) {
-                Ok(_) | Err(Code::NotFound) => return,
-                Err(code) => tracing::debug!(execution.id = execution_id, ?code, "not acknowledged yet"),
-            }
-            tokio::time::sleep(backoff.pause()).await;
-        }
-        self.leftovers.add([session.id.clone()]);
     }
 }

@@ -25,6 +25,7 @@ on_every_database!(
     an_executor_that_forgot_a_run_means_that_it_crashed,
     what_is_said_to_be_lost_does_not_run_on_and_is_acknowledged,
     an_executor_that_does_not_hear_an_acknowledgement_hears_it_again,
+    what_ends_together_is_acknowledged_together,
     a_cursor_that_cannot_be_served_is_refused_by_the_call_itself,
     executions_start_in_the_order_in_which_they_were_accepted,
     a_full_queue_is_waited_for,
@@ -286,6 +287,22 @@ async fn an_executor_that_does_not_hear_an_acknowledgement_hears_it_again() {
     executor.lock().deaf = 7;
     let ended = bench.run(&session, "out:x").await;
     eventually("it is acknowledged", || executor.lock().acknowledged == [ended.execution_id.clone()]).await;
+}
+
+async fn what_ends_together_is_acknowledged_together() {
+    for is_old in [false, true] {
+        let mut bench = Bench::new().await;
+        let session = bench.session().await;
+        let executor = bench.executor(&session);
+        executor.lock().is_old = is_old;
+        for _ in 0..8 {
+            bench.start_in(&session, "gate out:x").await;
+        }
+        executor.open_gate();
+        eventually("all are acknowledged", || executor.lock().acknowledged.len() == 8).await;
+        let calls = executor.lock().acknowledgements;
+        assert_eq!(calls == 8, is_old, "{calls} calls");
+    }
 }
 
 async fn a_cursor_that_cannot_be_served_is_refused_by_the_call_itself() {

@@ -171,7 +171,7 @@ impl Driver {
             let _ = self.cancel_in_executor().await?;
         }
         if end.acknowledge {
-            service.acknowledge(&self.session, &self.row.id).await;
+            service.acknowledge_soon(&self.session, &self.row.id);
         }
         Ok(())
     }

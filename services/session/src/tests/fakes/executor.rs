@@ -32,6 +32,10 @@ pub(in crate::tests) struct Runs {
     /// In which order they were started.
     pub(in crate::tests) order: Vec<String>,
     pub(in crate::tests) acknowledged: Vec<String>,
+    /// How many calls told of those.
+    pub(in crate::tests) acknowledgements: usize,
+    /// It knows no calls that tell of several.
+    pub(in crate::tests) is_old: bool,
     /// How many acknowledgements fail.
     pub(in crate::tests) deaf: u32,
     /// Attaching is answered with NOT_FOUND though the run goes on.
@@ -117,6 +121,22 @@ impl FakeExecutor {
         let end = Frame::Failed(ex::ExecutionFailed::default());
         let (log, _) = watch::channel(Log { end: Some(end), ..Log::default() });
         self.lock().runs.insert(id.to_owned(), log);
+    }
+
+    /// Forgets what is recorded.
+    fn hear(&self, ids: Vec<String>) -> Result<(), Status> {
+        let mut runs = self.lock();
+        if runs.deaf > 0 {
+            runs.deaf -= 1;
+            return Err(Status::unavailable("deaf"));
+        }
+        if ids.iter().any(|id| runs.runs.get(id).is_some_and(|run| run.borrow().end.is_none())) {
+            return Err(Status::failed_precondition("it runs"));
+        }
+        runs.runs.retain(|id, _| !ids.contains(id));
+        runs.acknowledged.extend(ids);
+        runs.acknowledgements += 1;
+        Ok(())
     }
 
     pub(super) fn serve(&self, path: PathBuf) -> Runtime {
@@ -340,18 +360,19 @@ impl ExecutorService for FakeExecutor {
         &self,
         call: Call<ex::AcknowledgeExecutionRequest>,
     ) -> Result<Response<ex::AcknowledgeExecutionResponse>, Status> {
-        let id = call.into_inner().execution_id;
-        let mut runs = self.lock();
-        if runs.deaf > 0 {
-            runs.deaf -= 1;
-            return Err(Status::unavailable("deaf"));
-        }
-        if runs.runs.get(&id).is_some_and(|run| run.borrow().end.is_none()) {
-            return Err(Status::failed_precondition("it runs"));
-        }
-        runs.runs.remove(&id);
-        runs.acknowledged.push(id);
+        self.hear(vec![call.into_inner().execution_id])?;
         Ok(Response::new(ex::AcknowledgeExecutionResponse {}))
+    }
+
+    async fn acknowledge_executions(
+        &self,
+        call: Call<ex::AcknowledgeExecutionsRequest>,
+    ) -> Result<Response<ex::AcknowledgeExecutionsResponse>, Status> {
+        if self.lock().is_old {
+            return Err(Status::unimplemented(""));
+        }
+        self.hear(call.into_inner().execution_ids)?;
+        Ok(Response::new(ex::AcknowledgeExecutionsResponse {}))
     }
 
     async fn list_executions(

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::demand::Demand;
+use self::demand::{Demand, Rest};
 use crate::{
     cli::Language,
     clock,
@@ -49,11 +49,14 @@ const COLD: Duration = Duration::from_secs(60);
 /// How many empty control groups are kept while nothing runs.
 const FREE_GROUPS: usize = 2;
 
-/// How long nothing must have run before spares are made where several ran at a time, and how much longer than before
-/// a busy machine is left alone each time that it is. A spare costs a third more than a child that is made for its
-/// request, so where there is always something to do they would be a loss.
+/// How long nothing must have run before spares are made, and how much longer than before a busy machine is left alone
+/// each time that it is. A spare costs a third more than a child that is made for its request, so where there is
+/// always something to do they would be a loss.
 const QUIET: Duration = Duration::from_millis(1);
 const LONGER: u32 = 2;
+
+/// Who runs one thing after the other, with shorter pauses than this, would never have one then.
+const SHORT: Duration = Duration::from_millis(2);
 
 /// After which of these times it is left to [`TEND`].
 const LONGEST: Duration = Duration::from_millis(500);
@@ -71,6 +74,7 @@ pub(crate) struct Warm {
     leaving: AtomicUsize,
     /// How many processes were asked for so far.
     arrivals: AtomicUsize,
+    rest: Mutex<Rest>,
     python: tokio::sync::Mutex<Option<Arc<Parent>>>,
     program: tokio::sync::Mutex<Option<Arc<Parent>>>,
     /// By [`Kind`].
@@ -144,6 +148,7 @@ impl Warm {
             max_executions: slots.available_permits(),
             leaving: AtomicUsize::new(0),
             arrivals: AtomicUsize::new(0),
+            rest: Mutex::default(),
             sandbox,
             slots,
             python: tokio::sync::Mutex::default(),
@@ -215,7 +220,11 @@ impl Warm {
 
     /// Makes spares in the background, once there is time.
     pub(crate) fn replenish_soon(self: &Arc<Self>) {
-        if self.sandbox.is_warm() && self.is_idle() && self.making.try_lock().is_ok() {
+        if !self.sandbox.is_warm() || !self.is_idle() {
+            return;
+        }
+        self.rest().begin(Instant::now());
+        if self.making.try_lock().is_ok() {
             let warm = Arc::clone(self);
             clock::spawn(async move {
                 if warm.has_time().await {
@@ -225,14 +234,14 @@ impl Warm {
         }
     }
 
-    /// Waits until the machine has a processor to spare: now, for who runs one thing after the other, or when nothing was
-    /// asked for in a while. False when something was asked for, or there is none for long.
+    /// Waits until the machine has a processor to spare: now, for who runs one thing right after the other, or when
+    /// nothing was asked for in a while. False when something was asked for, or there is none for long.
     async fn has_time(&self) -> bool {
         let arrivals = || self.arrivals.load(Ordering::Relaxed);
         let (before, mut quiet) = (arrivals(), QUIET);
         clock::let_others_go_first().await;
         // What has just ended, and whoever hears of it, are busy now too.
-        if self.wants_one_at_most() && !is_busy(2) {
+        if self.is_used_without_pause() && !is_busy(2) {
             return arrivals() == before;
         }
         while quiet <= LONGEST {
@@ -248,9 +257,15 @@ impl Warm {
         false
     }
 
-    fn wants_one_at_most(&self) -> bool {
+    /// Whether one thing is run right after the other, and never two at a time.
+    fn is_used_without_pause(&self) -> bool {
         let now = Instant::now();
-        KINDS.into_iter().all(|kind| self.stock(kind).demand.wanted(2, now) <= 1)
+        self.rest().was_below(SHORT)
+            && KINDS.into_iter().all(|kind| self.stock(kind).demand.wanted(2, now) <= 1)
+    }
+
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends every spare and every parent.
@@ -272,6 +287,7 @@ impl Warm {
 
     fn take_spare(&self, kind: Kind) -> Option<Process> {
         self.arrivals.fetch_add(1, Ordering::Relaxed);
+        self.rest().end(Instant::now());
         let running = self.running();
         let mut stock = self.stock(kind);
         stock.demand.note(running, Instant::now());

@@ -37,9 +37,50 @@ impl Demand {
     }
 }
 
+/// How long nothing runs in between.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rest {
+    since: Option<Instant>,
+    last: Option<Duration>,
+}
+
+impl Rest {
+    /// Nothing runs any more.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    /// Something is asked for.
+    pub(super) fn end(&mut self, now: Instant) {
+        self.last = self.since.take().map(|since| now.duration_since(since));
+    }
+
+    /// Whether the last one was shorter than `limit`. Not where something ran without a pause.
+    pub(super) fn was_below(&self, limit: Duration) -> bool {
+        self.last.is_some_and(|last| last < limit)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rest_is_from_the_last_end_to_the_next_arrival() {
+        let (mut rest, start) = (Rest::default(), Instant::now());
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let limit = Duration::from_millis(2);
+        assert!(!rest.was_below(limit), "there was none");
+        rest.begin(start);
+        rest.end(after(1));
+        assert!(rest.was_below(limit));
+        rest.begin(after(10));
+        assert!(rest.was_below(limit), "the last one counts, until this one is over");
+        rest.end(after(15));
+        assert!(!rest.was_below(limit));
+        rest.end(after(16));
+        assert!(!rest.was_below(limit), "something ran all the time");
+    }
 
     #[test]
     fn spares_follow_the_recent_peak_and_end_with_the_demand() {

@@ -5,9 +5,11 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    num::NonZero,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::OnceLock,
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -67,12 +69,15 @@ pub(crate) fn is_busy(times: usize) -> bool {
 /// machine, too.
 fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    *PROCESSORS.get_or_init(|| count_processors(&fs::read_to_string("/proc/stat").unwrap_or_default()))
+    *PROCESSORS.get_or_init(|| {
+        let counted = fs::read_to_string("/proc/stat").ok().and_then(|text| count_processors(&text));
+        counted.or_else(|| available_parallelism().ok()).map_or(1, NonZero::get)
+    })
 }
 
 /// As `/proc/stat` has it: a line for each, after the one for all of them.
-fn count_processors(text: &str) -> usize {
-    text.lines().take_while(|line| line.starts_with("cpu")).count().saturating_sub(1).max(1)
+fn count_processors(text: &str) -> Option<NonZero<usize>> {
+    NonZero::new(text.lines().take_while(|line| line.starts_with("cpu")).count().saturating_sub(1))
 }
 
 /// How many threads of the machine run or could, as `/proc/loadavg` tells: the fourth word, before the slash.
@@ -100,9 +105,9 @@ mod tests {
 
     #[test]
     fn how_many_processors_there_are_is_told_by_the_kernel() {
-        assert_eq!(count_processors("cpu  1 2\ncpu0 1 1\ncpu1 0 1\nintr 5\ncpu2 0\n"), 2);
-        assert_eq!(count_processors(""), 1);
-        assert!(processors() >= std::thread::available_parallelism().unwrap().get());
+        assert_eq!(count_processors("cpu  1 2\ncpu0 1 1\ncpu1 0 1\nintr 5\ncpu2 0\n"), NonZero::new(2));
+        assert_eq!(count_processors(""), None);
+        assert!(processors() >= available_parallelism().unwrap().get());
     }
 
     #[tokio::test]

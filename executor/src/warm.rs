@@ -1,8 +1,8 @@
 //! Warm parents and spare children: what makes an execution start at once.
 //!
 //! A parent is started for the language of the sandbox soon after the executor has started, and for others when
-//! they are first asked for. Spare children, which wait for their request, are made while nothing runs and the machine
-//! has time; an execution that finds none has one made for it. Nothing in here knows what executions run.
+//! they are first asked for. Spare children, which wait for their request, are made while nothing runs, as soon as the
+//! machine has time or after some seconds; an execution that finds none has one made for it. Nothing in here knows what executions run.
 
 mod demand;
 
@@ -55,7 +55,7 @@ const FREE_GROUPS: usize = 2;
 const QUIET: Duration = Duration::from_millis(1);
 const LONGER: u32 = 2;
 
-/// Who runs one thing after the other, with shorter pauses than this, would never have one then.
+/// Who makes shorter pauses than this would never have one then.
 const SHORT: Duration = Duration::from_millis(2);
 
 /// After which of these times it is left to [`TEND`].
@@ -214,7 +214,8 @@ impl Warm {
             let next = slot.insert(Arc::new(Parent::start(host, &self.sandbox)?));
             next.is_warm().await?;
         }
-        self.replenish_soon();
+        let warm = Arc::clone(self);
+        clock::spawn(async move { warm.replenish().await });
         Ok(())
     }
 
@@ -223,8 +224,8 @@ impl Warm {
         if !self.sandbox.is_warm() || !self.is_idle() {
             return;
         }
-        self.rest().begin(Instant::now());
-        if self.making.try_lock().is_ok() {
+        // One of these for each rest.
+        if self.rest().begin(Instant::now()) && self.making.try_lock().is_ok() {
             let warm = Arc::clone(self);
             clock::spawn(async move {
                 if warm.has_time().await {
@@ -234,14 +235,15 @@ impl Warm {
         }
     }
 
-    /// Waits until the machine has a processor to spare: now, for who runs one thing right after the other, or when
-    /// nothing was asked for in a while. False when something was asked for, or there is none for long.
+    /// Waits until the machine has a processor to spare: now, for who runs one thing right after the other, otherwise
+    /// when nothing was asked for in a while. False when something was asked for, or there is none for long.
     async fn has_time(&self) -> bool {
         let arrivals = || self.arrivals.load(Ordering::Relaxed);
         let (before, mut quiet) = (arrivals(), QUIET);
         clock::let_others_go_first().await;
         // What has just ended, and whoever hears of it, are busy now too.
-        if self.is_used_without_pause() && !is_busy(2) {
+        let is_short = self.rest().was_below(SHORT);
+        if is_short && !is_busy(if self.wants_one_at_most() { 2 } else { 1 }) {
             return arrivals() == before;
         }
         while quiet <= LONGEST {
@@ -257,11 +259,9 @@ impl Warm {
         false
     }
 
-    /// Whether one thing is run right after the other, and never two at a time.
-    fn is_used_without_pause(&self) -> bool {
+    fn wants_one_at_most(&self) -> bool {
         let now = Instant::now();
-        self.rest().was_below(SHORT)
-            && KINDS.into_iter().all(|kind| self.stock(kind).demand.wanted(2, now) <= 1)
+        KINDS.into_iter().all(|kind| self.stock(kind).demand.wanted(2, now) <= 1)
     }
 
     fn rest(&self) -> MutexGuard<'_, Rest> {

@@ -45,9 +45,11 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Nothing runs any more.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.since = Some(now);
+    /// Nothing runs. False if that was so before.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        let begins = self.since.is_none();
+        self.since.get_or_insert(now);
+        begins
     }
 
     /// Something is asked for.
@@ -71,10 +73,11 @@ mod tests {
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
         let limit = Duration::from_millis(2);
         assert!(!rest.was_below(limit), "there was none");
-        rest.begin(start);
+        assert!(rest.begin(start));
+        assert!(!rest.begin(after(1)), "it goes on");
         rest.end(after(1));
         assert!(rest.was_below(limit));
-        rest.begin(after(10));
+        assert!(rest.begin(after(10)));
         assert!(rest.was_below(limit), "the last one counts, until this one is over");
         rest.end(after(15));
         assert!(!rest.was_below(limit));

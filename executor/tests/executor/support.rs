@@ -152,7 +152,7 @@ impl Daemon {
 
     /// Whether there is a process that waits for its request.
     pub(crate) fn has_spare(&self) -> bool {
-        self.runs().iter().any(|found| matches!(found[..], [spare] | [spare, _] if is_spare(spare)))
+        self.runs().iter().any(|found| matches!(found[..], [spare] | [spare, _] if waits(spare)))
     }
 
     /// The processes of each group of an execution or a spare, in each hierarchy.
@@ -178,11 +178,14 @@ impl Daemon {
 /// Whether a process is one that waits for its request: it still has what it will close when user code
 /// starts. Right after its fork it has not yet.
 fn is_spare(pid: u32) -> bool {
-    let waits = || Path::new(&format!("/proc/{pid}/fd/5")).exists();
-    waits() || {
+    waits(pid) || {
         std::thread::sleep(Duration::from_millis(20));
-        waits() || !Path::new(&format!("/proc/{pid}")).exists()
+        waits(pid) || !Path::new(&format!("/proc/{pid}")).exists()
     }
+}
+
+fn waits(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/fd/5")).exists()
 }
 
 impl Drop for Daemon {

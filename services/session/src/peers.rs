@@ -77,6 +77,12 @@ impl Peers {
         Ok(executor(self.connections(endpoint)?.control))
     }
 
+    /// As [`Peers::control`], where it is connected.
+    pub(crate) fn known(&self, endpoint: &str) -> Option<ExecutorServiceClient<Link>> {
+        let executors = self.executors.lock().unwrap_or_else(PoisonError::into_inner);
+        executors.get(endpoint).map(|connections| executor(connections.control.clone()))
+    }
+
     /// The files in the sandbox at an endpoint. Connected until [`Peers::forget`].
     ///
     /// # Errors

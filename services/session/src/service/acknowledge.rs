@@ -1,5 +1,5 @@
-//! Executors are told that ends are recorded, so that they may forget them: of what ends soon after each other in one
-//! sandbox all at once, and not while the next of it is started. What they do not hear is left for later.
+//! Executors are told that ends are recorded, so that they may forget them: a little later, and of what ends soon
+//! after each other in one sandbox all at once. What they do not hear is left for later.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use sandmesh_proto::executor;
+use sandmesh_mesh::Link;
+use sandmesh_proto::executor::{self, executor_service_client::ExecutorServiceClient};
 use tonic::{Code, Status};
 
 use super::Service;
@@ -24,6 +25,8 @@ pub(super) const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often an executor is told, before it is left for later.
 const ATTEMPTS: usize = 3;
+
+pub(super) type Executor = ExecutorServiceClient<Link>;
 
 /// The executions whose ends are recorded and soon told, by the endpoint of their executor.
 #[derive(Debug, Default)]
@@ -52,10 +55,17 @@ impl Service {
         }
         let (service, session_id, endpoint) =
             (Arc::clone(self), session.id.clone(), session.endpoint.clone());
-        self.spawn("acknowledge executions", async move {
-            tokio::time::sleep(TOGETHER).await;
-            let ids = service.recorded.take(&endpoint);
-            service.acknowledge(&session_id, &endpoint, ids).await;
+        let token = self.tasks.token();
+        self.tasks.spawn_detached("acknowledge executions", async move {
+            let work = async {
+                tokio::time::sleep(TOGETHER).await;
+                let ids = service.recorded.take(&endpoint);
+                // Where it is not connected any more, it is gone.
+                if let Some(executor) = service.peers.known(&endpoint) {
+                    service.acknowledge(&session_id, executor, &ids).await;
+                }
+            };
+            token.run_until_cancelled(work).await;
         });
     }
 
@@ -66,37 +76,35 @@ impl Service {
     }
 
     /// Has an executor forget executions whose ends are recorded: now, or later when it does not answer.
-    pub(super) async fn acknowledge(&self, session_id: &str, endpoint: &str, ids: Vec<String>) {
+    pub(super) async fn acknowledge(&self, session_id: &str, mut executor: Executor, ids: &[String]) {
         let mut backoff = Backoff::new(self.config.retry_max.0);
         for _ in 0..ATTEMPTS {
-            let Err(status) = self.tell(endpoint, &ids).await else { return };
+            let Err(status) = tell(&mut executor, ids).await else { return };
             tracing::debug!(session.id = session_id, code = ?status.code(), "not acknowledged yet");
             tokio::time::sleep(backoff.pause()).await;
         }
         self.leftovers.add([session_id.to_owned()]);
     }
+}
 
-    async fn tell(&self, endpoint: &str, ids: &[String]) -> Result<(), Status> {
-        if ids.is_empty() {
-            return Ok(());
+async fn tell(executor: &mut Executor, ids: &[String]) -> Result<(), Status> {
+    if ids.len() > 1 {
+        let request = executor::AcknowledgeExecutionsRequest { execution_ids: ids.to_vec() };
+        match call(ACKNOWLEDGE_LIMIT, executor.acknowledge_executions(request)).await {
+            // An older executor.
+            Err(status) if status.code() == Code::Unimplemented => {}
+            answer => return answer.map(drop),
         }
-        // Where there is no executor there is nobody to tell.
-        let Ok(mut executor) = self.peers.control(endpoint) else { return Ok(()) };
-        if ids.len() > 1 {
-            let request = executor::AcknowledgeExecutionsRequest { execution_ids: ids.to_vec() };
-            match call(ACKNOWLEDGE_LIMIT, executor.acknowledge_executions(request)).await {
-                // An older executor.
-                Err(status) if status.code() == Code::Unimplemented => {}
-                answer => return answer.map(drop),
-            }
-        }
-        for id in ids {
-            let request = executor::AcknowledgeExecutionRequest { execution_id: id.clone() };
-            match call(ACKNOWLEDGE_LIMIT, executor.acknowledge_execution(request)).await {
-                Err(status) if status.code() != Code::NotFound => return Err(status),
-                Ok(_) | Err(_) => {}
-            }
-        }
-        Ok(())
     }
+    let mut told = Ok(());
+    for id in ids {
+        let request = executor::AcknowledgeExecutionRequest { execution_id: id.clone() };
+        match call(ACKNOWLEDGE_LIMIT, executor.acknowledge_execution(request)).await {
+            // It still runs, and the others may not.
+            Err(status) if status.code() == Code::FailedPrecondition => told = Err(status),
+            Err(status) if status.code() != Code::NotFound => return Err(status),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    told
 }

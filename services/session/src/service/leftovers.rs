@@ -7,9 +7,13 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use sandmesh_proto::executor;
+use sandmesh_proto::executor::{self, ExecutionSummary};
+use tonic::{Code, Status};
 
-use super::{Service, acknowledge::ACKNOWLEDGE_LIMIT};
+use super::{
+    Service,
+    acknowledge::{ACKNOWLEDGE_LIMIT, Executor},
+};
 use crate::{error::Error, lifecycle::SessionState, peers::call};
 
 /// How many executors are asked at once what they keep.
@@ -83,23 +87,45 @@ impl Service {
             return Ok(());
         };
         let mut executor = self.peers.control(&session.endpoint)?;
-        let unavailable = |status: tonic::Status| Error::Unavailable(status.message().to_owned());
         let list = executor.list_executions(executor::ListExecutionsRequest {});
-        let mut recorded_ids = Vec::new();
-        for kept in call(LIST_LIMIT, list).await.map_err(unavailable)?.executions {
-            let recorded =
-                self.store.execution(&kept.execution_id).await?.is_some_and(|row| row.state.is_final());
-            if !recorded {
-                continue;
+        let kept = call(LIST_LIMIT, list).await.map_err(unavailable)?.executions;
+        let (mut recorded, mut failed) = (Vec::new(), None);
+        for kept in kept {
+            match self.is_to_be_forgotten(&mut executor, &kept).await {
+                Ok(true) => recorded.push(kept.execution_id),
+                Ok(false) => {}
+                Err(error) => failed = Some(error),
             }
-            if !kept.ended {
-                // It was said to be lost, and was not.
-                let request = executor::CancelExecutionRequest { execution_id: kept.execution_id.clone() };
-                call(ACKNOWLEDGE_LIMIT, executor.cancel_execution(request)).await.map_err(unavailable)?;
-            }
-            recorded_ids.push(kept.execution_id);
         }
-        self.acknowledge(&session.id, &session.endpoint, recorded_ids).await;
-        Ok(())
+        if !recorded.is_empty() {
+            self.acknowledge(&session.id, executor, &recorded).await;
+        }
+        failed.map_or(Ok(()), Err)
     }
+
+    /// Whether the end of what an executor keeps is recorded. What runs all the same is cancelled.
+    async fn is_to_be_forgotten(
+        &self,
+        executor: &mut Executor,
+        kept: &ExecutionSummary,
+    ) -> Result<bool, Error> {
+        let row = self.store.execution(&kept.execution_id).await?;
+        if !row.is_some_and(|row| row.state.is_final()) {
+            return Ok(false);
+        }
+        if !kept.ended {
+            // It was said to be lost, and was not.
+            let request = executor::CancelExecutionRequest { execution_id: kept.execution_id.clone() };
+            match call(ACKNOWLEDGE_LIMIT, executor.cancel_execution(request)).await {
+                Err(status) if status.code() != Code::NotFound => return Err(unavailable(status)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of a mapping")]
+fn unavailable(status: Status) -> Error {
+    Error::Unavailable(status.message().to_owned())
 }

@@ -34,8 +34,9 @@ pub(in crate::tests) struct Runs {
     pub(in crate::tests) acknowledged: Vec<String>,
     /// How many calls told of those.
     pub(in crate::tests) acknowledgements: usize,
-    /// It knows no calls that tell of several.
+    /// It knows no calls that tell of several, and had so many.
     pub(in crate::tests) is_old: bool,
+    pub(in crate::tests) unknown: usize,
     /// How many acknowledgements fail.
     pub(in crate::tests) deaf: u32,
     /// Attaching is answered with NOT_FOUND though the run goes on.
@@ -369,6 +370,7 @@ impl ExecutorService for FakeExecutor {
         call: Call<ex::AcknowledgeExecutionsRequest>,
     ) -> Result<Response<ex::AcknowledgeExecutionsResponse>, Status> {
         if self.lock().is_old {
+            self.lock().unknown += 1;
             return Err(Status::unimplemented(""));
         }
         self.hear(call.into_inner().execution_ids)?;

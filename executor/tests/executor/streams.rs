@@ -56,17 +56,20 @@ async fn run_outlives_its_stream_and_is_resumed_byte_for_byte() {
     assert_eq!((expired.code(), reason(&expired).as_str()), (Code::OutOfRange, "CURSOR_EXPIRED"));
 }
 
+/// An execution that runs until its input ends.
+async fn waiting(client: &mut Client) -> (String, Talk) {
+    let start = pb::ExecutionStart { keep_stdin_open: true, ..script("input()") };
+    let id = start.execution_id.clone();
+    let mut talk = Talk::open(client, Input::Start(start)).await.unwrap();
+    assert!(matches!(talk.next().await.unwrap().unwrap(), Frame::Started(_)));
+    (id, talk)
+}
+
 #[tokio::test]
 async fn acknowledged_execution_is_forgotten() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;
-    let start = script("input()");
-    let id = start.execution_id.clone();
-    let mut talk =
-        Talk::open(&mut client, Input::Start(pb::ExecutionStart { keep_stdin_open: true, ..start }))
-            .await
-            .unwrap();
-    assert!(matches!(talk.next().await.unwrap().unwrap(), Frame::Started(_)));
+    let (id, mut talk) = waiting(&mut client).await;
     let acknowledge = || pb::AcknowledgeExecutionRequest { execution_id: id.clone() };
     let early = client.acknowledge_execution(acknowledge()).await.unwrap_err();
     assert_eq!(early.code(), Code::FailedPrecondition);
@@ -96,13 +99,8 @@ async fn of_several_those_that_ended_are_forgotten() {
         ids.push(start.execution_id.clone());
         run(&mut client, start).await;
     }
-    let start = script("input()");
-    ids.insert(1, start.execution_id.clone());
-    let mut talk =
-        Talk::open(&mut client, Input::Start(pb::ExecutionStart { keep_stdin_open: true, ..start }))
-            .await
-            .unwrap();
-    assert!(matches!(talk.next().await.unwrap().unwrap(), Frame::Started(_)));
+    let (id, mut talk) = waiting(&mut client).await;
+    ids.insert(1, id);
     let acknowledge = || pb::AcknowledgeExecutionsRequest { execution_ids: ids.clone() };
     let refused = client.acknowledge_executions(acknowledge()).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "one of them runs");

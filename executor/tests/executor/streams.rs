@@ -69,7 +69,7 @@ async fn waiting(client: &mut Client) -> (String, Talk) {
 async fn acknowledged_execution_is_forgotten() {
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;
-    let (id, mut talk) = waiting(&mut client).await;
+    let (id, talk) = waiting(&mut client).await;
     let acknowledge = || pb::AcknowledgeExecutionRequest { execution_id: id.clone() };
     let early = client.acknowledge_execution(acknowledge()).await.unwrap_err();
     assert_eq!(early.code(), Code::FailedPrecondition);
@@ -99,7 +99,7 @@ async fn of_several_those_that_ended_are_forgotten() {
         ids.push(start.execution_id.clone());
         run(&mut client, start).await;
     }
-    let (id, mut talk) = waiting(&mut client).await;
+    let (id, talk) = waiting(&mut client).await;
     ids.insert(1, id);
     let acknowledge = || pb::AcknowledgeExecutionsRequest { execution_ids: ids.clone() };
     let refused = client.acknowledge_executions(acknowledge()).await.unwrap_err();

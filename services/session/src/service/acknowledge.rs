@@ -60,19 +60,13 @@ impl Service {
             let work = async {
                 tokio::time::sleep(TOGETHER).await;
                 let ids = service.recorded.take(&endpoint);
-                // Where it is not connected any more, it is gone.
+                // Where it is not connected any more, it is gone with all that it kept.
                 if let Some(executor) = service.peers.known(&endpoint) {
                     service.acknowledge(&session_id, executor, &ids).await;
                 }
             };
             token.run_until_cancelled(work).await;
         });
-    }
-
-    /// The executor is gone, with all that it kept.
-    pub(super) fn forget_executor(&self, endpoint: &str) {
-        self.recorded.take(endpoint);
-        self.peers.forget(endpoint);
     }
 
     /// Has an executor forget executions whose ends are recorded: now, or later when it does not answer.

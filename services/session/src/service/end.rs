@@ -172,7 +172,7 @@ impl Service {
         match self.remove_sandbox(&session).await {
             Ok(()) => {
                 self.removals.done(id);
-                self.forget_executor(&session.endpoint);
+                self.peers.forget(&session.endpoint);
                 self.store.sandbox_removed(&session).await?;
             }
             Err(why) => {
@@ -285,7 +285,7 @@ impl Service {
         if let Some(session) = session.filter(|session| session.sandbox_removed) {
             self.must_hold()?;
             self.removals.done(id);
-            self.forget_executor(&session.endpoint);
+            self.peers.forget(&session.endpoint);
             self.objects.delete_session(id).await?;
             self.store.purge_session(&session).await?;
         }

@@ -74,7 +74,7 @@ impl Service {
     fn remove_lost(self: &Arc<Self>, session: Model) {
         let service = Arc::clone(self);
         self.spawn("remove lost sandbox", async move {
-            service.forget_executor(&session.endpoint);
+            service.peers.forget(&session.endpoint);
             if let Err(why) = service.remove_sandbox(&session).await {
                 tracing::warn!(
                     session.id,

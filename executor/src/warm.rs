@@ -2,7 +2,8 @@
 //!
 //! A parent is started for the language of the sandbox soon after the executor has started, and for others when
 //! they are first asked for. Spare children, which wait for their request, are made while nothing runs, as soon as the
-//! machine has time or after some seconds; an execution that finds none has one made for it. Nothing in here knows what executions run.
+//! machine has time or after some seconds; an execution that finds none has one made for it. Nothing in here knows
+//! what executions run.
 
 mod demand;
 
@@ -50,8 +51,8 @@ const COLD: Duration = Duration::from_secs(60);
 const FREE_GROUPS: usize = 2;
 
 /// How long nothing must have run before spares are made, and how much longer than before a busy machine is left alone
-/// each time that it is. A spare costs a third more than a child that is made for its request, so where there is
-/// always something to do they would be a loss.
+/// each time that it is. A spare costs more than a child that is made for its request: it is warmed up, and a
+/// keeper takes it apart. So where there is always something to do they would be a loss.
 const QUIET: Duration = Duration::from_millis(1);
 const LONGER: u32 = 2;
 
@@ -241,8 +242,8 @@ impl Warm {
         let arrivals = || self.arrivals.load(Ordering::Relaxed);
         let (before, mut quiet) = (arrivals(), QUIET);
         clock::let_others_go_first().await;
-        // What has just ended, and whoever hears of it, are busy now too.
         let is_short = self.rest().was_below(SHORT);
+        // What has just ended, and whoever hears of it, are busy now too.
         if is_short && !is_busy(if self.wants_one_at_most() { 2 } else { 1 }) {
             return arrivals() == before;
         }

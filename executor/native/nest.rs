@@ -100,16 +100,14 @@ impl Nest {
         sys::exit(0)
     }
 
-    /// Keeps what the init needs and nothing else: its descriptors are [`CONTROL`], [`RESULT`] and one
-    /// that tells of children that ended.
+    /// Keeps what the init needs and nothing else: its descriptors are those of [`KEPT`] and one that tells of
+    /// children that ended.
     fn retire(&self) -> Result<Fd, Errno> {
         sys::drop_capabilities()?;
-        sys::dup_to(self.fd(Fds::Control), CONTROL, OnExec::Close)?;
-        sys::dup_to(self.fd(Fds::Result), RESULT, OnExec::Close)?;
-        sys::close_from(RESULT + 1)?;
-        if self.result_file[0] == 0 {
-            sys::close(RESULT);
+        for (number, which) in (0..).zip(KEPT) {
+            sys::dup_to(self.fd(which), number, OnExec::Close)?;
         }
+        sys::close_from(Fd::try_from(KEPT.len()).unwrap_or(Fd::MAX))?;
         sys::child_signals()
     }
 
@@ -181,7 +179,9 @@ fn report(status: i32) {
     let _ = sys::write(CONTROL, &Report::Exited { status, usage: sys::usage_of_children() }.encode());
 }
 
-/// The init's own numbers.
+/// What the init keeps, by its own numbers: what it uses, and what the user's process writes to. These end with the
+/// init, so that its report, and not each of three pipes, tells the executor that nothing more will come.
+const KEPT: [Fds; 4] = [Fds::Control, Fds::Result, Fds::Stdout, Fds::Stderr];
 const CONTROL: Fd = 0;
 const RESULT: Fd = 1;
 

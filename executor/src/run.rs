@@ -153,13 +153,25 @@ async fn live<'a>(
     let (stdout, stderr, result) = (process.stdout.take(), process.stderr.take(), process.result.take());
     let asked = process.request.take();
     let over = watch::Sender::new(None);
+    let source = |pipe| Source::of(pipe, over.subscribe());
     let output = async {
-        let pump = |pipe, log| pump(pipe, log, over.subscribe());
-        tokio::join!(pump(stdout, &execution.stdout), pump(stderr, &execution.stderr));
+        tokio::join!(pump(source(stdout), &execution.stdout), pump(source(stderr), &execution.stderr));
     };
-    let asked_and_returned = async { tokio::join!(ask(asked, request), collect(result)).1 };
-    let life = supervise(&mut process, announce, start.timeout);
-    let (life, raw_result) = all(life, output, asked_and_returned, &over).await;
+    let asked = async {
+        let mut over = over.subscribe();
+        select! {
+            () = ask(asked, request) => {}
+            () = passed(&mut over) => {}
+        }
+    };
+    let life = async {
+        let life = supervise(&mut process, announce, start.timeout).await;
+        // Who reports has reaped or killed all who could write.
+        let patience = if life.exited.is_some() { Duration::ZERO } else { DRAIN };
+        over.send_replace(Some(Instant::now() + patience));
+        life
+    };
+    let (life, (), (), raw_result) = tokio::join!(life, output, asked, collect(source(result)));
     let measured = Measured { usage: process.account(), limits: sandbox.limits(), queued: announce.queued };
     select! {
         biased;
@@ -265,31 +277,6 @@ async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
     }
 }
 
-/// Waits for the life of the process, and then a little for the rest of its output and for its result:
-/// each for itself, so that an output that somebody holds open costs no result.
-async fn all<L>(
-    life: impl Future<Output = L>,
-    output: impl Future<Output = ()>,
-    result: impl Future<Output = Vec<u8>>,
-    over: &watch::Sender<Option<Instant>>,
-) -> (L, Vec<u8>) {
-    let life = async {
-        let life = life.await;
-        over.send_replace(Some(Instant::now() + DRAIN));
-        life
-    };
-    let result = async {
-        let mut over = over.subscribe();
-        select! {
-            biased;
-            result = result => result,
-            () = passed(&mut over) => Vec::new(),
-        }
-    };
-    let (life, (), result) = tokio::join!(life, output, result);
-    (life, result)
-}
-
 /// Waits until the time for the rest is over.
 async fn passed(over: &mut watch::Receiver<Option<Instant>>) {
     let until = over.wait_for(Option::is_some).await.ok().and_then(|until| *until);
@@ -299,48 +286,70 @@ async fn passed(over: &mut watch::Receiver<Option<Instant>>) {
     }
 }
 
-/// Appends all that comes, and when the time is over what is there already. What was read is kept however
-/// long the disk takes.
-async fn pump(pipe: Option<pipe::Receiver>, log: &ReplayLog, mut over: watch::Receiver<Option<Instant>>) {
-    /// The most that a pipe can hold.
-    const PIPE_BYTES: usize = 1 << 20;
-    let Some(mut pipe) = pipe else { return };
-    let mut buffer = vec![0; FIRST_READ];
-    loop {
-        let count = select! {
-            biased;
-            read = pipe.read(&mut buffer) => read,
-            () = passed(&mut over) => break,
-        };
-        match count {
-            Ok(count @ 1..) => log.append(&buffer[..count]).await,
-            _ => return,
-        }
-        if count.is_ok_and(|count| count == buffer.len()) {
-            buffer.resize(READ_BYTES, 0);
-        }
-        if over.borrow().is_some_and(|until| Instant::now() >= until) {
-            break;
-        }
+/// What comes out of a pipe: all of it, and when the time for the rest is over what is there already.
+struct Source {
+    pipe: Option<pipe::Receiver>,
+    over: watch::Receiver<Option<Instant>>,
+    /// How much is still taken, once the time is over.
+    left: Option<usize>,
+}
+
+impl Source {
+    const fn of(pipe: Option<pipe::Receiver>, over: watch::Receiver<Option<Instant>>) -> Self {
+        Self { pipe, over, left: None }
     }
-    let mut left = PIPE_BYTES;
-    while left > 0
-        && let Ok(count @ 1..) = pipe.try_read(&mut buffer)
-    {
-        log.append(&buffer[..count]).await;
-        left = left.saturating_sub(count);
+
+    /// Reads some of it; nothing at its end.
+    async fn read(&mut self, buffer: &mut [u8]) -> usize {
+        /// The most that a pipe can hold.
+        const PIPE_BYTES: usize = 1 << 20;
+        let Some(pipe) = &mut self.pipe else { return 0 };
+        if self.left.is_none() {
+            select! {
+                // In this order: it may be a pipe that never pauses.
+                biased;
+                () = passed(&mut self.over) => self.left = Some(PIPE_BYTES),
+                read = pipe.read(buffer) => return read.unwrap_or(0),
+            }
+        }
+        let left = self.left.get_or_insert(PIPE_BYTES);
+        let room = buffer.len().min(*left);
+        let count = pipe.try_read(&mut buffer[..room]).unwrap_or(0);
+        *left -= count;
+        count
     }
 }
 
-/// Reads all of the result, and keeps one byte more than it may have, so that too much shows.
-async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
-    let mut result = Vec::new();
-    if let Some(mut pipe) = pipe {
-        let _ = (&mut pipe).take(MAX_RESULT_BYTES + 2).read_to_end(&mut result).await;
-        // Whoever writes more must not block on it.
-        let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+/// Appends all that comes. What was read is kept however long the disk takes.
+async fn pump(mut from: Source, log: &ReplayLog) {
+    let mut buffer = vec![0; FIRST_READ];
+    loop {
+        let count = from.read(&mut buffer).await;
+        if count == 0 {
+            return;
+        }
+        log.append(&buffer[..count]).await;
+        if count == buffer.len() {
+            buffer.resize(READ_BYTES, 0);
+        }
     }
-    result
+}
+
+/// Reads all of the result, and keeps one byte more than it may have, so that too much shows. Whoever writes
+/// more must not block on it.
+async fn collect(mut from: Source) -> Vec<u8> {
+    let most = usize::try_from(MAX_RESULT_BYTES + 2).unwrap_or(usize::MAX);
+    let (mut result, mut buffer) = (Vec::new(), vec![0; FIRST_READ]);
+    loop {
+        let count = from.read(&mut buffer).await;
+        if count == 0 {
+            return result;
+        }
+        result.extend_from_slice(&buffer[..count.min(most - result.len())]);
+        if count == buffer.len() {
+            buffer.resize(READ_BYTES, 0);
+        }
+    }
 }
 
 fn withdrawn(stop: Stop, stage: &'static str) -> Failure {
@@ -368,4 +377,36 @@ fn panicked(execution: &Execution) -> Frame {
         ended_at: Some(SystemTime::into(clock::now())),
         ..Default::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An init holds the pipes of its nest open until it ends, which is after its report.
+    #[tokio::test]
+    async fn what_is_there_when_the_time_is_over_is_taken_and_no_end_is_waited_for() {
+        let (mut writer, reader) = pipe::pipe().unwrap();
+        let over = watch::Sender::new(None);
+        let writes = async {
+            for part in [b"one ", b"two "] {
+                writer.write_all(part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            writer.write_all(b"three").await.unwrap();
+            over.send_replace(Some(Instant::now()));
+        };
+        let source = Source::of(Some(reader), over.subscribe());
+        assert_eq!(tokio::join!(collect(source), writes).0, b"one two three");
+        writer.write_all(b"late").await.expect_err("nobody reads any more");
+    }
+
+    /// Another execution may have been given the pipe, and never stop.
+    #[tokio::test]
+    async fn pipe_that_never_pauses_is_not_read_for_ever() {
+        let (mut writer, reader) = pipe::pipe().unwrap();
+        let over = watch::Sender::new(Some(Instant::now()));
+        let writes = async { while writer.write_all(&[0; 4096]).await.is_ok() {} };
+        tokio::join!(collect(Source::of(Some(reader), over.subscribe())), writes);
+    }
 }

@@ -3,12 +3,15 @@
 //! It outlives every stream and the run itself, until it is acknowledged. What happens inside the
 //! run is in `run.rs`.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use async_stream::try_stream;
 use futures::Stream;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame};
-use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf, sync::watch};
+use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf, sync::watch, time::timeout};
 
 use crate::{
     replay::{Bell, Keep, Read, ReplayLog},
@@ -18,6 +21,9 @@ use crate::{
 
 /// The largest piece of output in one frame.
 const FRAME_BYTES: usize = 64 << 10;
+
+/// How long the start of an execution, and its first output, may wait for its end.
+const HOLD: Duration = Duration::from_millis(2);
 
 /// Why a run was stopped from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,10 +201,15 @@ impl Execution {
         try_stream! {
             let mut bell = self.bell.subscribe();
             let mut cursor = from;
-            let mut announced = false;
+            let (mut held, mut announced) = (false, false);
             let mut told = None;
             loop {
                 bell.mark_unchanged();
+                if !held && self.was_started() {
+                    held = true;
+                    // Most end at once. Then all is told at once, which wakes everybody on the way only once.
+                    drop(timeout(HOLD, self.ended()).await);
+                }
                 // Before the logs: all that was written precedes the outcome.
                 let outcome = self.outcome.get();
                 let started = self.started.get();

@@ -17,6 +17,7 @@ pub(crate) mod session;
 mod sqlite;
 mod sweep;
 mod tally;
+mod text;
 mod write;
 mod writer;
 

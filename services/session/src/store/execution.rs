@@ -2,13 +2,16 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::{NotSet, Set},
-    Iterable, Order, QueryOrder, QuerySelect, QueryTrait,
+    ActiveValue::{self, NotSet, Set},
+    Iterable, Order, QueryOrder, QuerySelect, QueryTrait, StatementBuilder, UpdateMany,
     entity::prelude::*,
-    sea_query::{Condition, ExprTrait, InsertStatement, Query},
+    sea_query::{Condition, ExprTrait, InsertStatement, Query, UpdateStatement},
 };
 
-use super::{Instant, Page, Position, Store, is_no_text, only, session};
+use super::{
+    Instant, Page, Position, Store, is_no_text, only, session,
+    text::{Kind, OfKind},
+};
 use crate::{
     error::Error,
     lifecycle::{Cause, ExecutionEvent, ExecutionState, execution_sources},
@@ -215,8 +218,7 @@ impl Store {
         session: &session::Model,
         limit: u32,
     ) -> Result<Inserted, Error> {
-        let insert = insert(execution, session, limit);
-        let refused = match self.write_in(&session.id, &insert).await {
+        let refused = match self.write_in(&session.id, &insert(execution, session, limit)).await {
             Ok(1) => {
                 self.used(&session.id, execution.created_at.utc());
                 return Ok(Inserted::New);
@@ -329,10 +331,10 @@ impl Store {
     ) -> Result<bool, Error> {
         let ended_at = ending.ended_at.unwrap_or(now);
         let change = ActiveModel { completed_at: Set(Some(ended_at.into())), ..columns(ending.clone()) };
-        let Some(update) = moved(&row.id, event, change) else { return Ok(false) };
+        let Some(update) = ended(&row.id, event, change) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
-        let ended = self.write(&update.into_query()).await? == 1;
+        let ended = self.write(&update).await? == 1;
         if ended {
             self.tally.ended(execution_sources(event).1, row.language, ending.cause);
         }
@@ -356,7 +358,7 @@ fn moved(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<sea
     Some(Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(is_in(&from)))
 }
 
-fn columns(ending: Ending) -> ActiveModel {
+pub(super) fn columns(ending: Ending) -> ActiveModel {
     let started_at = ending.started_at.map_or(NotSet, |at| Set(Some(at.into())));
     ActiveModel {
         started_at,
@@ -380,9 +382,48 @@ fn columns(ending: Ending) -> ActiveModel {
     }
 }
 
+/// As [`moved`], for an event that is an end.
+pub(super) fn ended(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<impl StatementBuilder> {
+    let (from, to) = execution_sources(event);
+    change.state = Set(to?);
+    let kind = Kind::End { from, with_start: change.started_at.is_set() };
+    let subject = (id.to_owned(), event, change);
+    Some(OfKind { kind, subject, values: values_of_end, make: made_end })
+}
+
+fn values_of_end((id, _, change): &(String, ExecutionEvent, ActiveModel)) -> Vec<Value> {
+    let set = Column::iter().filter_map(|column| match change.get(column) {
+        ActiveValue::Set(value) => Some(value),
+        ActiveValue::Unchanged(_) | ActiveValue::NotSet => None,
+    });
+    set.chain([id.as_str().into()]).collect()
+}
+
+pub(super) fn made_end((id, event, change): &(String, ExecutionEvent, ActiveModel)) -> UpdateStatement {
+    moved(id, *event, change.clone()).map(UpdateMany::into_query).unwrap_or_default()
+}
+
 /// Adds an execution if its session is live and has fewer than `limit` active ones; the indexes say whether
 /// its id or its request was there before.
-fn insert(execution: &Model, session: &session::Model, limit: u32) -> InsertStatement {
+pub(super) fn insert<'a>(
+    execution: &'a Model,
+    session: &'a session::Model,
+    limit: u32,
+) -> impl StatementBuilder + use<'a> {
+    let kind = Kind::Insert { is_owned: !session.owner.is_empty() };
+    let subject = (execution, session, limit);
+    OfKind { kind, subject, values: values_of_insert, make: made_insert }
+}
+
+pub(super) type New<'a> = (&'a Model, &'a session::Model, u32);
+
+fn values_of_insert((execution, session, limit): &New<'_>) -> Vec<Value> {
+    let row = Column::iter().map(|column| execution.get(column));
+    let active_ones = [session.id.as_str().into(), i64::from(*limit).into()];
+    row.chain(session::values_of_this_live(session)).chain(active_ones).collect()
+}
+
+pub(super) fn made_insert((execution, session, limit): &New<'_>) -> InsertStatement {
     let active_ones = Query::select()
         .expr(Expr::col((Entity, Column::Id)).count())
         .from(Entity)
@@ -394,7 +435,7 @@ fn insert(execution: &Model, session: &session::Model, limit: u32) -> InsertStat
         row.expr(Expr::val(execution.get(column)));
     }
     row.from(session::Entity).cond_where(session::this_live(session));
-    row.and_where(ExprTrait::lt(Expr::SubQuery(None, Box::new(active_ones.into())), i64::from(limit)));
+    row.and_where(ExprTrait::lt(Expr::SubQuery(None, Box::new(active_ones.into())), i64::from(*limit)));
     let mut insert = Query::insert();
     insert.into_table(Entity).columns(Column::iter());
     // It fails only where the columns are not as many as the values.

@@ -461,3 +461,10 @@ pub(super) fn this_live(session: &Model) -> Condition {
         .add(ExprTrait::is_null(column(Column::DeletedAt)))
         .add_option(is_of(&session.owner))
 }
+
+/// The values of [`this_live`].
+pub(super) fn values_of_this_live(session: &Model) -> Vec<Value> {
+    let ids = [&session.id, &session.sandbox_id].map(|id| id.as_str().into());
+    let owner = Some(session.owner.as_str()).filter(|owner| !owner.is_empty());
+    ids.into_iter().chain(LIVE.map(Value::from)).chain(owner.map(Value::from)).collect()
+}

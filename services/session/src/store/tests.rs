@@ -1,5 +1,6 @@
 mod alike;
 mod replicas;
+mod text;
 
 use chrono::{DateTime, Utc};
 use sandmesh_mesh::{

@@ -104,10 +104,10 @@ impl Nest {
     /// children that ended.
     fn retire(&self) -> Result<Fd, Errno> {
         sys::drop_capabilities()?;
-        for (number, which) in (0..).zip(KEPT) {
+        for (number, which) in KEPT {
             sys::dup_to(self.fd(which), number, OnExec::Close)?;
         }
-        sys::close_from(Fd::try_from(KEPT.len()).unwrap_or(Fd::MAX))?;
+        sys::close_from(FIRST_NOT_KEPT)?;
         sys::child_signals()
     }
 
@@ -181,9 +181,11 @@ fn report(status: i32) {
 
 /// What the init keeps, by its own numbers: what it uses, and what the user's process writes to. These end with the
 /// init, so that its report, and not each of three pipes, tells the executor that nothing more will come.
-const KEPT: [Fds; 4] = [Fds::Control, Fds::Result, Fds::Stdout, Fds::Stderr];
+const KEPT: [(Fd, Fds); 4] =
+    [(CONTROL, Fds::Control), (RESULT, Fds::Result), (2, Fds::Stdout), (3, Fds::Stderr)];
 const CONTROL: Fd = 0;
 const RESULT: Fd = 1;
+const FIRST_NOT_KEPT: Fd = 4;
 
 /// What every process of the nest is to find.
 fn furnish(settings: &Settings) -> Result<(), (Stage, Errno)> {

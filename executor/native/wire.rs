@@ -182,7 +182,8 @@ impl Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The user's process ended, by the status that its reaper got; everything else in the nest is
-    /// reaped too. The usage is that of all: microseconds of CPU, peak KiB, blocks in, blocks out.
+    /// reaped too, but for a keeper, which is killed. The usage is that of all who were reaped: microseconds of
+    /// CPU, peak KiB, blocks in, blocks out.
     Exited { status: i32, usage: [u64; 4] },
     /// It was not started.
     Failed { stage: Stage, errno: Errno },

@@ -33,8 +33,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// How long output may still come after the jail is gone; it only can if the user's code handed its
-/// streams to another execution.
+/// How long output may still come after an end that no report told of: whoever wrote may be dying.
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// How long an init may take to end by itself after its report.
@@ -166,7 +165,7 @@ async fn live<'a>(
     };
     let life = async {
         let life = supervise(&mut process, announce, start.timeout).await;
-        // Who reports has reaped or killed all who could write.
+        // Who reports has reaped all who could write, or killed them: a keeper has no pipe.
         let patience = if life.exited.is_some() { Duration::ZERO } else { DRAIN };
         over.send_replace(Some(Instant::now() + patience));
         life
@@ -290,7 +289,7 @@ async fn passed(over: &mut watch::Receiver<Option<Instant>>) {
 struct Source {
     pipe: Option<pipe::Receiver>,
     over: watch::Receiver<Option<Instant>>,
-    /// How much is still taken, once the time is over.
+    /// How much of what was there is still to be taken, once the time is over.
     left: Option<usize>,
 }
 
@@ -301,23 +300,26 @@ impl Source {
 
     /// Reads some of it; nothing at its end.
     async fn read(&mut self, buffer: &mut [u8]) -> usize {
-        /// The most that a pipe can hold.
-        const PIPE_BYTES: usize = 1 << 20;
         let Some(pipe) = &mut self.pipe else { return 0 };
         if self.left.is_none() {
             select! {
                 // In this order: it may be a pipe that never pauses.
                 biased;
-                () = passed(&mut self.over) => self.left = Some(PIPE_BYTES),
+                () = passed(&mut self.over) => {}
                 read = pipe.read(buffer) => return read.unwrap_or(0),
             }
         }
-        let left = self.left.get_or_insert(PIPE_BYTES);
-        let room = buffer.len().min(*left);
-        let count = pipe.try_read(&mut buffer[..room]).unwrap_or(0);
-        *left -= count;
+        // Not by way of the runtime, which asks for nothing before it heard that something is there.
+        let left = self.left.unwrap_or_else(|| rustix::io::ioctl_fionread(&*pipe).map_or(0, saturated));
+        let room = buffer.len().min(left);
+        let count = rustix::io::retry_on_intr(|| rustix::io::read(&*pipe, &mut buffer[..room])).unwrap_or(0);
+        self.left = Some(left - count);
         count
     }
+}
+
+fn saturated(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 /// Appends all that comes. What was read is kept however long the disk takes.
@@ -399,6 +401,27 @@ mod tests {
         let source = Source::of(Some(reader), over.subscribe());
         assert_eq!(tokio::join!(collect(source), writes).0, b"one two three");
         writer.write_all(b"late").await.expect_err("nobody reads any more");
+    }
+
+    /// What is written to a pipe of packets is read one by one, and the runtime hears of them once.
+    #[tokio::test]
+    async fn packets_are_taken_too() {
+        let flags = nix::fcntl::OFlag::O_DIRECT | nix::fcntl::OFlag::O_NONBLOCK;
+        let (reader, writer) = nix::unistd::pipe2(flags).unwrap();
+        let reader = pipe::Receiver::from_owned_fd(reader).unwrap();
+        let over = watch::Sender::new(None);
+        for packet in [b"a", b"b", b"c"] {
+            nix::unistd::write(&writer, packet).unwrap();
+        }
+        let ends = async {
+            // Until the first was read.
+            while rustix::io::ioctl_fionread(&writer).unwrap() == 3 {
+                tokio::task::yield_now().await;
+            }
+            over.send_replace(Some(Instant::now()));
+        };
+        let source = Source::of(Some(reader), over.subscribe());
+        assert_eq!(tokio::join!(collect(source), ends).0, b"abc");
     }
 
     /// Another execution may have been given the pipe, and never stop.

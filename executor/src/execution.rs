@@ -11,7 +11,12 @@ use std::{
 use async_stream::try_stream;
 use futures::Stream;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame};
-use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf, sync::watch, time::timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::unix::OwnedWriteHalf,
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     replay::{Bell, Keep, Read, ReplayLog},
@@ -22,7 +27,7 @@ use crate::{
 /// The largest piece of output in one frame.
 const FRAME_BYTES: usize = 64 << 10;
 
-/// How long the start of an execution, and its first output, may wait for its end.
+/// How long after the start of an execution what is told of it first may wait for its end.
 const HOLD: Duration = Duration::from_millis(2);
 
 /// Why a run was stopped from outside.
@@ -56,7 +61,7 @@ pub(crate) struct Execution {
     signals: tokio::sync::Mutex<()>,
     bell: Bell,
     stop: watch::Sender<Option<Stop>>,
-    started: OnceLock<pb::ExecutionStarted>,
+    started: OnceLock<(Instant, pb::ExecutionStarted)>,
     outcome: OnceLock<Frame>,
     /// Where bytes to the jail's init go while it runs.
     control: Mutex<Option<Control>>,
@@ -139,7 +144,7 @@ impl Execution {
     /// The user's process exists.
     pub(crate) fn set_started(&self, started: pb::ExecutionStarted, control: OwnedWriteHalf) {
         *self.control() = Some(Arc::new(tokio::sync::Mutex::new(control)));
-        let _ = self.started.set(started);
+        let _ = self.started.set((Instant::now(), started));
         self.bell.send_replace(());
     }
 
@@ -205,10 +210,13 @@ impl Execution {
             let mut told = None;
             loop {
                 bell.mark_unchanged();
-                if !held && self.was_started() {
+                if let (false, Some((since, _))) = (held, self.started.get()) {
                     held = true;
-                    // Most end at once. Then all is told at once, which wakes everybody on the way only once.
-                    drop(timeout(HOLD, self.ended()).await);
+                    // Most end at once. Then all is told together, which wakes everybody on the way only once. Where
+                    // input may follow, it waits for what is told first.
+                    if self.input.taken().stdin_closed {
+                        drop(timeout_at(*since + HOLD, self.ended()).await);
+                    }
                 }
                 // Before the logs: all that was written precedes the outcome.
                 let outcome = self.outcome.get();
@@ -218,7 +226,7 @@ impl Execution {
                 if let Some(taken) = has_begun.then(|| self.input.news(&mut told)).flatten() {
                     yield Frame::InputTaken(taken);
                 }
-                if let (false, Some(started)) = (announced, started) {
+                if let (false, Some((_, started))) = (announced, started) {
                     announced = true;
                     yield Frame::Started(*started);
                 }

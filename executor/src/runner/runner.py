@@ -349,11 +349,14 @@ def import_random():
 def fill_pools():
     """Takes the gaps that the imports left in Python's pools of small blocks, for good. Each size has pools of
     its own of four pages, so a child that gets a gap writes to two pages, that of the gap and that of the pool's
-    head; in a pool that is new these are the same."""
+    head; in a pool that is new these are the same. Older Pythons, and those without a global lock, have no such pools."""
+    pool, head, most = 16384, 48, 1024
+    if sys.version_info < (3, 10) or "t" in sys.abiflags:
+        return
     for size in range(32, 513, 16):
-        for _ in range(1024):
+        for _ in range(most):
             block = bytes(size - 33) if size > 33 else float(size)
-            if id(block) % 16384 == 48:  # the first of a pool; it is given back
+            if id(block) % pool == head:  # the first of a pool; it is given back
                 break
             GAPS.append(block)
 

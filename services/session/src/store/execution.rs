@@ -330,8 +330,7 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
         let ended_at = ending.ended_at.unwrap_or(now);
-        let change = ActiveModel { completed_at: Set(Some(ended_at.into())), ..columns(ending.clone()) };
-        let Some(update) = ended(&row.id, event, change) else { return Ok(false) };
+        let Some(update) = ended(&row.id, event, columns(ending.clone(), ended_at)) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
         let ended = self.write(&update).await? == 1;
@@ -358,10 +357,12 @@ fn moved(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<sea
     Some(Entity::update_many().set(change).filter(Column::Id.eq(id)).filter(is_in(&from)))
 }
 
-pub(super) fn columns(ending: Ending) -> ActiveModel {
+/// What an end sets: always the same columns, but for the start.
+pub(super) fn columns(ending: Ending, ended_at: DateTime<Utc>) -> ActiveModel {
     let started_at = ending.started_at.map_or(NotSet, |at| Set(Some(at.into())));
     ActiveModel {
         started_at,
+        completed_at: Set(Some(ended_at.into())),
         cause: Set(ending.cause),
         // An executor says it, and is not trusted to say only what a database takes.
         cause_detail: Set(ending.cause_detail.replace('\0', "")),
@@ -382,8 +383,12 @@ pub(super) fn columns(ending: Ending) -> ActiveModel {
     }
 }
 
-/// As [`moved`], for an event that is an end.
-pub(super) fn ended(id: &str, event: ExecutionEvent, mut change: ActiveModel) -> Option<impl StatementBuilder> {
+/// As [`moved`], for an event that is an end, with the [`columns`] of one.
+pub(super) fn ended(
+    id: &str,
+    event: ExecutionEvent,
+    mut change: ActiveModel,
+) -> Option<impl StatementBuilder> {
     let (from, to) = execution_sources(event);
     change.state = Set(to?);
     let kind = Kind::End { from, with_start: change.started_at.is_set() };

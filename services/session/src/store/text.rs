@@ -14,7 +14,9 @@ use crate::lifecycle::ExecutionState;
 /// All that the text of such a statement depends on, but for the database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
+    /// Of a new execution, in a session that a process owns or that none does.
     Insert { is_owned: bool },
+    /// Out of these states, with or without the time of the start.
     End { from: Vec<ExecutionState>, with_start: bool },
 }
 

@@ -32,11 +32,12 @@ fn values_of_an_end_are_those_of_its_text() {
         exited(Some(Cause::Timeout), false),
         ExecutionEvent::StartFailed,
         ExecutionEvent::Cancelled,
+        ExecutionEvent::SandboxLost,
     ];
     for event in events {
         for started_at in [None, Some(now())] {
             let ending = Ending { exit_code: Some(3), started_at, ..Ending::default() };
-            let change = || execution::columns(ending.clone());
+            let change = || execution::columns(ending.clone(), now());
             let mut complete = change();
             complete.state = Set(execution_sources(event).1.unwrap());
             let remembered = execution::ended("e", event, change()).unwrap();

@@ -273,8 +273,7 @@ def finish(code):
     try:
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()
-        if atexit._ncallbacks():
-            atexit._run_exitfuncs()
+        atexit._run_exitfuncs()
     except SystemExit as stop:
         code = exit_code(stop)
     flush()
@@ -381,7 +380,6 @@ def warm_up():
     take_environment(head)
     to_utf8(run(head, code, event, begin(head)))
     flush()
-    atexit._ncallbacks()
     del sys.modules[HANDLER]
     MODULES[HANDLER] = new_module(HANDLER)
 

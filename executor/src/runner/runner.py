@@ -305,7 +305,6 @@ def become_child():
     hooks = (python.PyOS_BeforeFork, ctypes.PyDLL(None).fork, python.PyOS_AfterFork_Child, python.PyOS_AfterFork_Parent)
     serve = library.sandmesh_serve
     sequences = restartable_sequences(ctypes)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     del ctypes, datetime, linecache, re, traceback
     # Of the jail, and of the loader's: not the user's.
     for name in ("LD_BIND_NOW", "PWD"):
@@ -317,8 +316,6 @@ def become_child():
     become_main()
     gc.collect()
     fill_pools()
-    if trim:
-        trim(0)
     gc.freeze()
     if serve(*hooks, *sequences):
         warm_up()

@@ -330,7 +330,7 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<bool, Error> {
         let ended_at = ending.ended_at.unwrap_or(now);
-        let Some(update) = ended(&row.id, event, columns(ending.clone(), ended_at)) else { return Ok(false) };
+        let Some(update) = ended(&row.id, event, ending.clone(), ended_at) else { return Ok(false) };
         // Before it: whoever sees that nothing runs any more sees this use, too.
         self.used(&row.session_id, now);
         let ended = self.write(&update).await? == 1;
@@ -383,14 +383,15 @@ pub(super) fn columns(ending: Ending, ended_at: DateTime<Utc>) -> ActiveModel {
     }
 }
 
-/// As [`moved`], for an event that is an end, with the [`columns`] of one.
+/// As [`moved`], for an event that is an end.
 pub(super) fn ended(
     id: &str,
     event: ExecutionEvent,
-    mut change: ActiveModel,
+    ending: Ending,
+    ended_at: DateTime<Utc>,
 ) -> Option<impl StatementBuilder> {
     let (from, to) = execution_sources(event);
-    change.state = Set(to?);
+    let change = ActiveModel { state: Set(to?), ..columns(ending, ended_at) };
     let kind = Kind::End { from, with_start: change.started_at.is_set() };
     let subject = (id.to_owned(), event, change);
     Some(OfKind { kind, subject, values: values_of_end, make: made_end })

@@ -37,10 +37,9 @@ fn values_of_an_end_are_those_of_its_text() {
     for event in events {
         for started_at in [None, Some(now())] {
             let ending = Ending { exit_code: Some(3), started_at, ..Ending::default() };
-            let change = || execution::columns(ending.clone(), now());
-            let mut complete = change();
+            let mut complete = execution::columns(ending.clone(), now());
             complete.state = Set(execution_sources(event).1.unwrap());
-            let remembered = execution::ended("e", event, change()).unwrap();
+            let remembered = execution::ended("e", event, ending, now()).unwrap();
             is_as_made(&remembered, &execution::made_end(&("e".into(), event, complete)));
         }
     }

@@ -285,3 +285,44 @@ async fn next_chunk(log: &ReplayLog, offset: &mut u64) -> Result<Option<pb::Outp
         Read::AtEnd | Read::Beyond => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures::StreamExt as _;
+    use tokio::{join, net::UnixStream, time::sleep};
+
+    use super::*;
+
+    /// How long after its start one is told of that is told at last to have ended after `lasts`.
+    async fn told_after(keep_stdin_open: bool, lasts: Duration) -> Duration {
+        let keep = Keep { memory_bytes: 0, total_bytes: 0 };
+        let (execution, _opening) = Execution::new("exec_1".into(), 0, keep, std::path::Path::new("/")).await;
+        execution.take_first_input(0, keep_stdin_open);
+        let (execution, began) = (Arc::new(execution), Instant::now());
+        let (control, _init) = UnixStream::pair().unwrap();
+        execution.set_started(pb::ExecutionStarted::default(), control.into_split().1);
+        let ends = async {
+            sleep(lasts).await;
+            execution.set_outcome(Frame::Failed(pb::ExecutionFailed::default()));
+        };
+        let frames = Arc::clone(&execution).frames(Cursor::default());
+        let told = async {
+            let mut frames = pin!(frames);
+            frames.next().await.unwrap().unwrap();
+            let after = began.elapsed();
+            while frames.next().await.is_some() {}
+            after
+        };
+        join!(told, ends).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn start_waits_for_an_end_that_is_near_unless_input_may_follow() {
+        let (short, long) = (HOLD / 2, HOLD * 1000);
+        assert_eq!(told_after(false, short).await, short);
+        assert_eq!(told_after(false, long).await, HOLD);
+        assert_eq!(told_after(true, long).await, Duration::ZERO);
+    }
+}

@@ -19,6 +19,8 @@ mod role;
 mod server;
 mod tasks;
 mod telemetry;
+#[cfg(any(test, feature = "test-servers"))]
+pub mod testing;
 mod time;
 pub mod tls;
 mod values;

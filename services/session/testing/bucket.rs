@@ -5,7 +5,6 @@ use std::{
     fs,
     net::TcpListener as StdListener,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -14,6 +13,7 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use s3s::{auth::SimpleAuth, service::S3Service, service::S3ServiceBuilder};
+use sandmesh_mesh::testing::free_port;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime};
 
@@ -121,16 +121,4 @@ pub(crate) fn files_below(directory: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
-}
-
-/// A port below those that the system gives to outgoing connections, so that it stays free while the server
-/// is down.
-fn free_port() -> u16 {
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(16);
-    let next = || {
-        let number = begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
-        u16::try_from(20_000 + number % 12_000).unwrap()
-    };
-    std::iter::repeat_with(next).find(|port| StdListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }

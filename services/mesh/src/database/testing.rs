@@ -27,6 +27,7 @@ use tempfile::TempDir;
 
 use self::program::{PASSWORD, USER};
 use super::DatabaseUrl;
+use crate::testing::free_port;
 
 /// How long a server may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -153,7 +154,7 @@ impl OwnServer {
     pub fn start(kind: Kind) -> Self {
         let directory = program::directory();
         program::prepare(kind, directory.path());
-        let port = program::free_port();
+        let port = free_port();
         let process = program::start(kind, directory.path(), port, true);
         program::wait_until_it_answers(kind, port, directory.path());
         Self { kind, port, directory, process }

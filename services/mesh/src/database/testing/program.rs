@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -27,11 +27,6 @@ pub(super) fn directory() -> TempDir {
     let directory = tempfile::Builder::new().prefix("smdb-").tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).unwrap();
     directory
-}
-
-/// A port that nobody listens on.
-pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The user of a server: none of them runs as root.

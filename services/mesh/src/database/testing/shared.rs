@@ -81,7 +81,7 @@ fn start(kind: Kind, directory: &Path) -> u16 {
     // One that did not end well.
     let _ = fs::remove_dir_all(directory.join("data"));
     program::prepare(kind, directory);
-    let port = program::free_port();
+    let port = crate::testing::free_port();
     let server = program::start(kind, directory, port, false);
     program::wait_until_it_answers(kind, port, directory);
     fs::write(directory.join("port"), format!("{port} {}", server.id())).unwrap();

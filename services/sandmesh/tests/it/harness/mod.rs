@@ -17,12 +17,8 @@ pub(crate) mod tools;
 pub(crate) mod twofold;
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,6 +36,7 @@ pub(crate) use grpc::{Grpc, code_spec, follow, refused, violates};
 pub(crate) use index::Index;
 use process::{Launch, Process};
 pub(crate) use registry::Registry;
+pub(crate) use sandmesh_mesh::testing::free_port;
 
 /// How long a start or an orderly stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -393,19 +390,6 @@ impl Drop for Server {
             leftovers::remove(&data_dir, &parent);
         }
     }
-}
-
-/// A port of this machine that nobody listens on now. It is below those that the system gives to outgoing
-/// connections, so that it stays free while a server is down; each test process begins elsewhere.
-pub(crate) fn free_port() -> u16 {
-    const FIRST: u32 = 10_000;
-    const COUNT: u32 = 22_000;
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(16);
-    let next =
-        || u16::try_from(FIRST + begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT).unwrap();
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(next).find(is_free).unwrap()
 }
 
 /// Waits until `condition` holds, looking often.

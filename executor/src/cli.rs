@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     admission, check, destroy, disk,
-    isolation::{IsolationOptions, Need, cgroup::Limits, layer::Layer},
+    isolation::{IsolationOptions, Need, cgroup::Limits, large_pages, layer::Layer},
     parent, relay, seal, serve,
 };
 
@@ -24,6 +24,8 @@ enum Command {
     Serve(Box<ServeOptions>),
     /// Tell whether this host can isolate executions as asked, and what is missing.
     Check(CheckOptions),
+    /// Make a copy of the system's Python in large pages of memory, for sandboxes of this host.
+    Copy(CopyOptions),
     /// Give an executor in a container what only the host can give it.
     Admit(AdmitOptions),
     /// Kill everything in a sandbox and remove its control groups and its directory.
@@ -112,6 +114,9 @@ pub(crate) struct ServeOptions {
     /// The directory of all layers of packages.
     #[arg(long)]
     pub(crate) layers: Option<PathBuf>,
+    /// The directory of the copy of Python, as `copy` made it.
+    #[arg(long)]
+    pub(crate) copies: Option<PathBuf>,
     /// The layer that executions find at first, as LANGUAGE:KEY.
     #[arg(long, requires = "layers")]
     pub(crate) layer: Option<Layer>,
@@ -131,6 +136,16 @@ pub(crate) struct CheckOptions {
     /// There need not be an interpreter: what is asked about is the host.
     #[arg(long)]
     pub(crate) without_interpreters: bool,
+    #[command(flatten)]
+    pub(crate) isolation: IsolationOptions,
+}
+
+/// Flags of `copy`.
+#[derive(Debug, Args)]
+pub(crate) struct CopyOptions {
+    /// The directory of the copy, which is of this program alone.
+    #[arg(long)]
+    pub(crate) into: PathBuf,
     #[command(flatten)]
     pub(crate) isolation: IsolationOptions,
 }
@@ -221,6 +236,7 @@ pub fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options),
         Command::Seal(options) => seal::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Check(options) => check::run(&options),
+        Command::Copy(options) => large_pages::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Admit(options) => admission::admit(&options).map(|()| ExitCode::SUCCESS),
         Command::Serve(options) => serve::run(&options),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),

@@ -70,6 +70,7 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         isolation: &options.isolation,
         layers: options.layers.as_deref(),
         layer: options.layer.as_ref(),
+        copies: options.copies.as_deref(),
         proxy: options.proxy.as_deref(),
         workspace: options.workspace.as_deref(),
         admission,

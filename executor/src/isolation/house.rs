@@ -75,6 +75,8 @@ pub(crate) struct Plan<'a> {
     /// The directory of all layers of packages, and the one that is shown at first.
     pub(crate) layers: Option<&'a Path>,
     pub(crate) layer: Option<&'a Layer>,
+    /// The directory of the copy of Python in large pages.
+    pub(crate) copies: Option<&'a Path>,
     /// The socket that leads an installer out.
     pub(crate) proxy: Option<&'a Path>,
     /// The workspace, where it is not in the directory.
@@ -192,6 +194,8 @@ pub(crate) struct Rooms {
     pub(crate) prefixes: Vec<(PathBuf, PathBuf)>,
     /// The layers of packages of this node.
     pub(crate) layers: Option<PathBuf>,
+    /// The directory of the copy of Python in large pages.
+    pub(crate) copies: Option<PathBuf>,
     /// The socket of a proxy.
     pub(crate) proxy: Option<PathBuf>,
 }
@@ -206,6 +210,7 @@ impl Rooms {
             executor: base.join("executor"),
             prefixes: Vec::new(),
             layers: None,
+            copies: None,
             proxy: None,
         }
     }
@@ -219,6 +224,7 @@ impl Rooms {
             spool: dir.join("spool"),
             executor: own_program()?,
             layers: plan.layers.map(resolve).transpose()?,
+            copies: plan.copies.and_then(|copies| copies.canonicalize().ok()),
             proxy: plan.proxy.map(resolve).transpose()?,
             ..Self::at(&dir.join("house"))
         })
@@ -371,6 +377,11 @@ fn own_mounts(plan: &Plan<'_>, interpreters: &Interpreters) -> anyhow::Result<Ro
         let here = house.join("layers");
         trees.push((clone_mount(layers)?, here.clone(), true));
         rooms.layers = Some(here);
+    }
+    if let Some(copies) = plan.copies.filter(|copies| copies.is_dir()) {
+        let here = house.join("copies");
+        trees.push((clone_mount(copies)?, here.clone(), true));
+        rooms.copies = Some(here);
     }
     if let Some(proxy) = plan.proxy {
         let here = house.join("proxy");

@@ -16,6 +16,7 @@ use super::{
     Outer,
     house::{Rooms, put},
     interpreters::Interpreters,
+    large_pages,
     layer::{Layer, PACKAGES},
 };
 use crate::cli::Language;
@@ -94,6 +95,8 @@ pub(crate) struct Arguments {
     words: Vec<OsString>,
     /// Where the layers of packages are.
     layers: Option<PathBuf>,
+    /// Where copies of Python are, and what they are copies of.
+    copies: Option<(PathBuf, PathBuf)>,
     /// The size of a temporary file system of an execution.
     temporary_bytes: u64,
 }
@@ -109,6 +112,7 @@ impl Arguments {
         let mut args = Self::walls(outer, &["CAP_SYS_ADMIN", "CAP_SETPCAP"]);
         args.temporary_bytes = temporary_bytes(memory_bytes, disk_bytes);
         args.layers.clone_from(&rooms.layers);
+        args.copies = rooms.copies.clone().zip(interpreters.python.clone());
         args.bind("--ro-bind", &rooms.etc, "/etc");
         SHOWN.iter().map(Path::new).filter(|path| is_shown(path, outer)).for_each(|path| {
             // It may go while the sandbox lives.
@@ -145,6 +149,11 @@ impl Arguments {
                 // Every directory looks for modules here at last, `import` too, which knows no variable.
                 args.show_modules(&layer.files(layers));
             }
+        }
+        if let Some((copies, python)) = &self.copies
+            && let Some((copy, place)) = large_pages::find(copies, python)
+        {
+            args.bind("--ro-bind-try", &copy, place);
         }
         args.add(&["--chdir", "/workspace", "--remount-ro", "/"]);
         for (name, value) in crate::runner::base_environment(&Scene::inside(layer.cloned())) {
@@ -188,7 +197,8 @@ impl Arguments {
 
     /// Every namespace, no capability but these, a fixed identity, and the read-only system.
     fn walls(outer: Outer, capabilities: &[&str]) -> Self {
-        let mut args = Self { words: Vec::with_capacity(128), layers: None, temporary_bytes: 0 };
+        let mut args =
+            Self { words: Vec::with_capacity(128), layers: None, copies: None, temporary_bytes: 0 };
         args.add(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]);
         args.add(&["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]);
         args.add(&["--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]);

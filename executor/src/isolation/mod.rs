@@ -9,6 +9,7 @@ pub(crate) mod cgroup;
 pub(crate) mod house;
 pub(crate) mod interpreters;
 pub(crate) mod jail;
+pub(crate) mod large_pages;
 pub(crate) mod layer;
 pub(crate) mod parent;
 pub(crate) mod process;

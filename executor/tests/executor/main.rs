@@ -8,6 +8,7 @@ mod fuzz;
 mod input;
 mod isolation;
 mod javascript;
+mod large_pages;
 mod layers;
 mod lifecycle;
 mod limits;

@@ -41,6 +41,8 @@ pub(in crate::runtime) struct Program {
     interpreters: Arc<OnceLock<Vec<Interpreter>>>,
     /// Where the layers of packages are.
     layers: PathBuf,
+    /// Where the copy of Python in large pages is, for sandboxes that are processes.
+    copies: PathBuf,
 }
 
 /// The answer of `sandmesh-executor check`.
@@ -124,7 +126,8 @@ impl Program {
         };
         if path.is_file() {
             let (config, layers) = (config.clone(), layers::root(data_dir));
-            return Ok(Self { path, config, interpreters: Arc::default(), layers });
+            let copies = data_dir.join("interpreters");
+            return Ok(Self { path, config, interpreters: Arc::default(), layers, copies });
         }
         Err(Problems(vec![format!(
             "program `{}` is missing; put `sandmesh-executor` beside the running program, or name it in setting \
@@ -137,11 +140,27 @@ impl Program {
     pub(in crate::runtime) async fn check(&self, uid: Option<u32>) -> Result<Ability, Problems> {
         let mut command = self.command("check");
         self.add_isolation(&mut command, uid);
-        let output = self.answer(command).await.map_err(|why| Problems(vec![why]))?;
+        let (output, ()) = tokio::join!(self.answer(command), self.copy_python());
+        let output = output.map_err(|why| Problems(vec![why]))?;
         self.read_check(
             &output.stdout,
             &format!("ended with {} and said: {}", output.status, tail(&output.stderr)),
         )
+    }
+
+    /// Has the copy of Python made, once: without it all works as well.
+    async fn copy_python(&self) {
+        if self.interpreters.get().is_some() {
+            return;
+        }
+        let mut command = self.command("copy");
+        command.arg("--into").arg(&self.copies).args(self.policy_args());
+        let why = match self.answer(command).await {
+            Ok(output) if output.status.success() => return,
+            Ok(output) => tail(&output.stderr),
+            Err(why) => why,
+        };
+        tracing::info!(why, "there is no copy of Python in large pages");
     }
 
     /// Reads what a check printed; `otherwise` is what is told when it printed nothing of that kind.
@@ -178,6 +197,7 @@ impl Program {
         let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
         let mut command = self.serve_command(&serve);
         command.args(order_args(order, &self.layers));
+        command.arg("--copies").arg(&self.copies);
         // What is made for a pool is to be warm when it is claimed, and few are made at once.
         if !order.spec.session_id.is_empty() {
             command.arg("--warm-turns").arg(turns);

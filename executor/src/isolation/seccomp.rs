@@ -35,9 +35,9 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// So most of it is installed once, on the parent that it is forked from.
 #[derive(Debug)]
 pub(crate) struct Filters {
-    /// Everything that is refused whatever the arguments are, but for what a parent needs to make nests.
+    /// Everything that is refused, but for what it takes to make nests.
     pub(crate) parent: Vec<u8>,
-    /// That, and what depends on the arguments.
+    /// That.
     pub(crate) user: Vec<u8>,
 }
 
@@ -46,18 +46,25 @@ pub(crate) fn compile() -> Filters {
     Filters { parent: assemble(NATIVE, &parent_rules()), user: assemble(NATIVE, &user_rules()) }
 }
 
-/// What the inits of nests need and user code must not have.
-const FOR_NESTS: [i64; 1] = [libc::SYS_mount];
+/// What it takes to make nests, and what user code has of it.
+fn for_nests() -> [(i64, Rule); 3] {
+    [
+        (libc::SYS_clone, only_if(vec![vec![Condition::HasNone(0, NEW_NAMESPACES)]])),
+        (libc::SYS_mount, Rule::Always(Answer::errno(libc::EPERM))),
+        (libc::SYS_prctl, only_if(vec![vec![is_not(0, libc::PR_SET_SECCOMP)]])),
+    ]
+}
 
 /// For a warm parent, and all that comes of it.
 fn parent_rules() -> Vec<(u32, Rule)> {
     const X32_BIT: u32 = 0x4000_0000;
     let deny = Rule::Always(Answer::errno(libc::EPERM));
     let no_such_call = Rule::Always(Answer::errno(libc::ENOSYS));
-    let conditional = conditional().into_iter().map(|(call, _)| call);
-    let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE).chain(&FOR_NESTS).copied();
+    let for_nests = for_nests().map(|(call, _)| call);
+    let allowed = ALLOWED_EVERYWHERE.iter().chain(ALLOWED_HERE).chain(&for_nests);
     let mut calls: BTreeMap<u32, Rule> =
-        allowed.chain(conditional).map(|call| (number(call), Rule::Always(Answer::ALLOW))).collect();
+        allowed.map(|call| (number(*call), Rule::Always(Answer::ALLOW))).collect();
+    calls.extend(conditional().into_iter().map(|(call, rule)| (number(call), rule)));
     calls.extend(NOT_THERE.iter().map(|call| (number(*call), no_such_call.clone())));
     let known = (0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(|| deny.clone())));
     let mut rules: Vec<_> = known.collect();
@@ -68,11 +75,10 @@ fn parent_rules() -> Vec<(u32, Rule)> {
     merged(rules)
 }
 
-/// For the user's process besides: all that depends on the arguments.
+/// For the user's process besides.
 fn user_rules() -> Vec<(u32, Rule)> {
-    let denied = FOR_NESTS.map(|call| (call, Rule::Always(Answer::errno(libc::EPERM))));
     let mut calls: BTreeMap<u32, Rule> =
-        conditional().into_iter().chain(denied).map(|(call, rule)| (number(call), rule)).collect();
+        for_nests().into_iter().map(|(call, rule)| (number(call), rule)).collect();
     let allow = || Rule::Always(Answer::ALLOW);
     merged((0..=NEWEST_KNOWN).map(|call| (call, calls.remove(&call).unwrap_or_else(allow))).collect())
 }
@@ -118,11 +124,20 @@ fn number(call: i64) -> u32 {
 /// The first process of the user's pid namespace.
 const INIT: i32 = 1;
 
-/// Calls whose arguments decide.
+fn is(argument: u32, value: i32) -> Condition {
+    Condition::Is(argument, value.cast_unsigned())
+}
+
+fn is_not(argument: u32, value: i32) -> Condition {
+    Condition::IsNot(argument, value.cast_unsigned())
+}
+
+fn only_if(alternatives: Vec<Vec<Condition>>) -> Rule {
+    Rule::AllowIf(alternatives, Answer::errno(libc::EPERM))
+}
+
+/// Calls whose arguments decide, with what neither a parent nor an init does.
 fn conditional() -> Vec<(i64, Rule)> {
-    let is = |index, value: i32| Condition::Is(index, value.cast_unsigned());
-    let is_not = |index, value: i32| Condition::IsNot(index, value.cast_unsigned());
-    let only_if = |alternatives| Rule::AllowIf(alternatives, Answer::errno(libc::EPERM));
     let mut sockets = vec![
         vec![is(0, libc::AF_UNIX)],
         // getifaddrs, and with it os.networkInterfaces() of node.
@@ -139,9 +154,7 @@ fn conditional() -> Vec<(i64, Rule)> {
     let ioctl = vec![is_not(1, ioctl_number(libc::TIOCSTI)), is_not(1, ioctl_number(libc::TIOCLINUX))];
     let not_on_init = |(call, argument): &(i64, u32)| (*call, only_if(vec![vec![is_not(*argument, INIT)]]));
     let mut rules = vec![
-        (libc::SYS_clone, only_if(vec![vec![Condition::HasNone(0, NEW_NAMESPACES)]])),
         (libc::SYS_ioctl, only_if(vec![ioctl])),
-        (libc::SYS_prctl, only_if(vec![vec![is_not(0, libc::PR_SET_SECCOMP)]])),
         (libc::SYS_socket, only_if(sockets)),
         (libc::SYS_socketpair, only_if(vec![vec![is(0, libc::AF_UNIX)]])),
     ];
@@ -169,10 +182,10 @@ mod tests {
     fn every_number_is_answered_as_the_lists_say() {
         let filters = compile();
         let (parent, user) = (filters.parent.len() / 8, filters.user.len() / 8);
-        assert!(parent < 256 && user < 256, "{parent} and {user} instructions");
+        assert!(parent < 512 && user < 32, "{parent} and {user} instructions");
         let listed = |call| ALLOWED_EVERYWHERE.contains(&call) || ALLOWED_HERE.contains(&call);
         for call in 0..600 {
-            let conditional = conditional().iter().any(|(number, _)| *number == call);
+            let conditional = conditional().iter().chain(&for_nests()).any(|(number, _)| *number == call);
             let expected = match call {
                 _ if conditional => continue,
                 _ if NOT_THERE.contains(&call) => Answer::errno(libc::ENOSYS),
@@ -207,6 +220,8 @@ mod tests {
         assert!(ask(libc::SYS_ioctl, 0, ioctl_number(libc::TCGETS), 0));
         assert!(!ask(libc::SYS_ioctl, 0, ioctl_number(libc::TIOCSTI), 0));
         assert!(!ask(libc::SYS_prctl, libc::PR_SET_SECCOMP, 2, 0));
+        assert!(ask(libc::SYS_prctl, libc::PR_SET_NAME, 0, 0));
+        assert!(!ask(libc::SYS_mount, 0, 0, 0));
         assert!(!ask(libc::SYS_socket, libc::AF_INET, libc::SOCK_DCCP, 0));
         assert!(ask(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0));
         for (call, argument) in ON_A_PROCESS {

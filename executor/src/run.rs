@@ -1,6 +1,7 @@
 //! The run of one execution: wait for a slot, prepare, start, pump, stop in time, take apart, tell.
 
 use std::{
+    io,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use sandmesh_proto::executor::{self as pb, execute_response::Frame};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncReadExt as _,
     net::unix::{OwnedWriteHalf, pipe},
     select,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -20,7 +21,10 @@ use tokio::{
 use crate::{
     clock,
     execution::{Control, Execution, Stop},
-    isolation::{Sandbox, process::Process},
+    isolation::{
+        Sandbox,
+        process::{Process, RequestPipe},
+    },
     native::wire::Stage,
     outcome::{Ended, Measured},
     replay::ReplayLog,
@@ -205,12 +209,16 @@ impl Announce<'_> {
         &self,
         instant: Instant,
         control: OwnedWriteHalf,
-        stdin: Option<pipe::Sender>,
+        input: Option<pipe::Sender>,
     ) -> StartedAt {
         let opening = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(opening), Some(pipe)) = (opening, stdin) {
-            let (first, keep_open) = (self.start.stdin.clone(), self.start.keep_stdin_open);
-            clock::spawn(opening.open(pipe, first, keep_open));
+        match (opening, input) {
+            (Some(opening), Some(pipe)) => {
+                let (first, keep_open) = (self.start.stdin.clone(), self.start.keep_stdin_open);
+                clock::spawn(opening.open(pipe, first, keep_open));
+            }
+            (Some(opening), None) => opening.close(),
+            (None, _) => {}
         }
         let startup = instant - self.began;
         let started = pb::ExecutionStarted {
@@ -250,29 +258,28 @@ async fn launch(
         let message = format!("there is no {language} interpreter in the sandbox");
         Failure::new(pb::FailureKind::NotFound, "find_interpreter", message)
     })?;
-    let (process, kind) = warm.take(runner.kind(start, sandbox)).await.map_err(|err| {
-        let errno = err.source.raw_os_error().unwrap_or_default();
-        let mut failure = Failure::from_errno(errno, err.stage, "cannot make the jail");
-        failure.message = format!("cannot make the jail: {}", err.source);
+    let failed = |stage, source: &io::Error| {
+        let errno = source.raw_os_error().unwrap_or_default();
+        let mut failure = Failure::from_errno(errno, stage, "cannot make the jail");
+        failure.message = format!("cannot make the jail: {source}");
         failure
-    })?;
+    };
+    let taken = warm.take(runner.kind(start, sandbox)).await;
+    let (mut process, kind) = taken.map_err(|err| failed(err.stage, &err.source))?;
+    if start.keep_stdin_open || !start.stdin.is_empty() {
+        process.open_input().map_err(|err| failed("create_pipes", &err))?;
+    }
     let request = runner.prepare(kind, start, sandbox.limits(), &process.scene);
     Ok((process, runner, request))
 }
 
 /// Writes the request; a process that does not read it has its reasons.
-async fn ask(pipe: Option<pipe::Sender>, request: Vec<Bytes>) {
-    /// What a pipe takes at once.
-    const SMALL: usize = 64 << 10;
-    let Some(mut pipe) = pipe else { return };
-    if request.iter().map(Bytes::len).sum::<usize>() <= SMALL {
-        let _ = pipe.write_all(&request.concat()).await;
-        return;
-    }
-    for part in request {
-        if pipe.write_all(&part).await.is_err() {
-            return;
-        }
+async fn ask(pipe: Option<RequestPipe>, request: Vec<Bytes>) {
+    let Some(pipe) = pipe else { return };
+    if let Err(err) = pipe.write_all(request).await
+        && err.kind() != io::ErrorKind::BrokenPipe
+    {
+        tracing::warn!(error = %err, "cannot write the request of an execution");
     }
 }
 
@@ -383,6 +390,8 @@ fn panicked(execution: &Execution) -> Frame {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     /// An init holds the pipes of its nest open until it ends, which is after its report.

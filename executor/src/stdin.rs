@@ -108,6 +108,11 @@ impl Stdin {
 }
 
 impl Opening {
+    /// There is no input.
+    pub(crate) fn close(mut self) {
+        self.0.end = End::ClosedByCaller;
+    }
+
     /// Connects the process and writes its first bytes; then closes, or lets others write.
     pub(crate) async fn open(mut self, pipe: pipe::Sender, first: Bytes, keep_open: bool) {
         self.0.end = End::Open(pipe);

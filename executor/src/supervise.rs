@@ -168,12 +168,12 @@ impl Life {
 
     /// Notes what was said up to the start; true if the user's code runs.
     fn note_start(&mut self, said: &Words, process: &mut Process, announce: &Announce<'_>) -> bool {
-        process.start = None;
+        process.note_start();
         match said.heard().split_first() {
             Some((&STARTING, [])) => {
-                let stdin = process.stdin.take();
+                let input = process.input.take();
                 let control = process.control.take();
-                self.started = control.map(|control| announce.started(said.began, control, stdin));
+                self.started = control.map(|control| announce.started(said.began, control, input));
                 return true;
             }
             Some((&STARTING, report)) => self.note_failure(Report::decode(report), announce),

@@ -18,7 +18,6 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncWriteExt as _,
     sync::Semaphore,
     time::{Instant, sleep},
 };
@@ -354,12 +353,12 @@ impl Warm {
             }
             ordered => ordered,
         };
-        let mut process = ordered?;
+        let process = ordered?;
         if let (Kind::Node, Some(node), Some(request)) =
-            (kind, &self.sandbox.interpreters().node, &mut process.request)
+            (kind, &self.sandbox.interpreters().node, &process.request)
         {
             // If it is gone already, whoever takes it finds out.
-            let _ = request.write_all(&warm_node(node, &process.scene, process.keeper)).await;
+            let _ = request.write(&warm_node(node, &process.scene, process.keeper));
         }
         Ok(process)
     }

@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf as _, Bytes};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     unistd::pipe2,
 };
+use rustix::io::Errno;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
@@ -39,11 +41,14 @@ use crate::native::wire::{REPORT_BYTES, WITH_KEEPER, WITH_OWN_KEEPER};
 pub(crate) struct Process {
     /// Where its code finds things.
     pub(crate) scene: Scene,
-    pub(crate) stdin: Option<pipe::Sender>,
+    /// Its input as long as nobody can write to it.
+    stdin: Option<OwnedFd>,
+    /// Its input for whoever writes to it; without that it is empty.
+    pub(crate) input: Option<pipe::Sender>,
     pub(crate) stdout: Option<pipe::Receiver>,
     pub(crate) stderr: Option<pipe::Receiver>,
     pub(crate) result: Option<pipe::Receiver>,
-    pub(crate) request: Option<pipe::Sender>,
+    pub(crate) request: Option<RequestPipe>,
     /// Ends when user code starts; a report on it says why that failed.
     pub(crate) start: Option<pipe::Receiver>,
     /// The reports of its init.
@@ -130,11 +135,12 @@ impl Sandbox {
             let (reports, orders) = UnixStream::from_std(control.0)?.into_split();
             Ok(Process {
                 scene,
-                stdin: Some(sender(pipes.stdin.1)?),
+                stdin: Some(pipes.stdin.1),
+                input: None,
                 stdout: Some(receiver(pipes.stdout.0)?),
                 stderr: Some(receiver(pipes.stderr.0)?),
                 result: Some(receiver(pipes.result.0)?),
-                request: Some(sender(pipes.request.1)?),
+                request: Some(RequestPipe(pipes.request.1)),
                 start: Some(receiver(pipes.start.0)?),
                 reports,
                 control: Some(orders),
@@ -150,6 +156,17 @@ impl Sandbox {
 }
 
 impl Process {
+    /// Makes its input one that can be written to.
+    pub(crate) fn open_input(&mut self) -> io::Result<()> {
+        self.input = self.stdin.take().map(sender).transpose()?;
+        Ok(())
+    }
+
+    /// Closes what is of use only until its code runs.
+    pub(crate) fn note_start(&mut self) {
+        (self.start, self.stdin) = (None, None);
+    }
+
     /// Whether it still waits for its request, as far as can be seen.
     pub(crate) fn is_waiting(&self) -> bool {
         let unread = self.reports.try_read(&mut [0; 1]);
@@ -247,6 +264,43 @@ fn receiver(end: OwnedFd) -> io::Result<pipe::Receiver> {
 fn sender(end: OwnedFd) -> io::Result<pipe::Sender> {
     nonblocking(&end, OFlag::O_WRONLY)?;
     pipe::Sender::from_owned_fd_unchecked(end)
+}
+
+/// Where a request is written. The runtime hears of it only when there is something to wait for, as one write is
+/// mostly all.
+#[derive(Debug)]
+pub(crate) struct RequestPipe(OwnedFd);
+
+impl RequestPipe {
+    /// Writes as much as there is room for; gives how much that was.
+    pub(crate) fn write(&self, data: &[u8]) -> io::Result<usize> {
+        nonblocking(&self.0, OFlag::O_WRONLY)?;
+        match rustix::io::retry_on_intr(|| rustix::io::write(&self.0, data)) {
+            Err(Errno::AGAIN) => Ok(0),
+            written => Ok(written?),
+        }
+    }
+
+    /// Writes all parts, and closes it.
+    pub(crate) async fn write_all(self, mut parts: Vec<Bytes>) -> io::Result<()> {
+        /// What a pipe takes at once.
+        const SMALL: usize = 64 << 10;
+        if parts.iter().map(Bytes::len).sum::<usize>() <= SMALL {
+            parts = vec![parts.concat().into()];
+        }
+        if let Some(first) = parts.first_mut() {
+            let written = self.write(first)?;
+            first.advance(written);
+        }
+        if parts.iter().all(Bytes::is_empty) {
+            return Ok(());
+        }
+        let mut pipe = sender(self.0)?;
+        for part in parts {
+            pipe.write_all(&part).await?;
+        }
+        Ok(())
+    }
 }
 
 fn nonblocking(end: &OwnedFd, mode: OFlag) -> nix::Result<()> {

@@ -33,7 +33,8 @@ impl Tasks {
     }
 
     fn run(&self, name: &'static str, span: Span, task: impl Future<Output = ()> + Send + 'static) {
-        let task = AssertUnwindSafe(task.instrument(span));
+        // What wraps it moves it, and some tasks are large.
+        let task = AssertUnwindSafe(Box::pin(task).instrument(span));
         self.tracker.spawn(async move {
             if task.catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked");

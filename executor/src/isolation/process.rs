@@ -306,3 +306,25 @@ impl RequestPipe {
 fn nonblocking(end: &OwnedFd, mode: OFlag) -> nix::Result<()> {
     fcntl(end, FcntlArg::F_SETFL(mode | OFlag::O_NONBLOCK)).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel makes small pipes for who has many.
+    #[tokio::test]
+    async fn request_is_written_whole_also_to_a_pipe_that_takes_less_at_once() {
+        let large = Bytes::from(vec![b'x'; 100 << 10]);
+        let small = large.slice(..10 << 10);
+        for parts in [vec![], vec![small.clone()], vec![small.clone(), small.clone()], vec![small, large]] {
+            let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+            let (mut reader, mut read) = (receiver(ours).unwrap(), Vec::new());
+            let expected = parts.concat();
+            let writes = RequestPipe(theirs).write_all(parts);
+            let (written, _) = tokio::join!(writes, reader.read_to_end(&mut read));
+            written.unwrap();
+            assert_eq!(read.len(), expected.len());
+        }
+    }
+}

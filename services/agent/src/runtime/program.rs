@@ -1,6 +1,8 @@
 //! The command lines of `sandmesh-executor`: what of isolation and cgroups there is to know, that program
 //! knows.
 
+mod answer;
+
 use std::{
     ffi::OsString,
     fs::File,
@@ -12,9 +14,9 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use tokio::process::{Child, Command};
 
+use self::answer::{Answer, Interpreter, describe, explain, versions};
 use super::process::proxy_socket;
 use crate::{
     Config,
@@ -22,7 +24,7 @@ use crate::{
     layers,
     packages::Layer,
     runtime::{Ability, Contents, Order, Problems},
-    sandbox::{Isolation, Language, Resources, SandboxId},
+    sandbox::{Language, Resources, SandboxId},
 };
 
 /// How long a check or a destruction may take.
@@ -43,51 +45,6 @@ pub(in crate::runtime) struct Program {
     layers: PathBuf,
     /// Where the copy of Python in large pages is, for sandboxes that are processes.
     copies: PathBuf,
-}
-
-/// The answer of `sandmesh-executor check`.
-#[derive(Debug, Deserialize)]
-struct Answer {
-    ok: bool,
-    #[serde(default)]
-    problems: Vec<Problem>,
-    /// What works and could be better.
-    #[serde(default)]
-    warnings: Vec<Problem>,
-    #[serde(default)]
-    isolation: Isolation,
-    #[serde(default)]
-    languages: Vec<Interpreter>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Problem {
-    what: String,
-    missing: String,
-    fix: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Interpreter {
-    language: Language,
-    #[serde(default)]
-    path: PathBuf,
-    version: String,
-}
-
-impl Interpreter {
-    /// What packages for it depend on.
-    fn runtime(&self) -> String {
-        let name = self.language.runtime_name(&self.version);
-        format!("{name} {}", self.path.display())
-    }
-}
-
-/// The versions that are known, in the words of `serve`.
-fn versions(interpreters: &[Interpreter]) -> String {
-    let known = interpreters.iter().filter(|found| !found.version.is_empty());
-    let words: Vec<_> = known.map(|found| format!("{}={}", found.language.as_str(), found.version)).collect();
-    words.join(",")
 }
 
 /// An executor to start.
@@ -445,29 +402,6 @@ fn add_place(command: &mut Command, dir: &Path, id: &str) {
     command.args(args);
 }
 
-fn describe(problem: &Problem) -> String {
-    let Problem { what, missing, fix } = problem;
-    format!("{what}: missing is {missing}; {fix}")
-}
-
-/// One problem, with how to get what is missing and which setting does without.
-fn explain(problem: &Problem, policy: &IsolationPolicy) -> String {
-    let (what, text) = (&problem.what, describe(problem));
-    if text.contains("agent.isolation") {
-        return text;
-    }
-    let about = |words: &[&str]| words.iter().any(|word| what.contains(word));
-    let weaker = match what {
-        _ if about(&["cgroup", "control group"]) && policy.cgroups == crate::config::Cgroups::Required => {
-            "cgroups = \"optional\""
-        }
-        _ if about(&["seccomp"]) => "seccomp = \"off\"",
-        _ if about(&["bubblewrap", "bwrap", "namespace", "jail"]) => "jail = \"off\"",
-        _ => return text,
-    };
-    format!("{text}; or accept weaker isolation with `agent.isolation.{weaker}`")
-}
-
 /// The end of what a program printed.
 pub(in crate::runtime) fn tail(printed: &[u8]) -> String {
     let start = printed.len().saturating_sub(TAIL_BYTES);
@@ -484,19 +418,5 @@ mod tests {
         let problems =
             Program::locate(&Config::default(), Path::new("/data"), Some(running)).unwrap_err().to_string();
         assert!(problems.contains("`/nowhere/sandmesh-executor`") && problems.contains("`agent.executor`"));
-    }
-
-    #[test]
-    fn a_problem_says_how_to_get_it_and_how_to_do_without() {
-        let problem = |what: &str| Problem {
-            what: what.to_owned(),
-            missing: "not found in PATH".to_owned(),
-            fix: "apt-get install bubblewrap".to_owned(),
-        };
-        let text = explain(&problem("bubblewrap"), &IsolationPolicy::default());
-        assert!(
-            text.contains("apt-get install bubblewrap") && text.contains("agent.isolation.jail = \"off\"")
-        );
-        assert!(!explain(&problem("python"), &IsolationPolicy::default()).contains("agent.isolation"));
     }
 }

@@ -37,7 +37,7 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
 pub(crate) struct Filters {
     /// Everything that is refused, but for what it takes to make nests.
     pub(crate) parent: Vec<u8>,
-    /// That.
+    /// What it takes to make nests.
     pub(crate) user: Vec<u8>,
 }
 

@@ -1,6 +1,9 @@
 //! How the program is configured and wired: what it refuses at its start, and what it tells.
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -8,7 +11,10 @@ use std::{
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{TOKEN, Wiring, free_port, process::SANDMESH};
+use crate::harness::{
+    TOKEN, Wiring, free_port,
+    process::{SANDMESH, executor},
+};
 
 /// `sandmesh serve` with no settings but these; it must end by itself, soon.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
@@ -235,4 +241,24 @@ async fn gateway_with_keys_asks_for_one() {
     let mut request = list();
     request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     grpc.sessions.list_sessions(request).await.unwrap();
+}
+
+/// Where this machine has large pages for files, and elsewhere with the interpreter of the system.
+#[tokio::test]
+async fn sandboxes_of_a_node_show_its_copy_of_python() {
+    let server = Wiring::Embedded.start().await;
+    // On the same file system, by hand: whether there is to be one at all.
+    let by_hand = server.scratch().join("by-hand");
+    assert!(Command::new(executor()).arg("copy").arg("--into").arg(&by_hand).status().unwrap().success());
+    let copies = server.data_dir().join("interpreters");
+    let files = |dir: &Path| -> Vec<PathBuf> {
+        fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    };
+    let made = files(&copies);
+    assert_eq!(made.len(), files(&by_hand).len());
+    let expected = made.first().cloned().unwrap_or_else(|| "/usr/bin/python3".into());
+    let session = server.api.session().await;
+    let code = "import os, sys\ndef handler(event): return os.stat(sys.executable).st_ino";
+    let ran = server.api.run(&session, "python", code).await;
+    assert_eq!(ran["return_value"], expected.metadata().unwrap().ino(), "{ran}");
 }

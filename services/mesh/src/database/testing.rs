@@ -253,3 +253,22 @@ macro_rules! on_databases {
         }
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_starts_leaves_the_temporary_tables_of_another_alone() {
+        let first = OwnServer::start(Kind::MariaDb);
+        let admin = admin(Kind::MariaDb, first.port).await.unwrap();
+        let statement = Statement::from_string(admin.get_database_backend(), "SELECT @@tmpdir AS place");
+        let row = admin.query_one_raw(statement).await.unwrap().unwrap();
+        let place: String = row.try_get("", "place").unwrap();
+        let table = std::path::Path::new(&place).join("#sql-temptable-1-1-1.MAI");
+        std::fs::write(&table, "").unwrap();
+        program::give(Kind::MariaDb, &table);
+        let _second = OwnServer::start(Kind::MariaDb);
+        assert!(table.exists(), "{} is gone", table.display());
+    }
+}

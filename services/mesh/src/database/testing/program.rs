@@ -56,7 +56,7 @@ fn program(name: &str) -> PathBuf {
 }
 
 /// A command as the user of a server. It becomes the program, so that the pid is the program's.
-fn command(kind: Kind, name: &str, dies_with_us: bool) -> Command {
+fn command(kind: Kind, name: &str, directory: &Path, dies_with_us: bool) -> Command {
     let mut command = Command::new("setpriv");
     if is_root() {
         command.args(["--reuid", user(kind), "--regid", user(kind), "--clear-groups"]);
@@ -64,24 +64,36 @@ fn command(kind: Kind, name: &str, dies_with_us: bool) -> Command {
     if dies_with_us {
         command.args(["--pdeathsig", "KILL"]);
     }
-    command.arg("--").arg(program(name)).env("LC_ALL", "C");
+    // MariaDB removes all temporary tables that it finds when it starts: those of another server, too.
+    command.arg("--").arg(program(name)).env("LC_ALL", "C").env("TMPDIR", directory.join("tmp"));
     command.current_dir("/").stdin(Stdio::null());
     command
 }
 
-/// Makes what a server needs in a directory.
-pub(super) fn prepare(kind: Kind, directory: &Path) {
-    let data = directory.join("data");
-    fs::create_dir(&data).unwrap();
+/// Gives a file to the user of a server.
+pub(super) fn give(kind: Kind, file: &Path) {
     if is_root() {
         let (uid, gid) = ids(user(kind));
-        chown(&data, Some(uid), Some(gid)).unwrap();
+        chown(file, Some(uid), Some(gid)).unwrap();
     }
+}
+
+/// What a server has in its directory as its own.
+const OWN: [&str; 2] = ["data", "tmp"];
+
+/// Makes what a server needs in a directory; one that did not end well may have been there.
+pub(super) fn prepare(kind: Kind, directory: &Path) {
+    for own in OWN.map(|name| directory.join(name)) {
+        let _ = fs::remove_dir_all(&own);
+        fs::create_dir(&own).unwrap();
+        give(kind, &own);
+    }
+    let data = directory.join("data");
     let log = log_file(directory);
     let mut init = match kind {
         Kind::Sqlite => unreachable!("no server"),
         Kind::MariaDb => {
-            let mut init = command(kind, "mariadb-install-db", false);
+            let mut init = command(kind, "mariadb-install-db", directory, false);
             let options = ["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"];
             init.args(options).arg(format!("--datadir={}", data.display()));
             let rights = format!(
@@ -93,7 +105,7 @@ pub(super) fn prepare(kind: Kind, directory: &Path) {
         }
         Kind::Postgres => {
             fs::write(directory.join("password"), PASSWORD).unwrap();
-            let mut init = command(kind, "initdb", false);
+            let mut init = command(kind, "initdb", directory, false);
             init.args(["-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync"]);
             init.arg(format!("--pwfile={}", directory.join("password").display())).arg("-D").arg(&data);
             init
@@ -110,7 +122,7 @@ pub(super) fn start(kind: Kind, directory: &Path, port: u16, dies_with_us: bool)
     let mut server = match kind {
         Kind::Sqlite => unreachable!("no server"),
         Kind::MariaDb => {
-            let mut server = command(kind, "mariadbd", dies_with_us);
+            let mut server = command(kind, "mariadbd", directory, dies_with_us);
             server.args([
                 "--no-defaults",
                 "--bind-address=127.0.0.1",
@@ -132,7 +144,7 @@ pub(super) fn start(kind: Kind, directory: &Path, port: u16, dies_with_us: bool)
             server
         }
         Kind::Postgres => {
-            let mut server = command(kind, "postgres", dies_with_us);
+            let mut server = command(kind, "postgres", directory, dies_with_us);
             server.arg("-D").arg(&data).args(["-p", &port.to_string()]);
             let socket = format!("unix_socket_directories={}", data.display());
             let options = ["listen_addresses=127.0.0.1", &socket, "max_connections=400"];

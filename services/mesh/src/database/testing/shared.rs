@@ -32,7 +32,7 @@ while runs "$1" "$2"; do
   if flock -n 8 && flock -n 9; then
     kill -"$3" "$2"
     while runs "$1" "$2"; do sleep 0.2; done
-    rm -rf data port log init.sql password
+    rm -rf data tmp port log init.sql password
     exit 0
   fi
   exec 8>&- 9>&-
@@ -78,8 +78,6 @@ fn runs(pid: u32, directory: &Path) -> bool {
 
 #[expect(clippy::zombie_processes, reason = "they outlive this process, and are not its to wait for")]
 fn start(kind: Kind, directory: &Path) -> u16 {
-    // One that did not end well.
-    let _ = fs::remove_dir_all(directory.join("data"));
     program::prepare(kind, directory);
     let port = crate::testing::free_port();
     let server = program::start(kind, directory, port, false);

@@ -16,5 +16,7 @@ pub(crate) mod birth;
 pub(crate) mod keeper;
 pub(crate) mod nest;
 pub(crate) mod parent;
+#[allow(dead_code, reason = "only an interpreter has one")]
+pub(crate) mod rehearsal;
 pub(crate) mod sys;
 pub(crate) mod wire;

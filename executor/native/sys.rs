@@ -4,9 +4,16 @@
 //! Every function is the call of its name (see section 2 of the manual). Answers are the kernel's:
 //! an error is its positive number.
 
+mod memory;
+
 use core::{
     arch::asm,
     sync::atomic::{AtomicI32, Ordering},
+};
+
+pub(crate) use memory::{
+    advise_sequential, can_copy_pages, copy_pages, map, map_in_place, map_shared, memory_file, punch_hole,
+    read_word, seal, unmap, write_memory,
 };
 
 /// A descriptor.
@@ -45,6 +52,13 @@ pub(super) mod number {
     pub(super) const PRLIMIT64: usize = 302;
     pub(super) const STATX: usize = 332;
     pub(super) const RSEQ: usize = 334;
+    pub(super) const MUNMAP: usize = 11;
+    pub(super) const PREAD64: usize = 17;
+    pub(super) const PWRITE64: usize = 18;
+    pub(super) const MADVISE: usize = 28;
+    pub(super) const FALLOCATE: usize = 285;
+    pub(super) const PIPE2: usize = 293;
+    pub(super) const MEMFD_CREATE: usize = 319;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -76,6 +90,13 @@ pub(super) mod number {
     pub(super) const PRLIMIT64: usize = 261;
     pub(super) const STATX: usize = 291;
     pub(super) const RSEQ: usize = 293;
+    pub(super) const FALLOCATE: usize = 47;
+    pub(super) const PIPE2: usize = 59;
+    pub(super) const PREAD64: usize = 67;
+    pub(super) const PWRITE64: usize = 68;
+    pub(super) const MUNMAP: usize = 215;
+    pub(super) const MADVISE: usize = 233;
+    pub(super) const MEMFD_CREATE: usize = 279;
 }
 
 pub(super) const CLOSE_RANGE: usize = 436;
@@ -173,18 +194,42 @@ pub(crate) fn dup_to(from: Fd, to: Fd, on_exec: OnExec) -> Result<(), Errno> {
 
 /// A copy of a descriptor with the lowest free number.
 pub(crate) fn dup(from: Fd) -> Result<Fd, Errno> {
+    dup_above(from, -1)
+}
+
+/// The same with a number above this one.
+pub(crate) fn dup_above(from: Fd, last: Fd) -> Result<Fd, Errno> {
     const F_DUPFD_CLOEXEC: usize = 1030;
-    plain(number::FCNTL, [arg(from), F_DUPFD_CLOEXEC, 0, 0, 0, 0]).map(fd)
+    plain(number::FCNTL, [arg(from), F_DUPFD_CLOEXEC, arg(last + 1), 0, 0, 0]).map(fd)
 }
 
 /// Opens for reading, never following a last link, never waiting.
 pub(crate) fn open_to_read(path: &core::ffi::CStr) -> Result<Fd, Errno> {
+    open(path, 0)
+}
+
+/// The same for writing.
+pub(crate) fn open_to_write(path: &core::ffi::CStr) -> Result<Fd, Errno> {
+    const O_WRONLY: usize = 1;
+    open(path, O_WRONLY)
+}
+
+fn open(path: &core::ffi::CStr, access: usize) -> Result<Fd, Errno> {
     const AT_FDCWD: i32 = -100;
     // O_NONBLOCK, O_CLOEXEC, and O_NOFOLLOW, which has a number of its own on each processor.
     const NOFOLLOW: usize = if cfg!(target_arch = "aarch64") { 0o100_000 } else { 0o400_000 };
-    let flags = 0o4_000 | 0o2_000_000 | NOFOLLOW;
+    let flags = access | 0o4_000 | 0o2_000_000 | NOFOLLOW;
     // SAFETY: the path ends with a NUL.
     check(unsafe { call(number::OPENAT, [arg(AT_FDCWD), path.as_ptr() as usize, flags, 0, 0, 0]) }).map(fd)
+}
+
+/// The two ends of a pipe, to read and to write; closed on exec.
+pub(crate) fn pipe() -> Result<[Fd; 2], Errno> {
+    const O_CLOEXEC: usize = 0o2_000_000;
+    let mut ends = [-1; 2];
+    // SAFETY: two numbers to write to.
+    check(unsafe { call(number::PIPE2, [ends.as_mut_ptr() as usize, O_CLOEXEC, 0, 0, 0, 0]) })?;
+    Ok(ends)
 }
 
 /// Whether an open descriptor is that of a regular file.
@@ -246,13 +291,6 @@ pub(crate) fn receive(from: Fd, bytes: &mut [u8], fds: &mut [Fd; 16]) -> Result<
         return Ok((count, 0));
     }
     Ok((count, carried))
-}
-
-/// Anonymous memory, or none; it is there until the process ends.
-pub(crate) fn map(bytes: usize) -> Result<usize, Errno> {
-    const READ_WRITE: usize = 3;
-    const PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
-    plain(number::MMAP, [0, bytes, READ_WRITE, PRIVATE_ANONYMOUS_NORESERVE, arg(-1), 0])
 }
 
 /// Registers the restartable sequences of a C library for this thread, which has none: so many bytes, that

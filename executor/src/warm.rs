@@ -29,15 +29,18 @@ use crate::{
     isolation::{
         Sandbox,
         cgroup::Limits,
-        parent::{Host, Parent, SpawnError},
+        parent::{Host, Parent, Rehearsal, SpawnError},
         process::{Keeper, Kinship, Process},
     },
     runner::{Kind, warm_node},
     turn::{Turns, is_busy},
 };
 
-/// A parent with so many children, or so old, is replaced while nothing runs.
-const MAX_CHILDREN: u32 = 1000;
+/// A parent with so many children, or so old, is replaced.
+const MAX_CHILDREN: u32 = 10_000;
+
+/// After so many it pays to have a Python that held a rehearsal.
+const MAX_PLAIN_CHILDREN: u32 = 100;
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// How often old parents and spares that are no longer wanted are looked for.
@@ -193,7 +196,7 @@ impl Warm {
     /// A process of this kind, and the kind that it really is: one that waits already, or a new one.
     pub(crate) async fn take(&self, kind: Kind) -> Result<(Process, Kind), SpawnError> {
         if !self.sandbox.is_warm() {
-            let parent = Arc::new(Parent::start(Host::Program, &self.sandbox)?);
+            let parent = Arc::new(Parent::start(Host::Program, Rehearsal::Spare, &self.sandbox)?);
             let child = self.sandbox.order(parent, Host::Program, Kinship::OnlyChild, Keeper::Nobody);
             return Ok((child.await?, Kind::Program));
         }
@@ -211,7 +214,7 @@ impl Warm {
             let mut slot = self.slot(host).lock().await;
             let Some(old) = slot.take() else { continue };
             old.condemn();
-            let next = slot.insert(Arc::new(Parent::start(host, &self.sandbox)?));
+            let next = slot.insert(Arc::new(Parent::start(host, Rehearsal::Spare, &self.sandbox)?));
             next.is_warm().await?;
         }
         let warm = Arc::clone(self);
@@ -330,7 +333,7 @@ impl Warm {
         if let Some(parent) = slot.as_ref().filter(|parent| !parent.is_condemned()) {
             return Ok(Arc::clone(parent));
         }
-        let parent = Arc::new(Parent::start(host, &self.sandbox)?);
+        let parent = Arc::new(Parent::start(host, Rehearsal::Spare, &self.sandbox)?);
         *slot = Some(Arc::clone(&parent));
         Ok(parent)
     }
@@ -423,10 +426,12 @@ impl Warm {
         let old = self.slot(host).lock().await.clone();
         let is_due = |parent: &Arc<Parent>| {
             let (children, age) = parent.age();
-            children >= MAX_CHILDREN || (age >= MAX_AGE && children > 0)
+            let is_plain = host == Host::Python && parent.rehearsal() == Rehearsal::Spare;
+            children >= if is_plain { MAX_PLAIN_CHILDREN } else { MAX_CHILDREN }
+                || (age >= MAX_AGE && children > 0)
         };
         let Some(old) = old.filter(is_due) else { return Ok(()) };
-        let next = Arc::new(Parent::start(host, &self.sandbox)?);
+        let next = Arc::new(Parent::start(host, Rehearsal::Hold, &self.sandbox)?);
         next.is_warm().await?;
         *self.slot(host).lock().await = Some(next);
         // What it runs goes on; its spares are not taken any more. Its jail ends with the last of both.

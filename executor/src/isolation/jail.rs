@@ -18,6 +18,7 @@ use super::{
     interpreters::Interpreters,
     large_pages,
     layer::{Layer, PACKAGES},
+    parent::Rehearsal,
 };
 use crate::cli::Language;
 
@@ -78,10 +79,11 @@ impl Scene {
 }
 
 /// What a jail runs for the warm parent that is a Python interpreter: arguments of the interpreter.
-pub(crate) fn python_parent(layer: Option<&Layer>) -> Vec<OsString> {
+pub(crate) fn python_parent(rehearsal: Rehearsal, layer: Option<&Layer>) -> Vec<OsString> {
+    let role = if rehearsal == Rehearsal::Hold { "rehearsed-parent" } else { "parent" };
     let runner = Path::new(TOOLS).join(crate::runner::PYTHON_RUNNER);
     let packages = layer.filter(|layer| layer.is_for(Language::Python)).map(|_| PACKAGES.into());
-    ["-B".into(), "-s".into(), runner.into(), "parent".into()].into_iter().chain(packages).collect()
+    ["-B".into(), "-s".into(), runner.into(), role.into()].into_iter().chain(packages).collect()
 }
 
 /// What a jail runs for the warm parent that executes programs.

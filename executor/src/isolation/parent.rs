@@ -51,6 +51,16 @@ pub(crate) enum Host {
     Program,
 }
 
+/// Whether a Python is to hold a [rehearsal](crate::native::rehearsal) before it is warm. That takes half as long as
+/// to start, and its children are for a twelfth less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rehearsal {
+    /// Be warm soon.
+    Spare,
+    /// Have cheap children.
+    Hold,
+}
+
 /// A step that failed while a process was being made.
 #[derive(Debug)]
 pub(crate) struct SpawnError {
@@ -66,6 +76,7 @@ pub(crate) struct Parent {
     jail: Mutex<Option<Child>>,
     complaint: Mutex<(pipe::Receiver, Vec<u8>)>,
     warm: tokio::sync::OnceCell<()>,
+    rehearsal: Rehearsal,
     born: Instant,
     children: AtomicU32,
     condemned: AtomicBool,
@@ -76,14 +87,14 @@ impl Parent {
     ///
     /// Must be called on a thread that lives as long as the executor (a worker of the runtime is
     /// one): the kernel kills the jail when the thread that started it ends.
-    pub(crate) fn start(host: Host, sandbox: &Sandbox) -> Result<Self, SpawnError> {
+    pub(crate) fn start(host: Host, rehearsal: Rehearsal, sandbox: &Sandbox) -> Result<Self, SpawnError> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(stage("create_socket"))?;
         nonblocking(&ours).map_err(stage("create_socket"))?;
         let (complaint, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(stage("create_pipes"))?;
         let stdout = stderr.try_clone().map_err(stage("create_pipes"))?;
-        let mut command = command(host, sandbox);
+        let mut command = command(host, rehearsal, sandbox);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         enter_group(&mut command, sandbox.parents.as_ref()).map_err(stage("spawn_jail"))?;
         let child = command.spawn().map_err(stage("spawn_jail"))?;
@@ -95,6 +106,7 @@ impl Parent {
             jail: Mutex::new(Some(child)),
             complaint: Mutex::new((complaint, Vec::new())),
             warm: tokio::sync::OnceCell::new(),
+            rehearsal,
             born: Instant::now(),
             children: AtomicU32::new(0),
             condemned: AtomicBool::new(false),
@@ -131,6 +143,11 @@ impl Parent {
     /// How many children it was ordered to make, and for how long it has been there.
     pub(crate) fn age(&self) -> (u32, Duration) {
         (self.children.load(Ordering::Relaxed), self.born.elapsed())
+    }
+
+    /// Whether it held a rehearsal.
+    pub(crate) fn rehearsal(&self) -> Rehearsal {
+        self.rehearsal
     }
 
     /// Gives it no more orders: something about it looks wrong.
@@ -170,14 +187,16 @@ impl Parent {
     }
 }
 
-fn command(host: Host, sandbox: &Sandbox) -> Command {
+fn command(host: Host, rehearsal: Rehearsal, sandbox: &Sandbox) -> Command {
     let mut command = match &sandbox.jail {
         Some(arguments) => {
             let mut command = Command::from(sandbox.bubblewrap.command());
             let layer = sandbox.layer();
             command.args(arguments.with_layer(layer.as_ref()));
             match (host, sandbox.interpreters.python.as_deref()) {
-                (Host::Python, Some(python)) => command.arg(python).args(jail::python_parent(layer.as_ref())),
+                (Host::Python, Some(python)) => {
+                    command.arg(python).args(jail::python_parent(rehearsal, layer.as_ref()))
+                }
                 _ => command.args(jail::program_parent()),
             };
             command

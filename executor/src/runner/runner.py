@@ -6,7 +6,8 @@ a JSON object with type, message and traceback. The standard streams belong to t
 
 The first argument says how it starts, the second, if there is one, where the packages of the session are.
 With "parent" it is warmed up once and then forked for each execution by the native
-library beside it; the parent itself never sees a request. What a child does costs most by the pages of
+library beside it; the parent itself never sees a request. A "rehearsed-parent" takes longer to
+start, and less to fork. What a child does costs most by the pages of
 memory that it is the first to write to (about 4 us each). So what can be done before the fork is done there.
 """
 
@@ -277,7 +278,7 @@ def finish(code):
     except SystemExit as stop:
         code = exit_code(stop)
     flush()
-    os._exit(code)
+    end(code)
 
 
 def flush():
@@ -306,7 +307,7 @@ def become_child():
     serve = library.sandmesh_serve
     sequences = restartable_sequences(ctypes)
     merge_program(ctypes)
-    del ctypes, datetime, linecache, re, traceback
+    del datetime, linecache, re, traceback
     # Of the jail, and of the loader's: not the user's.
     for name in ("LD_BIND_NOW", "PWD"):
         os.environ.pop(name, None)
@@ -318,7 +319,13 @@ def become_child():
     gc.collect()
     fill_pools()
     gc.freeze()
-    if serve(*hooks, *sequences):
+    if HOLDS_REHEARSAL:
+        plan_rehearsal(ctypes, library)
+    del ctypes
+    role = serve(*hooks, *sequences)
+    if role == 2:
+        begin_rehearsal(library)
+    elif role == 1:
         warm_up()
 
 
@@ -374,6 +381,48 @@ def fill_pools():
             if id(block) % pool == head:  # the first of a pool; it is given back
                 break
             GAPS.append(block)
+
+
+def plan_rehearsal(ctypes, library):
+    """Has `sandmesh_serve` first make a child for a request of ours, and keep this memory so that children like it cost
+    little (see `rehearsal.rs`). Small areas are not worth it. Where `/proc` does not tell, there is none."""
+    page, least, areas = os.sysconf("SC_PAGESIZE"), 64, []
+    try:
+        with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as page_map:
+            for line in maps:
+                area, access, _, _, _, *name = line.split()
+                begin, end = (int(word, 16) // page for word in area.split("-"))
+                if access == "rw-p" and name != ["[stack]"] and end - begin >= least:
+                    entries = memoryview(os.pread(page_map.fileno(), (end - begin) * 8, begin * 8)).cast("Q")
+                    areas += [((begin + first) * page, count) for first, count in present(entries) if count >= least]
+    except (OSError, ValueError):
+        return
+    words = [word for area in areas for word in area]
+    KEPT.append((ctypes.c_size_t * len(words))(*words))
+    size = ctypes.c_size_t
+    library.sandmesh_rehearse(size(page), KEPT[0], size(len(areas)), REHEARSAL, size(len(REHEARSAL)))
+
+
+def present(entries):
+    """Where pages are in a row, by the entries of a pagemap; a gap of a few does not count."""
+    begin, end, gap = None, 0, 16
+    for index, entry in enumerate(entries):
+        if entry >> 63:
+            if begin is not None and index - end > gap:
+                yield begin, end - begin
+                begin = None
+            begin, end = index if begin is None else begin, index + 1
+    if begin is not None:
+        yield begin, end - begin
+
+
+def begin_rehearsal(library):
+    """Does what a spare does, and has `main` end the rehearsal. This process is not restrained, so what the session's
+    user has made takes no part in it."""
+    global end, HAS_PTH
+    end, HAS_PTH = library.sandmesh_rehearsed, False
+    sys.path[:] = OwnPath.modules
+    warm_up()
 
 
 def restartable_sequences(ctypes):
@@ -465,9 +514,13 @@ def main(is_forked):
     finish(status)
 
 
+end = os._exit
+KEPT = []  # what the library has pointers to
+REHEARSAL = b"exec\nsess\nhandler\n63\n2\n4096\n512\n30000\n1.5\n\ndef handler(event):\n    print(1)\n    return {'a': 1, 'b': 'c'}\n{}"
 MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}
 GAPS = []
-IS_PARENT = sys.argv[1:2] == ["parent"]
+HOLDS_REHEARSAL = sys.argv[1:2] == ["rehearsed-parent"]
+IS_PARENT = HOLDS_REHEARSAL or sys.argv[1:2] == ["parent"]
 PACKAGES = "".join(sys.argv[2:3])
 HAS_PTH = bool(PACKAGES) and any(name.endswith(".pth") for name in os.listdir(PACKAGES))
 if IS_PARENT:

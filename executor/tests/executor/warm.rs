@@ -249,6 +249,93 @@ async fn spares_are_bounded_and_end_with_the_executor() {
     }
 }
 
+/// Runs so much that the Python is replaced by one that held a rehearsal.
+async fn wear_out(client: &mut Client) {
+    let text = "def handler(e): return 'memfd:interpreter' in open('/proc/self/maps').read()";
+    for number in 0..500 {
+        let said = run(client, python(text)).await;
+        if said.value() == true {
+            assert!(number > 0, "none is held before it pays");
+            return;
+        }
+        // Parents are looked at every few seconds.
+        tokio::time::sleep(Duration::from_millis(if number > 100 { 50 } else { 0 })).await;
+    }
+    panic!("the parent is still the first");
+}
+
+#[tokio::test]
+async fn python_that_is_used_much_keeps_its_memory_where_no_execution_can_change_it() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    wear_out(&mut client).await;
+    let poison = "
+import ctypes, os, re
+def handler(event):
+    text = re.__doc__
+    place = id(text) + text.__sizeof__() - len(text) - 1
+    areas = [line.split() for line in open('/proc/self/maps')]
+    def has(area):
+        begin, end = area[0].split('-')
+        return int(begin, 16) <= place < int(end, 16)
+    kept = next(area[5] for area in areas if has(area))
+    before = text[:7]
+    ctypes.memset(place, ord('X'), 7)
+    opened = []
+    for area in areas:
+        try: opened.append(os.open('/proc/self/map_files/' + area[0], os.O_RDWR))
+        except OSError: pass
+    libc, MADV_REMOVE = ctypes.CDLL(None), 9
+    removed = libc.madvise(ctypes.c_void_p(place & ~4095), ctypes.c_size_t(4096), MADV_REMOVE)
+    return [kept, before, text[:7], opened, removed]
+";
+    for _ in 0..5 {
+        let said = run(&mut client, python(poison)).await;
+        assert_eq!(
+            said.value(),
+            serde_json::json!(["/memfd:interpreter", "Support", "XXXXXXX", [], -1]),
+            "{}",
+            said.err()
+        );
+    }
+}
+
+/// What children of such a parent share is no more than what those of another do.
+#[tokio::test]
+async fn children_of_a_python_that_held_a_rehearsal_are_as_others() {
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    wear_out(&mut client).await;
+    let text = "
+import asyncio, os, random, subprocess, sys, threading, uuid
+def handler(event, context):
+    thread = threading.Thread(target=print, args=('thread',)); thread.start(); thread.join()
+    pid = os.fork()
+    if pid == 0: os._exit(7)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    again = subprocess.run([sys.executable, '-c', 'print(6 * 7)'], capture_output=True, text=True).stdout
+    large = sum(len(bytes(1 << 20)) for _ in range(16))
+    return [status, again, large, asyncio.run(asyncio.sleep(0, 'slept')), str(uuid.uuid4()), random.random()]
+";
+    let mut seen = HashSet::new();
+    for _ in 0..8 {
+        let said = run(&mut client, python(text)).await;
+        assert_eq!(said.out(), "thread\n", "{}", said.err());
+        let value = said.value();
+        assert_eq!(
+            value.as_array().unwrap()[..4],
+            serde_json::json!([7, "42\n", 16 << 20, "slept"]).as_array().unwrap()[..]
+        );
+        assert!(seen.insert(value[4].to_string()) && seen.insert(value[5].to_string()), "{value} came twice");
+    }
+    let failed = run(&mut client, python("def handler(e):\n    raise KeyError('lost')")).await;
+    assert!(
+        failed.err().contains("line 2, in handler") && failed.err().contains("KeyError: 'lost'"),
+        "{}",
+        failed.err()
+    );
+}
+
 fn send(pid: u32, signal: Signal) {
     try_send(pid, signal).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The shared object that a warm interpreter loads: two calls over [`native`], made by its one thread.
+//! The shared object that a warm interpreter loads: three calls over [`native`], made by its one thread.
 
 #![no_std]
 #![no_builtins]
@@ -71,7 +71,8 @@ pub extern "C" fn sandmesh_serve(
 /// are as many pairs of a beginning and a count of pages, each of so many bytes.
 ///
 /// # Safety
-/// The areas and the request stay where they are; so does the memory of the areas, and no stack is in it.
+/// The areas and the request stay where they are; so does the memory of the areas, in which there is no stack and no
+/// memory of a thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sandmesh_rehearse(
     page: usize,

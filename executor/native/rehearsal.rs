@@ -1,13 +1,16 @@
 //! Has a warm interpreter keep its memory so that a fork of it copies little.
 //!
 //! A fork copies an entry for each page that the parent has, and the end of the copy takes each away again,
-//! though a child needs one page in six. So the memory is put into a file without a name, which is mapped in
+//! though a child needs one page in five. So the memory is put into a file without a name, which is mapped in
 //! its place, privately: what is in no page table costs nothing, and a child that does need it is given it as
 //! it is given pages of its program. Of the pages that every child needs the parent keeps copies of its own,
 //! as a child gets those with the fork and not one by one.
 //!
 //! Which these are, a rehearsal tells: one child that answers a request of ours, and for which the kernel
-//! maps no page but those it touches. Where a step is not possible, the memory stays as it was.
+//! maps no page but those it touches. Where that does not work, the memory stays as it was.
+//!
+//! The file has every page, and is sealed: a child can neither change it nor have pages added to it, which
+//! others could tell, and which would be charged to nobody.
 
 use super::{
     parent::Fork,
@@ -15,6 +18,7 @@ use super::{
     wire::{REQUEST_FD, RESULT_FD, START_FD},
 };
 
+const STDIN: Fd = 0;
 const STDOUT: Fd = 1;
 const STDERR: Fd = 2;
 
@@ -44,7 +48,8 @@ pub(crate) struct Notes {
 /// [`Notes::complete`]; and nothing in the parent, when that has ended.
 ///
 /// # Safety
-/// The process has one thread and no other child; the areas are its memory, and its stack is in none.
+/// The process has one thread and no other child; the areas are its memory, and in none is its stack, or what the
+/// kernel or the C library change at a fork: the memory of the thread.
 pub(crate) unsafe fn hold(fork: &Fork, memory: Memory, request: &[u8]) -> Option<Notes> {
     let notes = Notes::new(memory).ok()?;
     if let Ok(file) = sys::memory_file(c"interpreter") {
@@ -52,9 +57,9 @@ pub(crate) unsafe fn hold(fork: &Fork, memory: Memory, request: &[u8]) -> Option
         if unsafe { play(fork, memory, file, request) } {
             return Some(notes);
         }
-        if notes.are_complete() {
-            // What was done before a step that failed does no harm.
-            let _ = keep(memory, file, &notes);
+        if notes.are_complete() && memory.write(file).is_ok() && keep(memory, file, &notes).is_err() {
+            // Half of it done is worse than none: another takes the place of this one.
+            sys::exit(1);
         }
         sys::close(file);
     }
@@ -91,18 +96,17 @@ fn furnish(request: &[u8]) -> Result<(), Errno> {
     let reader = sys::dup_above(reader, START_FD)?;
     let nothing = sys::dup_above(sys::open_to_write(c"/dev/null")?, START_FD)?;
     sys::dup_to(reader, REQUEST_FD, OnExec::Close)?;
-    for number in [STDOUT, STDERR, RESULT_FD, START_FD] {
+    for number in [STDIN, STDOUT, STDERR, RESULT_FD, START_FD] {
         sys::dup_to(nothing, number, OnExec::Close)?;
     }
     sys::close_from(START_FD + 1)
 }
 
-/// Puts the memory into the file. What was touched, the parent has itself, and the file does not need it.
+/// Has the file in the place of the memory that was just written to it, but for what was touched.
 fn keep(memory: Memory, file: Fd, notes: &Notes) -> Result<(), Errno> {
-    memory.write(file)?;
     // SAFETY: only the stack was changed since.
     unsafe { memory.show(file)? };
-    let (mut offset, mut rest) = (0, notes.touched());
+    let mut rest = notes.touched();
     for area in memory.areas {
         let (touched, others) = rest.split_at_checked(area.pages).unwrap_or_default();
         let mut begin = area.begin;
@@ -110,9 +114,8 @@ fn keep(memory: Memory, file: Fd, notes: &Notes) -> Result<(), Errno> {
             let bytes = run.len() * memory.page;
             if run[0] == TOUCHED {
                 sys::copy_pages(begin, bytes)?;
-                sys::punch_hole(file, offset, bytes)?;
             }
-            (begin, offset) = (begin + bytes, offset + bytes);
+            begin += bytes;
         }
         rest = others;
     }

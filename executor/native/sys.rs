@@ -12,8 +12,8 @@ use core::{
 };
 
 pub(crate) use memory::{
-    advise_sequential, can_copy_pages, copy_pages, map, map_in_place, map_shared, memory_file, punch_hole,
-    read_word, seal, unmap, write_memory,
+    advise_sequential, can_copy_pages, copy_pages, map, map_in_place, map_shared, memory_file, read_word,
+    seal, unmap, write_memory,
 };
 
 /// A descriptor.
@@ -56,7 +56,6 @@ pub(super) mod number {
     pub(super) const PREAD64: usize = 17;
     pub(super) const PWRITE64: usize = 18;
     pub(super) const MADVISE: usize = 28;
-    pub(super) const FALLOCATE: usize = 285;
     pub(super) const PIPE2: usize = 293;
     pub(super) const MEMFD_CREATE: usize = 319;
 }
@@ -90,7 +89,6 @@ pub(super) mod number {
     pub(super) const PRLIMIT64: usize = 261;
     pub(super) const STATX: usize = 291;
     pub(super) const RSEQ: usize = 293;
-    pub(super) const FALLOCATE: usize = 47;
     pub(super) const PIPE2: usize = 59;
     pub(super) const PREAD64: usize = 67;
     pub(super) const PWRITE64: usize = 68;

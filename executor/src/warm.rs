@@ -82,6 +82,8 @@ pub(crate) struct Warm {
     program: tokio::sync::Mutex<Option<Arc<Parent>>>,
     /// By [`Kind`].
     stocks: [Mutex<Stock>; 3],
+    /// Whether a Python that was to hold a rehearsal did not get warm.
+    cannot_rehearse: AtomicBool,
     /// When the Python of this sandbox could not be a warm parent.
     cold_python: Mutex<Option<Instant>>,
     ended: AtomicBool,
@@ -157,6 +159,7 @@ impl Warm {
             python: tokio::sync::Mutex::default(),
             program: tokio::sync::Mutex::default(),
             stocks: Default::default(),
+            cannot_rehearse: AtomicBool::new(false),
             cold_python: Mutex::default(),
             ended: AtomicBool::new(false),
             making: tokio::sync::Mutex::default(),
@@ -395,7 +398,7 @@ impl Warm {
         stock.spares.len() < wanted && !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Ends the spares that are dead or not wanted any more, and replaces old parents while nothing runs.
+    /// Ends the spares that are dead or not wanted any more, and replaces old parents.
     async fn retire(&self) {
         for kind in KINDS {
             let surplus = {
@@ -422,20 +425,31 @@ impl Warm {
         }
     }
 
+    /// Replaces a parent that is old, by one that held a rehearsal if it is a Python and that pays.
     async fn recycle(&self, host: Host) -> Result<(), SpawnError> {
-        let old = self.slot(host).lock().await.clone();
-        let is_due = |parent: &Arc<Parent>| {
-            let (children, age) = parent.age();
-            let is_plain = host == Host::Python && parent.rehearsal() == Rehearsal::Spare;
-            children >= if is_plain { MAX_PLAIN_CHILDREN } else { MAX_CHILDREN }
-                || (age >= MAX_AGE && children > 0)
-        };
-        let Some(old) = old.filter(is_due) else { return Ok(()) };
-        let next = Arc::new(Parent::start(host, Rehearsal::Hold, &self.sandbox)?);
-        next.is_warm().await?;
-        *self.slot(host).lock().await = Some(next);
-        // What it runs goes on; its spares are not taken any more. Its jail ends with the last of both.
-        old.condemn();
+        let Some(old) = self.slot(host).lock().await.clone() else { return Ok(()) };
+        let (children, age) = old.age();
+        let pays = host == Host::Python
+            && children >= MAX_PLAIN_CHILDREN
+            && !self.cannot_rehearse.load(Ordering::Relaxed);
+        let is_old = children >= MAX_CHILDREN || (age >= MAX_AGE && children > 0);
+        if !is_old && !(pays && old.rehearsal() == Rehearsal::Spare) {
+            return Ok(());
+        }
+        let rehearsal = if pays { Rehearsal::Hold } else { Rehearsal::Spare };
+        let next = Arc::new(Parent::start(host, rehearsal, &self.sandbox)?);
+        if let Err(err) = next.is_warm().await {
+            self.cannot_rehearse.fetch_or(pays, Ordering::Relaxed);
+            return Err(err);
+        }
+        let mut slot = self.slot(host).lock().await;
+        // Meanwhile another may have taken its place, which shows what this one does not, or all may have ended.
+        let is_last = slot.as_ref().is_some_and(|last| Arc::ptr_eq(last, &old));
+        if is_last && !self.ended.load(Ordering::Relaxed) {
+            *slot = Some(next);
+            // What it runs goes on; its spares are not taken any more. Its jail ends with the last of both.
+            old.condemn();
+        }
         Ok(())
     }
 

@@ -63,12 +63,6 @@ pub(crate) fn write_memory(file: Fd, offset: usize, begin: usize, bytes: usize) 
     Ok(())
 }
 
-/// Makes a hole in a file. Who has changed a page of it keeps that.
-pub(crate) fn punch_hole(file: Fd, offset: usize, bytes: usize) -> Result<(), Errno> {
-    const KEEP_SIZE_PUNCH_HOLE: usize = 0x1 | 0x2;
-    plain(number::FALLOCATE, [arg(file), KEEP_SIZE_PUNCH_HOLE, offset, bytes, 0, 0]).map(drop)
-}
-
 /// Has a file in memory stay as it is, for everybody and for good.
 pub(crate) fn seal(file: Fd) -> Result<(), Errno> {
     const F_ADD_SEALS: usize = 1033;

@@ -51,8 +51,8 @@ pub(crate) enum Host {
     Program,
 }
 
-/// Whether a Python is to hold a [rehearsal](crate::native::rehearsal) before it is warm. That takes half as long as
-/// to start, and its children are for a twelfth less.
+/// Whether a Python holds a [rehearsal](crate::native::rehearsal) before it is warm. It takes longer to start then, and
+/// its children cost less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rehearsal {
     /// Be warm soon.
@@ -145,7 +145,7 @@ impl Parent {
         (self.children.load(Ordering::Relaxed), self.born.elapsed())
     }
 
-    /// Whether it held a rehearsal.
+    /// Whether it is one that was to hold a rehearsal.
     pub(crate) fn rehearsal(&self) -> Rehearsal {
         self.rehearsal
     }

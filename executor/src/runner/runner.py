@@ -385,17 +385,21 @@ def fill_pools():
 
 def plan_rehearsal(ctypes, library):
     """Has `sandmesh_serve` first make a child for a request of ours, and keep this memory so that children like it cost
-    little (see `rehearsal.rs`). Small areas are not worth it. Where `/proc` does not tell, there is none."""
-    page, least, areas = os.sysconf("SC_PAGESIZE"), 64, []
+    little (see `rehearsal.rs`). Small areas are not worth it, of huge ones little is used, and what the C library has
+    for this thread changes at a fork. Where `/proc` does not tell, there is none."""
+    import _thread
+
+    page, least, most, areas = os.sysconf("SC_PAGESIZE"), 64, 1 << 18, []
+    thread = _thread.get_ident() // page
     try:
         with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as page_map:
             for line in maps:
                 area, access, _, _, _, *name = line.split()
                 begin, end = (int(word, 16) // page for word in area.split("-"))
-                if access == "rw-p" and name != ["[stack]"] and end - begin >= least:
+                if access == "rw-p" and name != ["[stack]"] and least <= end - begin <= most and not begin <= thread < end:
                     entries = memoryview(os.pread(page_map.fileno(), (end - begin) * 8, begin * 8)).cast("Q")
                     areas += [((begin + first) * page, count) for first, count in present(entries) if count >= least]
-    except (OSError, ValueError):
+    except Exception:
         return
     words = [word for area in areas for word in area]
     KEPT.append((ctypes.c_size_t * len(words))(*words))

@@ -1,6 +1,11 @@
 //! Layers of packages: what executions find, and that nobody changes what others find.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use sandmesh_proto::executor::{self as pb, execute_request::Frame as Input};
 use tonic::Code;
@@ -164,8 +169,40 @@ async fn code_of_packages_does_not_run_in_the_parent() {
         let said = run(&mut client, python(look)).await;
         assert_eq!(said.value(), serde_json::json!([true, true, false]), "{said:?}");
     }
+    // Nor in a rehearsal, which nothing restrains; nor does code of the workspace.
+    for name in ["json", "traceback", "re", "encodings", "sitecustomize", "_thread"] {
+        let code = "open('/workspace/shadowed', 'w')";
+        fs::write(daemon.dir.join("workspace").join(name).with_extension("py"), code).unwrap();
+    }
+    let executions = 2 + wear_out(&mut client).await;
     let started = fs::read_to_string(daemon.dir.join("workspace/started")).unwrap();
-    assert_eq!(started.lines().count(), 2, "once in each execution and nowhere else: {started}");
+    assert_eq!(started.lines().count(), executions, "once in each execution and nowhere else");
+    assert!(!daemon.dir.join("workspace/shadowed").exists());
+}
+
+#[tokio::test]
+async fn a_layer_that_is_mounted_while_a_parent_is_replaced_stays() {
+    let layers = Layers::new();
+    layers.python(FIRST, "1.0");
+    layers.python(SECOND, "2.0");
+    let daemon = Daemon::start(layers.settings(&["--layer", &format!("python:{FIRST}")])).await;
+    let mut client = daemon.client().await;
+    for number in 0..100 {
+        assert_eq!(
+            run(&mut client, python(&format!("def handler(e): return {number}"))).await.value(),
+            number
+        );
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !parents(&daemon).iter().any(is_rehearsed) {
+        assert!(Instant::now() < deadline, "it is not replaced");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.mount_layer(mount(SECOND, pb::Language::Python)).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        assert_eq!(run(&mut client, python(VERSIONS)).await.value(), versions("2.0"));
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    collections::HashSet,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -421,4 +422,32 @@ pub(crate) fn cgroups_named(name: &str) -> Vec<PathBuf> {
     let points =
         mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
     points.map(|point| Path::new(point).join(name)).filter(|path| path.exists()).collect()
+}
+
+/// The processes of warm parents, by the group that they are in.
+pub(crate) fn parents(daemon: &Daemon) -> Vec<u32> {
+    let groups = daemon.cgroups();
+    let procs = groups.iter().map(|group| group.join(&daemon.sandbox_id).join("parents/cgroup.procs"));
+    let text: String = procs.filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+    let pids: HashSet<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    pids.into_iter().collect()
+}
+
+/// Whether this process is a Python that holds or held a rehearsal.
+pub(crate) fn is_rehearsed(pid: &u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.contains("rehearsed-parent"))
+}
+
+/// Runs so much that the Python is replaced by one that held a rehearsal. How many executions that took.
+pub(crate) async fn wear_out(client: &mut Client) -> usize {
+    let text = "def handler(e): return 'memfd:interpreter' in open('/proc/self/maps').read()";
+    for number in 1..500 {
+        if run(client, python(text)).await.value() == true {
+            return number;
+        }
+        // Parents are looked at every few seconds.
+        tokio::time::sleep(Duration::from_millis(if number > 100 { 50 } else { 0 })).await;
+    }
+    panic!("the parent is still the first");
 }

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashSet,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     time::{Duration, Instant},
 };
 
 use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -16,15 +17,6 @@ use crate::support::*;
 
 fn fresh() -> Settings {
     Settings { more: vec!["--interpreters".to_owned(), "fresh".to_owned()], ..Settings::default() }
-}
-
-/// The processes of warm parents, by the group that they are in.
-fn parents(daemon: &Daemon) -> Vec<u32> {
-    let groups = daemon.cgroups();
-    let procs = groups.iter().map(|group| group.join(&daemon.sandbox_id).join("parents/cgroup.procs"));
-    let text: String = procs.filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-    let pids: HashSet<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
-    pids.into_iter().collect()
 }
 
 fn is_python(pid: &u32) -> bool {
@@ -171,20 +163,47 @@ async fn parent_lost_before_the_start_costs_nothing_but_time() {
 
 #[tokio::test]
 async fn python_that_cannot_be_a_warm_parent_is_started_each_time() {
+    let (_place, daemon) = with_python_that_is_no("*parent").await;
+    let said = run(&mut daemon.client().await, script("print('slow but fine')")).await;
+    assert_eq!(said.out(), "slow but fine\n", "{said:?}");
+    assert!(daemon.log().contains("python cannot be kept warm"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn rehearsal_that_fails_is_not_held_again() {
+    let (_place, daemon) = with_python_that_is_no("*rehearsed-parent").await;
+    let mut client = daemon.client().await;
+    let deadline = Instant::now() + Duration::from_secs(13);
+    for number in 0.. {
+        assert_eq!(
+            run(&mut client, python(&format!("def handler(e): return {number}"))).await.value(),
+            number
+        );
+        if Instant::now() > deadline {
+            assert!(number > 200, "{number}");
+            break;
+        }
+        // Less than are kept.
+        tokio::time::sleep(Duration::from_millis(if number > 200 { 50 } else { 0 })).await;
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("cannot replace a warm parent").count(), 1, "{log}");
+}
+
+/// An executor with a Python that fails where its arguments are like this.
+async fn with_python_that_is_no(pattern: &str) -> (tempfile::TempDir, Daemon) {
     // Below /usr, which every jail shows.
     let place = tempfile::Builder::new().prefix("sandmesh-test-").tempdir_in("/usr/local/lib").unwrap();
     let all = || std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(place.path(), all()).unwrap();
     let python3 = place.path().join("python3");
-    let text =
-        "#!/bin/sh\ncase \"$*\" in *parent) echo no >&2; exit 3;; esac\nexec /usr/bin/python3 \"$@\"\n";
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in {pattern}) echo no >&2; exit 3;; esac\nexec /usr/bin/python3 \"$@\"\n"
+    );
     std::fs::write(&python3, text).unwrap();
     std::fs::set_permissions(&python3, all()).unwrap();
     let more = vec!["--python".to_owned(), python3.display().to_string()];
-    let daemon = Daemon::start(Settings { more, ..Settings::default() }).await;
-    let said = run(&mut daemon.client().await, script("print('slow but fine')")).await;
-    assert_eq!(said.out(), "slow but fine\n", "{said:?}");
-    assert!(daemon.log().contains("python cannot be kept warm"), "{}", daemon.log());
+    (place, Daemon::start(Settings { more, ..Settings::default() }).await)
 }
 
 #[tokio::test]
@@ -249,19 +268,23 @@ async fn spares_are_bounded_and_end_with_the_executor() {
     }
 }
 
-/// Runs so much that the Python is replaced by one that held a rehearsal.
-async fn wear_out(client: &mut Client) {
-    let text = "def handler(e): return 'memfd:interpreter' in open('/proc/self/maps').read()";
-    for number in 0..500 {
-        let said = run(client, python(text)).await;
-        if said.value() == true {
-            assert!(number > 0, "none is held before it pays");
-            return;
-        }
-        // Parents are looked at every few seconds.
-        tokio::time::sleep(Duration::from_millis(if number > 100 { 50 } else { 0 })).await;
+#[tokio::test]
+async fn a_rehearsal_is_held_when_it_pays() {
+    const LOOKS: Duration = Duration::from_secs(6);
+    let daemon = Daemon::start(Settings::default()).await;
+    let mut client = daemon.client().await;
+    let before = parents(&daemon);
+    for number in 0..50 {
+        assert_eq!(
+            run(&mut client, python(&format!("def handler(e): return {number}"))).await.value(),
+            number
+        );
     }
-    panic!("the parent is still the first");
+    tokio::time::sleep(LOOKS).await;
+    assert!(
+        !parents(&daemon).iter().any(is_rehearsed) && before.iter().all(|pid| parents(&daemon).contains(pid))
+    );
+    assert!(wear_out(&mut client).await > 50);
 }
 
 #[tokio::test]
@@ -269,35 +292,46 @@ async fn python_that_is_used_much_keeps_its_memory_where_no_execution_can_change
     let daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;
     wear_out(&mut client).await;
+    let file = memory_file(&daemon);
+    let seals = fcntl(&file, FcntlArg::F_GET_SEALS).unwrap();
+    let all =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    assert!(SealFlag::from_bits_truncate(seals).contains(all), "{seals:x}");
+    let blocks = file.metadata().unwrap().blocks();
+    assert_eq!(blocks * 512, file.metadata().unwrap().len(), "no page is missing, so that none can be added");
     let poison = "
-import ctypes, os, re
+import ctypes, mmap, re
 def handler(event):
     text = re.__doc__
     place = id(text) + text.__sizeof__() - len(text) - 1
-    areas = [line.split() for line in open('/proc/self/maps')]
-    def has(area):
-        begin, end = area[0].split('-')
-        return int(begin, 16) <= place < int(end, 16)
-    kept = next(area[5] for area in areas if has(area))
     before = text[:7]
     ctypes.memset(place, ord('X'), 7)
-    opened = []
-    for area in areas:
-        try: opened.append(os.open('/proc/self/map_files/' + area[0], os.O_RDWR))
-        except OSError: pass
-    libc, MADV_REMOVE = ctypes.CDLL(None), 9
-    removed = libc.madvise(ctypes.c_void_p(place & ~4095), ctypes.c_size_t(4096), MADV_REMOVE)
-    return [kept, before, text[:7], opened, removed]
+    after = text[:7]
+    page, libc = ctypes.c_void_p(place // mmap.PAGESIZE * mmap.PAGESIZE), ctypes.CDLL(None)
+    discarded = libc.madvise(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.MADV_DONTNEED)
+    removed = libc.madvise(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.MADV_REMOVE)
+    return [before, after, discarded, text[:7], removed]
 ";
     for _ in 0..5 {
         let said = run(&mut client, python(poison)).await;
-        assert_eq!(
-            said.value(),
-            serde_json::json!(["/memfd:interpreter", "Support", "XXXXXXX", [], -1]),
-            "{}",
-            said.err()
-        );
+        let expected = serde_json::json!(["Support", "XXXXXXX", 0, "Support", -1]);
+        assert_eq!(said.value(), expected, "{}", said.err());
     }
+    assert_eq!(file.metadata().unwrap().blocks(), blocks);
+}
+
+/// The file that the memory of the rehearsed parent is in, as only who may do everything gets it.
+fn memory_file(daemon: &Daemon) -> std::fs::File {
+    let areas = parents(daemon).into_iter().filter_map(|pid| {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+        let line = maps.lines().find(|line| line.contains("memfd:interpreter"))?;
+        Some((pid, line.split_whitespace().next()?.to_owned()))
+    });
+    let (parent, area) = areas.min().unwrap();
+    let (begin, end) = area.split_once('-').unwrap();
+    // Without the zeros that `maps` begins with.
+    let number = |text| u64::from_str_radix(text, 16).unwrap();
+    std::fs::File::open(format!("/proc/{parent}/map_files/{:x}-{:x}", number(begin), number(end))).unwrap()
 }
 
 /// What children of such a parent share is no more than what those of another do.

@@ -433,7 +433,8 @@ impl Warm {
             && children >= MAX_PLAIN_CHILDREN
             && !self.cannot_rehearse.load(Ordering::Relaxed);
         let is_old = children >= MAX_CHILDREN || (age >= MAX_AGE && children > 0);
-        if !is_old && !(pays && old.rehearsal() == Rehearsal::Spare) {
+        let is_plain = old.rehearsal() == Rehearsal::Spare;
+        if !(is_old || pays && is_plain) {
             return Ok(());
         }
         let rehearsal = if pays { Rehearsal::Hold } else { Rehearsal::Spare };

@@ -31,7 +31,8 @@ struct OfOneThread(UnsafeCell<State>);
 // SAFETY: the interpreter that loads this has one thread.
 unsafe impl Sync for OfOneThread {}
 
-static STATE: OfOneThread = OfOneThread(UnsafeCell::new(State { parent: Parent::new(CONTROL), play: None, notes: None }));
+static STATE: OfOneThread =
+    OfOneThread(UnsafeCell::new(State { parent: Parent::new(CONTROL), play: None, notes: None }));
 
 /// What [`sandmesh_serve`] returns in the child of a rehearsal.
 const REHEARSAL: i32 = 2;

@@ -199,7 +199,7 @@ impl Warm {
     /// A process of this kind, and the kind that it really is: one that waits already, or a new one.
     pub(crate) async fn take(&self, kind: Kind) -> Result<(Process, Kind), SpawnError> {
         if !self.sandbox.is_warm() {
-            let parent = Arc::new(Parent::start(Host::Program, Rehearsal::Spare, &self.sandbox)?);
+            let parent = Arc::new(Parent::start(Host::Program, Rehearsal::Skip, &self.sandbox)?);
             let child = self.sandbox.order(parent, Host::Program, Kinship::OnlyChild, Keeper::Nobody);
             return Ok((child.await?, Kind::Program));
         }
@@ -217,7 +217,7 @@ impl Warm {
             let mut slot = self.slot(host).lock().await;
             let Some(old) = slot.take() else { continue };
             old.condemn();
-            let next = slot.insert(Arc::new(Parent::start(host, Rehearsal::Spare, &self.sandbox)?));
+            let next = slot.insert(Arc::new(Parent::start(host, Rehearsal::Skip, &self.sandbox)?));
             next.is_warm().await?;
         }
         let warm = Arc::clone(self);
@@ -336,7 +336,7 @@ impl Warm {
         if let Some(parent) = slot.as_ref().filter(|parent| !parent.is_condemned()) {
             return Ok(Arc::clone(parent));
         }
-        let parent = Arc::new(Parent::start(host, Rehearsal::Spare, &self.sandbox)?);
+        let parent = Arc::new(Parent::start(host, Rehearsal::Skip, &self.sandbox)?);
         *slot = Some(Arc::clone(&parent));
         Ok(parent)
     }
@@ -433,11 +433,11 @@ impl Warm {
             && children >= MAX_PLAIN_CHILDREN
             && !self.cannot_rehearse.load(Ordering::Relaxed);
         let is_old = children >= MAX_CHILDREN || (age >= MAX_AGE && children > 0);
-        let is_plain = old.rehearsal() == Rehearsal::Spare;
+        let is_plain = old.rehearsal() == Rehearsal::Skip;
         if !(is_old || pays && is_plain) {
             return Ok(());
         }
-        let rehearsal = if pays { Rehearsal::Hold } else { Rehearsal::Spare };
+        let rehearsal = if pays { Rehearsal::Hold } else { Rehearsal::Skip };
         let next = Arc::new(Parent::start(host, rehearsal, &self.sandbox)?);
         if let Err(err) = next.is_warm().await {
             self.cannot_rehearse.fetch_or(pays, Ordering::Relaxed);

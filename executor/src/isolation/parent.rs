@@ -56,7 +56,7 @@ pub(crate) enum Host {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rehearsal {
     /// Be warm soon.
-    Spare,
+    Skip,
     /// Have cheap children.
     Hold,
 }

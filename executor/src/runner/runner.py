@@ -278,7 +278,7 @@ def finish(code):
     except SystemExit as stop:
         code = exit_code(stop)
     flush()
-    end(code)
+    leave(code)
 
 
 def flush():
@@ -355,17 +355,23 @@ def merge_program(ctypes):
     is in large pages (see `large_pages.rs`), a child then gets as much by one fault."""
     large, read_and_execute, madv_hugepage = 2 << 20, 1 | 4, 14
     library, program, begin, end = ctypes.CDLL(None), os.readlink("/proc/self/exe"), 0, 0
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            area, access, offset, *_, name = line.rstrip("\n").split(None, 5)
-            low, high = (int(word, 16) for word in area.split("-"))
-            file = low - int(offset, 16)  # where its beginning would be
-            if name == program and "w" not in access and (file, low) == (begin or file, end or file):
-                begin, end = file, high
+    for low, high, access, offset, name in areas():
+        file = low - offset  # where its beginning would be
+        if name == program and "w" not in access and (file, low) == (begin or file, end or file):
+            begin, end = file, high
     if end - begin >= large and begin % large == 0:
         place = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
         if library.mprotect(*place, read_and_execute) == 0:
             library.madvise(*place, madv_hugepage)
+
+
+def areas():
+    """The areas of this memory: where each begins and ends, its access, from where in its file it is, and the file's name."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            area, access, offset, _, _, *name = line.rstrip("\n").split(None, 5)
+            begin, end = (int(word, 16) for word in area.split("-"))
+            yield begin, end, access, int(offset, 16), "".join(name)
 
 
 def fill_pools():
@@ -389,22 +395,24 @@ def plan_rehearsal(ctypes, library):
     for this thread changes at a fork. Where `/proc` does not tell, there is none."""
     import _thread
 
-    page, least, most, areas = os.sysconf("SC_PAGESIZE"), 64, 1 << 18, []
-    thread = _thread.get_ident() // page
+    page, least, most, words = os.sysconf("SC_PAGESIZE"), 64, 1 << 18, []
+    thread = _thread.get_ident()
     try:
-        with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as page_map:
-            for line in maps:
-                area, access, _, _, _, *name = line.split()
-                begin, end = (int(word, 16) // page for word in area.split("-"))
-                if access == "rw-p" and name != ["[stack]"] and least <= end - begin <= most and not begin <= thread < end:
-                    entries = memoryview(os.pread(page_map.fileno(), (end - begin) * 8, begin * 8)).cast("Q")
-                    areas += [((begin + first) * page, count) for first, count in present(entries) if count >= least]
+        with open("/proc/self/pagemap", "rb", 0) as page_map:
+            for begin, end, access, _, name in areas():
+                first, count = begin // page, (end - begin) // page
+                if access == "rw-p" and name != "[stack]" and least <= count <= most and not begin <= thread < end:
+                    entries = memoryview(os.pread(page_map.fileno(), count * 8, first * 8)).cast("Q")
+                    for index, pages in present(entries):
+                        if pages >= least:
+                            words += [begin + index * page, pages]
     except Exception:
         return
-    words = [word for area in areas for word in area]
-    KEPT.append((ctypes.c_size_t * len(words))(*words))
     size = ctypes.c_size_t
-    library.sandmesh_rehearse(size(page), KEPT[0], size(len(areas)), REHEARSAL, size(len(REHEARSAL)))
+    pairs = (size * len(words))(*words)
+    request = request_for(b"def handler(event):\n    print(1)\n    return {'a': 1, 'b': 'c'}\n", b"{}")
+    KEPT.extend((pairs, request))
+    library.sandmesh_rehearse(size(page), pairs, size(len(words) // 2), request, size(len(request)))
 
 
 def present(entries):
@@ -423,8 +431,8 @@ def present(entries):
 def begin_rehearsal(library):
     """Does what a spare does, and has `main` end the rehearsal. This process is not restrained, so what the session's
     user has made takes no part in it."""
-    global end, HAS_PTH
-    end, HAS_PTH = library.sandmesh_rehearsed, False
+    global leave, HAS_PTH
+    leave, HAS_PTH = library.sandmesh_rehearsed, False
     sys.path[:] = OwnPath.modules
     warm_up()
 
@@ -439,11 +447,16 @@ def restartable_sequences(ctypes):
         return ctypes.c_ssize_t(0), ctypes.c_uint(0)
 
 
+def request_for(code, event):
+    """A request of the runner's own."""
+    return b"\n".join((b"", b"", b"handler", b"%d" % len(code), b"%d" % len(event), b"4096", b"1", b"1", b"1.5", b"", code + event))
+
+
 def warm_up():
     """Answers a request of its own, so that what that needs is compiled and in memory."""
     code, event = b"def handler(event, context):\n    return {'a': [event['b'], 1.5, None]}\n", b'{"b": 1}'
     reader, writer = os.pipe()
-    os.write(writer, b"\n".join((b"", b"", b"handler", b"%d" % len(code), b"8", b"4096", b"1", b"1", b"1.5", b"", code + event)))
+    os.write(writer, request_for(code, event))
     os.close(writer)
     head, code, event = read_request(reader)
     take_environment(head)
@@ -518,9 +531,8 @@ def main(is_forked):
     finish(status)
 
 
-end = os._exit
+leave = os._exit
 KEPT = []  # what the library has pointers to
-REHEARSAL = b"exec\nsess\nhandler\n63\n2\n4096\n512\n30000\n1.5\n\ndef handler(event):\n    print(1)\n    return {'a': 1, 'b': 'c'}\n{}"
 MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}
 GAPS = []
 HOLDS_REHEARSAL = sys.argv[1:2] == ["rehearsed-parent"]

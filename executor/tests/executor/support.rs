@@ -1,8 +1,7 @@
 //! A real executor in a temporary directory, and a client that collects what an execution says.
 
 use std::{
-    collections::HashMap,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -433,7 +432,7 @@ pub(crate) fn parents(daemon: &Daemon) -> Vec<u32> {
     pids.into_iter().collect()
 }
 
-/// Whether this process is a Python that holds or held a rehearsal.
+/// Whether this process is a Python that holds or held a rehearsal, or its jail.
 pub(crate) fn is_rehearsed(pid: &u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.contains("rehearsed-parent"))

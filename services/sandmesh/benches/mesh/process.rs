@@ -23,6 +23,11 @@ pub(crate) fn memory(pid: i32) -> Memory {
     Memory { rss: kibibytes(&text, "Rss:"), pss: kibibytes(&text, "Pss:") }
 }
 
+/// What the machine has in files that are in memory alone, in bytes.
+pub(crate) fn files_in_memory() -> u64 {
+    kibibytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "Shmem:")
+}
+
 /// The most resident memory since [`forget_peak`], in bytes.
 pub(crate) fn peak(pid: i32) -> u64 {
     kibibytes(&read(pid, "status"), "VmHWM:")

@@ -14,7 +14,7 @@ use crate::{
 
 /// What is looked at: its name, and whether it must be flat and how much it may vary all the same, as
 /// growth beyond a tenth.
-pub(crate) const COLUMNS: [(&str, Option<f64>); 16] = [
+pub(crate) const COLUMNS: [(&str, Option<f64>); 17] = [
     ("seconds", None),
     ("executions", None),
     ("failures", None),
@@ -25,6 +25,8 @@ pub(crate) const COLUMNS: [(&str, Option<f64>); 16] = [
     ("executors RSS MiB", Some(4.0)),
     ("executors PSS MiB", Some(4.0)),
     ("sandboxes PSS MiB", Some(16.0)),
+    // Of the whole machine. A warm parent has pages in a file in memory that no process has mapped.
+    ("files in memory MiB", Some(16.0)),
     ("server descriptors", Some(8.0)),
     ("executor descriptors", Some(8.0)),
     ("sockets", Some(8.0)),
@@ -93,6 +95,7 @@ impl<'a> Sampler<'a> {
             mebibytes(of_executors.rss),
             mebibytes(of_executors.pss),
             mebibytes(of_all.pss),
+            mebibytes(process::files_in_memory()),
             descriptors as f64,
             theirs.iter().map(|(descriptors, _)| *descriptors).sum::<usize>() as f64,
             (sockets + theirs.iter().map(|(_, sockets)| *sockets).sum::<usize>()) as f64,

@@ -1,4 +1,4 @@
-//! The shared object that a warm interpreter loads: three calls over [`native`], made by its one thread.
+//! The shared object that a warm interpreter loads: four calls over [`native`], made by its one thread.
 
 #![no_std]
 #![no_builtins]
@@ -13,6 +13,7 @@ use core::{cell::UnsafeCell, slice};
 use native::{
     parent::{Fork, Parent},
     rehearsal::{self, Area, Memory, Notes},
+    snapshot::Template,
     sys::{self, Fd},
 };
 
@@ -24,6 +25,9 @@ struct State {
     /// What is to be rehearsed before the first order.
     play: Option<(Memory, &'static [u8])>,
     notes: Option<Notes>,
+    /// Whether to be a template before the first order.
+    is_template: bool,
+    template: Template,
 }
 
 struct OfOneThread(UnsafeCell<State>);
@@ -31,8 +35,13 @@ struct OfOneThread(UnsafeCell<State>);
 // SAFETY: the interpreter that loads this has one thread.
 unsafe impl Sync for OfOneThread {}
 
-static STATE: OfOneThread =
-    OfOneThread(UnsafeCell::new(State { parent: Parent::new(CONTROL), play: None, notes: None }));
+static STATE: OfOneThread = OfOneThread(UnsafeCell::new(State {
+    parent: Parent::new(CONTROL),
+    play: None,
+    notes: None,
+    is_template: false,
+    template: Template::new(),
+}));
 
 /// What [`sandmesh_serve`] returns in the child of a rehearsal.
 const REHEARSAL: i32 = 2;
@@ -55,13 +64,17 @@ pub extern "C" fn sandmesh_serve(
 ) -> i32 {
     let fork = Fork { before, fork, in_child, in_parent, sequences: (sequences_offset, sequences_bytes) };
     // SAFETY: the interpreter has one thread, and a static stays where it is.
-    let State { parent, play, notes } = unsafe { &mut *STATE.0.get() };
+    let State { parent, play, notes, is_template, template } = unsafe { &mut *STATE.0.get() };
     if let Some((memory, request)) = play.take() {
         // SAFETY: by the word of whoever called `sandmesh_rehearse`.
         *notes = unsafe { rehearsal::hold(&fork, memory, request) };
         if notes.is_some() {
             return REHEARSAL;
         }
+    }
+    if core::mem::take(is_template) {
+        // SAFETY: the interpreter has one thread, and a static stays where it is.
+        unsafe { template.wait(CONTROL, fork.sequences) };
     }
     // SAFETY: the interpreter has one thread.
     let nest = unsafe { parent.next(&fork) };
@@ -87,6 +100,14 @@ pub unsafe extern "C" fn sandmesh_rehearse(
         unsafe { (slice::from_raw_parts(areas, area_count), slice::from_raw_parts(request, request_bytes)) };
     // SAFETY: the interpreter has one thread, and nobody has a reference.
     unsafe { (*STATE.0.get()).play = Some((Memory { page, areas }, request)) };
+}
+
+/// Has [`sandmesh_serve`] first be a template of a [`snapshot`](native::snapshot): it returns in processes that are made
+/// of it, as if they had been started.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_be_template() {
+    // SAFETY: the interpreter has one thread, and nobody has a reference.
+    unsafe { (*STATE.0.get()).is_template = true };
 }
 
 /// Ends the child of [`sandmesh_rehearse`].

@@ -18,5 +18,7 @@ pub(crate) mod nest;
 pub(crate) mod parent;
 #[allow(dead_code, reason = "only an interpreter has one")]
 pub(crate) mod rehearsal;
+#[allow(dead_code, reason = "each program has one side of it")]
+pub(crate) mod snapshot;
 pub(crate) mod sys;
 pub(crate) mod wire;

@@ -174,7 +174,7 @@ impl Notes {
     }
 
     fn forget(self) {
-        sys::unmap(self.begin, self.memory.pages() + 1);
+        let _ = sys::unmap(self.begin, self.memory.pages() + 1);
     }
 
     fn bytes(&self) -> *mut u8 {

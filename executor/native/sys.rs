@@ -4,6 +4,7 @@
 //! Every function is the call of its name (see section 2 of the manual). Answers are the kernel's:
 //! an error is its positive number.
 
+mod image;
 mod memory;
 
 use core::{
@@ -11,6 +12,10 @@ use core::{
     sync::atomic::{AtomicI32, Ordering},
 };
 
+pub(crate) use image::{
+    Actions, end_of_data, forget_signal_stack, forget_thread, name, register_sequences, set_layout, set_name,
+    set_signal_actions, signal_actions, thread_pointer,
+};
 pub(crate) use memory::{
     advise_sequential, can_copy_pages, copy_pages, map, map_in_place, map_shared, memory_file, read_word,
     seal, unmap, write_memory,
@@ -53,9 +58,12 @@ pub(super) mod number {
     pub(super) const STATX: usize = 332;
     pub(super) const RSEQ: usize = 334;
     pub(super) const MUNMAP: usize = 11;
+    pub(super) const BRK: usize = 12;
     pub(super) const PREAD64: usize = 17;
     pub(super) const PWRITE64: usize = 18;
     pub(super) const MADVISE: usize = 28;
+    pub(super) const SIGALTSTACK: usize = 131;
+    pub(super) const SET_ROBUST_LIST: usize = 273;
     pub(super) const PIPE2: usize = 293;
     pub(super) const MEMFD_CREATE: usize = 319;
 }
@@ -92,6 +100,9 @@ pub(super) mod number {
     pub(super) const PIPE2: usize = 59;
     pub(super) const PREAD64: usize = 67;
     pub(super) const PWRITE64: usize = 68;
+    pub(super) const SIGALTSTACK: usize = 132;
+    pub(super) const SET_ROBUST_LIST: usize = 99;
+    pub(super) const BRK: usize = 214;
     pub(super) const MUNMAP: usize = 215;
     pub(super) const MADVISE: usize = 233;
     pub(super) const MEMFD_CREATE: usize = 279;
@@ -289,36 +300,6 @@ pub(crate) fn receive(from: Fd, bytes: &mut [u8], fds: &mut [Fd; 16]) -> Result<
         return Ok((count, 0));
     }
     Ok((count, carried))
-}
-
-/// Registers the restartable sequences of a C library for this thread, which has none: so many bytes, that
-/// far from the thread's pointer. Without them the library would go on believing what they said last.
-pub(crate) fn register_sequences((offset, bytes): (isize, u32)) {
-    /// What the kernel expects before each abort handler; the same in every C library.
-    const SIGNATURE: usize = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
-    /// The least that can be registered; libraries tell how much of it has a meaning.
-    const LEAST: usize = 32;
-    if bytes > 0 {
-        let area = thread_pointer().wrapping_add_signed(offset);
-        // A refusal leaves things as they were.
-        let _ = plain(number::RSEQ, [area, (bytes as usize).max(LEAST), 0, SIGNATURE, 0, 0]);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn thread_pointer() -> usize {
-    let pointer;
-    // SAFETY: every C library of this processor has there what it points to.
-    unsafe { asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
-    pointer
-}
-
-#[cfg(target_arch = "aarch64")]
-fn thread_pointer() -> usize {
-    let pointer;
-    // SAFETY: reads a register.
-    unsafe { asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags)) };
-    pointer
 }
 
 /// Waits while the word has this value.

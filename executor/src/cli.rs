@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     admission, check, destroy, disk,
     isolation::{IsolationOptions, Need, cgroup::Limits, large_pages, layer::Layer},
-    parent, relay, seal, serve,
+    parent, relay, seal, serve, snapshot,
 };
 
 /// The daemon inside one sandbox.
@@ -24,8 +24,15 @@ enum Command {
     Serve(Box<ServeOptions>),
     /// Tell whether this host can isolate executions as asked, and what is missing.
     Check(CheckOptions),
-    /// Make a copy of the system's Python in large pages of memory, for sandboxes of this host.
+    /// Make a copy of the system's Python in large pages of memory, and a snapshot of a warm one, for sandboxes of
+    /// this host.
     Copy(CopyOptions),
+    /// Write a snapshot of a warm Python to the standard output; not for people.
+    #[command(hide = true)]
+    Template(CopyOptions),
+    /// Go on as the warm Python of a snapshot; not for people.
+    #[command(hide = true)]
+    Restore(RestoreOptions),
     /// Give an executor in a container what only the host can give it.
     Admit(AdmitOptions),
     /// Kill everything in a sandbox and remove its control groups and its directory.
@@ -114,9 +121,12 @@ pub(crate) struct ServeOptions {
     /// The directory of all layers of packages.
     #[arg(long)]
     pub(crate) layers: Option<PathBuf>,
-    /// The directory of the copy of Python, as `copy` made it.
+    /// The directory of the copy of Python and of its snapshot, as `copy` made them.
     #[arg(long)]
     pub(crate) copies: Option<PathBuf>,
+    /// Have Python warm by way of the snapshot, which it has in common with other sandboxes.
+    #[arg(long, requires = "copies")]
+    pub(crate) snapshots: bool,
     /// The layer that executions find at first, as LANGUAGE:KEY.
     #[arg(long, requires = "layers")]
     pub(crate) layer: Option<Layer>,
@@ -146,8 +156,22 @@ pub(crate) struct CopyOptions {
     /// The directory of the copy, which is of this program alone.
     #[arg(long)]
     pub(crate) into: PathBuf,
+    /// Take a snapshot, too.
+    #[arg(long)]
+    pub(crate) snapshots: bool,
     #[command(flatten)]
     pub(crate) isolation: IsolationOptions,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// The descriptor of the snapshot.
+    #[arg(long)]
+    pub(crate) snapshot: i32,
+    /// What to execute if it cannot be used.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 /// Flags of `admit`.
@@ -236,7 +260,9 @@ pub fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options),
         Command::Seal(options) => seal::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Check(options) => check::run(&options),
+        Command::Restore(options) => return snapshot::restore::run(&options),
         Command::Copy(options) => large_pages::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Template(options) => snapshot::take::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Admit(options) => admission::admit(&options).map(|()| ExitCode::SUCCESS),
         Command::Serve(options) => serve::run(&options),
         Command::Destroy(options) => destroy::run(&options).map(|()| ExitCode::SUCCESS),

@@ -2,7 +2,7 @@
 //!
 //! It is dialled and never dials. `cli` reads the command line; `isolation` builds the sandbox;
 //! `grpc` is the wire and `feed` takes input from it; `service` decides who gets in; `run` runs one execution with a `runner` and
-//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it; `workspace` serves its files. In a
+//! watches it with `supervise`; `replay` keeps what it wrote; `warm` keeps processes ready for it, with a `snapshot` of a Python; `workspace` serves its files. In a
 //! container, `admission` is how the host gives it what it needs, and `init` is the first process. In the jail, `native` and `parent` turn a child of a warm parent into a process of the user.
 
 mod admission;
@@ -33,6 +33,7 @@ mod runner;
 mod seal;
 mod serve;
 mod service;
+mod snapshot;
 mod status;
 mod stdin;
 mod supervise;

@@ -71,6 +71,7 @@ pub(crate) fn run(options: &ServeOptions) -> anyhow::Result<ExitCode> {
         layers: options.layers.as_deref(),
         layer: options.layer.as_ref(),
         copies: options.copies.as_deref(),
+        shares_snapshots: options.snapshots,
         proxy: options.proxy.as_deref(),
         workspace: options.workspace.as_deref(),
         admission,

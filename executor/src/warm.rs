@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::demand::{Demand, Rest};
+use self::demand::{Demand, Rest, most};
 use crate::{
     cli::Language,
     clock,
@@ -126,21 +126,6 @@ fn keeper(kind: Kind, kinship: Kinship, limits: Limits) -> Keeper {
     }
 }
 
-/// How many spares there are at most. One costs about 1 MiB and two processes, but a Node.js tens of them and
-/// a dozen threads: a small sandbox has better use for these.
-fn most(kind: Kind, limits: Limits) -> usize {
-    const MANY_THREADS: u32 = 64;
-    const MUCH_MEMORY: u64 = 256 << 20;
-    let is_large = (limits.max_processes == 0 || limits.max_processes >= MANY_THREADS)
-        && (limits.memory_bytes == 0 || limits.memory_bytes >= MUCH_MEMORY);
-    match kind {
-        Kind::Python if is_large => 4,
-        Kind::Python => 2,
-        Kind::Program => 2,
-        Kind::Node => usize::from(is_large),
-    }
-}
-
 /// Whether nobody is there any more to take an order.
 fn is_gone(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
@@ -217,8 +202,7 @@ impl Warm {
             let mut slot = self.slot(host).lock().await;
             let Some(old) = slot.take() else { continue };
             old.condemn();
-            let next = slot.insert(Arc::new(Parent::start(host, Rehearsal::Skip, &self.sandbox)?));
-            next.is_warm().await?;
+            *slot = Some(self.start_warm(host, Rehearsal::Skip).await?);
         }
         let warm = Arc::clone(self);
         clock::spawn(async move { warm.replenish().await });
@@ -315,19 +299,47 @@ impl Warm {
         if cold().is_some_and(|since| since.elapsed() < COLD) {
             return false;
         }
-        let warmed = match self.parent(Host::Python).await {
-            Ok(parent) => parent.is_warm().await,
-            Err(err) => Err(err),
-        };
-        if let Err(err) = warmed {
-            tracing::error!(stage = err.stage, error = %err.source, "python cannot be kept warm: executions start their own");
-            if let Some(parent) = self.python.lock().await.as_ref() {
-                parent.condemn();
+        let Err(err) = self.warm_python().await else { return true };
+        tracing::error!(stage = err.stage, error = %err.source, "python cannot be kept warm: executions start their own");
+        cold().replace(Instant::now());
+        false
+    }
+
+    async fn warm_python(&self) -> Result<(), SpawnError> {
+        loop {
+            let parent = self.parent(Host::Python).await?;
+            let settled = self.settle(&parent).await;
+            if let Ok(true) = settled {
+                return Ok(());
             }
-            cold().replace(Instant::now());
-            return false;
+            parent.condemn();
+            settled?;
         }
-        true
+    }
+
+    /// A parent that is warm.
+    async fn start_warm(&self, host: Host, rehearsal: Rehearsal) -> Result<Arc<Parent>, SpawnError> {
+        loop {
+            let parent = Arc::new(Parent::start(host, rehearsal, &self.sandbox)?);
+            if self.settle(&parent).await? {
+                return Ok(parent);
+            }
+        }
+    }
+
+    /// Waits until a parent is warm; false if it did not get there for its snapshot, so that another is to be tried.
+    async fn settle(&self, parent: &Parent) -> Result<bool, SpawnError> {
+        let warmed = parent.is_warm().await;
+        if parent.is_refused() || parent.is_restored() && warmed.is_err() {
+            self.sandbox.forget_snapshots();
+        }
+        match warmed {
+            Err(err) if parent.is_restored() && !self.ended.load(Ordering::Relaxed) => {
+                tracing::warn!(stage = err.stage, error = %err.source, "a snapshot of python is no good");
+                Ok(false)
+            }
+            warmed => warmed.map(|()| true),
+        }
     }
 
     /// The parent of this host, made if there is none that is alive.
@@ -438,11 +450,9 @@ impl Warm {
             return Ok(());
         }
         let rehearsal = if pays { Rehearsal::Hold } else { Rehearsal::Skip };
-        let next = Arc::new(Parent::start(host, rehearsal, &self.sandbox)?);
-        if let Err(err) = next.is_warm().await {
-            self.cannot_rehearse.fetch_or(pays, Ordering::Relaxed);
-            return Err(err);
-        }
+        let next = self.start_warm(host, rehearsal).await;
+        self.cannot_rehearse.fetch_or(pays && next.is_err(), Ordering::Relaxed);
+        let next = next?;
         let mut slot = self.slot(host).lock().await;
         // Meanwhile another may have taken its place, which shows what this one does not, or all may have ended.
         let is_last = slot.as_ref().is_some_and(|last| Arc::ptr_eq(last, &old));

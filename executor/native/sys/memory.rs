@@ -16,9 +16,9 @@ pub(crate) fn map_shared(bytes: usize) -> Result<usize, Errno> {
     plain(number::MMAP, [0, bytes, READ_WRITE, SHARED_ANONYMOUS, arg(-1), 0])
 }
 
-/// Gives back what [`map_shared`] gave.
-pub(crate) fn unmap(begin: usize, bytes: usize) {
-    let _ = plain(number::MUNMAP, [begin, bytes, 0, 0, 0, 0]);
+/// Has nothing there any more, as what [`map_shared`] gave.
+pub(crate) fn unmap(begin: usize, bytes: usize) -> Result<(), Errno> {
+    plain(number::MUNMAP, [begin, bytes, 0, 0, 0, 0]).map(drop)
 }
 
 /// Maps a part of a file in the place of what is there, as memory that this process alone changes.

@@ -17,7 +17,10 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -55,7 +58,7 @@ const HOUSE: &str = "/run/sandmesh";
 const LONGEST_SOCKET_PATH: usize = 107;
 
 /// What a warm Python and a warm Node.js load; see `native/lib.rs` and `native/node.rs`.
-const NATIVE: [(&str, &[u8]); 2] = [
+pub(crate) const NATIVE: [(&str, &[u8]); 2] = [
     ("libsandmesh.so", include_bytes!(concat!(env!("OUT_DIR"), "/libsandmesh.so"))),
     ("sandmesh.node", include_bytes!(concat!(env!("OUT_DIR"), "/sandmesh.node"))),
 ];
@@ -77,6 +80,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) layer: Option<&'a Layer>,
     /// The directory of the copy of Python in large pages.
     pub(crate) copies: Option<&'a Path>,
+    /// Whether a Python is warm by way of a snapshot in that directory.
+    pub(crate) shares_snapshots: bool,
     /// The socket that leads an installer out.
     pub(crate) proxy: Option<&'a Path>,
     /// The workspace, where it is not in the directory.
@@ -137,6 +142,7 @@ pub(crate) fn build(mut plan: Plan<'_>) -> anyhow::Result<(Sandbox, UnixListener
         dedicated_user: owner.is_some() || outer == Outer::Container,
         interpreters,
         layer: Mutex::new(plan.layer.cloned()),
+        shares_snapshots: AtomicBool::new(plan.shares_snapshots),
     };
     if let Some(layer) = plan.layer.filter(|layer| !sandbox.has_jail() || !sandbox.has_layer(layer)) {
         bail!("the layer of packages {layer:?} is not there, or there is no jail to show it in");
@@ -418,6 +424,13 @@ fn furnish(rooms: &Rooms, outer: Outer) -> anyhow::Result<()> {
     // The mount point of this program.
     put(&rooms.tools.join(jail::EXECUTOR), b"").with_context(context)?;
     jail::write_etc(&rooms.etc, outer).context("cannot write the jail's /etc")
+}
+
+/// Makes a directory that everybody may look into, whatever the umask is.
+pub(crate) fn make_public_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot open {} to all", dir.display()))
 }
 
 /// Writes a world-readable file whatever the umask is.

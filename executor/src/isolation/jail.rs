@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::RawFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,6 @@ use super::{
     interpreters::Interpreters,
     large_pages,
     layer::{Layer, PACKAGES},
-    parent::Rehearsal,
 };
 use crate::cli::Language;
 
@@ -26,7 +25,7 @@ use crate::cli::Language;
 pub(crate) const EXECUTOR: &str = "executor";
 
 /// Where the jail shows the tools; a dot, since it is not the user's business.
-const TOOLS: &str = "/.sandmesh";
+pub(crate) const TOOLS: &str = "/.sandmesh";
 
 /// Where the jail of an installer shows the socket of the proxy.
 pub(crate) const PROXY: &str = "/.proxy";
@@ -78,12 +77,18 @@ impl Scene {
     }
 }
 
-/// What a jail runs for the warm parent that is a Python interpreter: arguments of the interpreter.
-pub(crate) fn python_parent(rehearsal: Rehearsal, layer: Option<&Layer>) -> Vec<OsString> {
-    let role = if rehearsal == Rehearsal::Hold { "rehearsed-parent" } else { "parent" };
+/// What a jail runs for the warm parent that is a Python interpreter: arguments of the interpreter, with what kind of
+/// parent the runner is to be.
+pub(crate) fn python_parent(role: &str, layer: Option<&Layer>) -> Vec<OsString> {
     let runner = Path::new(TOOLS).join(crate::runner::PYTHON_RUNNER);
     let packages = layer.filter(|layer| layer.is_for(Language::Python)).map(|_| PACKAGES.into());
     ["-B".into(), "-s".into(), runner.into(), role.into()].into_iter().chain(packages).collect()
+}
+
+/// What a jail runs before that to have it made of a snapshot.
+pub(crate) fn loader(snapshot: RawFd) -> [OsString; 4] {
+    let snapshot = format!("--snapshot={snapshot}");
+    [Path::new(TOOLS).join(EXECUTOR).into(), "restore".into(), snapshot.into(), "--".into()]
 }
 
 /// What a jail runs for the warm parent that executes programs.
@@ -142,8 +147,8 @@ impl Arguments {
         args
     }
 
-    /// All of them, for a jail that shows this layer of packages.
-    pub(crate) fn with_layer(&self, layer: Option<&Layer>) -> Vec<OsString> {
+    /// All of them, for a jail that shows this layer of packages, with one more variable.
+    pub(crate) fn with_layer(&self, layer: Option<&Layer>, more: Option<(&str, &str)>) -> Vec<OsString> {
         let mut args = self.clone();
         if let (Some(layers), Some(layer)) = (&self.layers, layer) {
             args.bind("--ro-bind", &layer.files(layers), PACKAGES);
@@ -160,6 +165,9 @@ impl Arguments {
         args.add(&["--chdir", "/workspace", "--remount-ro", "/"]);
         for (name, value) in crate::runner::base_environment(&Scene::inside(layer.cloned())) {
             args.add(&["--setenv", name, &value]);
+        }
+        if let Some((name, value)) = more {
+            args.add(&["--setenv", name, value]);
         }
         // So that the children of a warm parent find every function of a library resolved.
         args.add(&["--setenv", "LD_BIND_NOW", "1", "--"]);

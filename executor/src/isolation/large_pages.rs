@@ -26,16 +26,21 @@ use nix::{
 };
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use super::interpreters::Interpreters;
-use crate::cli::CopyOptions;
+use super::{house::make_public_dir, interpreters::Interpreters};
+use crate::{cli::CopyOptions, snapshot};
 
 /// A large page.
 const LARGE: u64 = 2 << 20;
 
-/// Makes the copy, where that is of use.
+/// Makes the copy, where that is of use, and a snapshot. One process at a time does.
 pub(crate) fn run(options: &CopyOptions) -> anyhow::Result<()> {
+    make_public_dir(&options.into)?;
+    let dir = File::open(&options.into).context("cannot open the directory")?;
+    dir.lock().context("cannot lock the directory")?;
     let interpreters = Interpreters::find(&options.isolation)?;
-    interpreters.python.map_or(Ok(()), |python| make(&options.into, &python))
+    let made = interpreters.python.map_or(Ok(()), |python| make(&options.into, &python));
+    // Whatever became of the copy.
+    snapshot::make(options).and(made)
 }
 
 /// The copy of this program, and the place where a jail has to show it; `None` if there is no copy of the program as
@@ -58,8 +63,6 @@ fn make(copies: &Path, program: &Path) -> anyhow::Result<()> {
     if !is_suitable(&place).context("cannot read Python")? {
         return Ok(());
     }
-    fs::create_dir_all(copies).with_context(|| format!("cannot create {}", copies.display()))?;
-    fs::set_permissions(copies, Permissions::from_mode(0o755)).context("cannot open the directory to all")?;
     remove_all(copies).context("cannot remove what was there before")?;
     if !may_be_executed(copies).context("cannot look at the mount")? {
         return Ok(());
@@ -106,7 +109,13 @@ fn is_suitable(program: &Path) -> io::Result<bool> {
 
 /// Sandboxes look for a copy anew for each jail, and jails go on with what they have.
 fn remove_all(copies: &Path) -> io::Result<()> {
-    fs::read_dir(copies)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+    for entry in fs::read_dir(copies)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && !snapshot::is_one(&entry.path()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether it is on a mount that lets programs be executed: where a jail shows it, it is as it is there.

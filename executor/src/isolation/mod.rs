@@ -17,10 +17,11 @@ mod run_group;
 pub(crate) mod seccomp;
 
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -36,6 +37,7 @@ use self::{
     layer::Layer,
     run_group::RunGroups,
 };
+use crate::snapshot;
 
 /// Whether a kind of isolation must be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -189,6 +191,8 @@ pub(crate) struct Sandbox {
     interpreters: Interpreters,
     /// The packages that a jail shows that is made from now on.
     layer: Mutex<Option<Layer>>,
+    /// Whether a Python is warm by way of a snapshot, where there is one.
+    shares_snapshots: AtomicBool,
 }
 
 impl Sandbox {
@@ -258,6 +262,20 @@ impl Sandbox {
         } else {
             jail::Scene::outside(&self.rooms, number)
         }
+    }
+
+    /// The snapshot of the Python, if there is one. Its environment and its path lead to no packages.
+    fn snapshot(&self) -> Option<File> {
+        if !self.shares_snapshots.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (copies, python) = (self.rooms.copies.as_ref()?, self.interpreters.python.as_ref()?);
+        snapshot::find(copies, python, &self.rooms.executor)
+    }
+
+    /// Goes without snapshots from now on: one was no good.
+    pub(crate) fn forget_snapshots(&self) {
+        self.shares_snapshots.store(false, Ordering::Relaxed);
     }
 
     /// Whether executions are forked from parents that they share.

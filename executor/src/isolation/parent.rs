@@ -1,9 +1,10 @@
 //! The executor's side of a warm parent: its jail, and the orders it gets.
 
 use std::{
-    io::{self, IoSlice},
+    fs::File,
+    io::{self, IoSlice, IoSliceMut},
     os::{
-        fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt as _,
     },
     process::Stdio,
@@ -15,13 +16,14 @@ use std::{
 };
 
 use nix::{
+    cmsg_space,
     errno::Errno,
-    fcntl::OFlag,
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, recv, sendmsg,
-        shutdown, socketpair,
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+        UnixCredentials, recv, recvmsg, sendmsg, setsockopt, shutdown, socketpair, sockopt::PassCred,
     },
-    unistd::pipe2,
+    unistd::{Pid, pipe2},
 };
 use tokio::{
     io::Interest,
@@ -30,11 +32,20 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Sandbox, cgroup::Group, jail};
-use crate::native::wire::{MAX_PATH, SETTING_WORDS};
+use super::{Sandbox, cgroup::Group, jail, layer::Layer};
+use crate::{
+    native::{
+        snapshot::Stand,
+        wire::{MAX_PATH, SETTING_WORDS},
+    },
+    snapshot::restore::ENVIRONMENT,
+};
 
 /// How long a parent may take to be warm.
 const WARM_UP: Duration = Duration::from_secs(30);
+
+/// The same for a template, which a node waits for.
+const TEMPLATE_WARM_UP: Duration = Duration::from_secs(10);
 
 /// How long a jail that has nothing to do any more may take to end by itself.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -61,6 +72,32 @@ pub(crate) enum Rehearsal {
     Hold,
 }
 
+/// What a jail runs.
+#[derive(Debug)]
+enum Role {
+    Program,
+    Python(Rehearsal),
+    /// A Python that is made of this snapshot.
+    Restored(File),
+    /// A Python of which a snapshot is to be taken.
+    Template,
+}
+
+impl Role {
+    fn host(&self) -> Host {
+        if let Self::Program = self { Host::Program } else { Host::Python }
+    }
+
+    /// What the runner is told; a loader that cannot use its snapshot starts one that is warm soon.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Program | Self::Restored(_) | Self::Python(Rehearsal::Skip) => "parent",
+            Self::Python(Rehearsal::Hold) => "rehearsed-parent",
+            Self::Template => "template",
+        }
+    }
+}
+
 /// A step that failed while a process was being made.
 #[derive(Debug)]
 pub(crate) struct SpawnError {
@@ -76,29 +113,59 @@ pub(crate) struct Parent {
     jail: Mutex<Option<Child>>,
     complaint: Mutex<(pipe::Receiver, Vec<u8>)>,
     warm: tokio::sync::OnceCell<()>,
-    rehearsal: Rehearsal,
+    role: Role,
     born: Instant,
     children: AtomicU32,
     condemned: AtomicBool,
+    refused: AtomicBool,
 }
 
 impl Parent {
-    /// Starts a jail with a parent in it; it need not be warm yet to be given orders.
+    /// Starts a jail with a parent in it; it need not be warm yet to be given orders. A Python comes of a snapshot, if
+    /// there is one, whose template has held a rehearsal.
     ///
     /// Must be called on a thread that lives as long as the executor (a worker of the runtime is
     /// one): the kernel kills the jail when the thread that started it ends.
     pub(crate) fn start(host: Host, rehearsal: Rehearsal, sandbox: &Sandbox) -> Result<Self, SpawnError> {
+        let layer = sandbox.layer();
+        let role = match host {
+            Host::Program => Role::Program,
+            Host::Python => match sandbox.snapshot().filter(|_| layer.is_none()) {
+                Some(snapshot) => Role::Restored(snapshot),
+                None => Role::Python(rehearsal),
+            },
+        };
+        Self::launch(role, layer.as_ref(), sandbox)
+    }
+
+    /// Starts a jail with a Python in it that is made of this snapshot.
+    pub(crate) fn restored(snapshot: File, sandbox: &Sandbox) -> Result<Self, SpawnError> {
+        Self::launch(Role::Restored(snapshot), None, sandbox)
+    }
+
+    /// Starts a jail with a template in it, of which a snapshot is to be taken.
+    pub(crate) fn template(sandbox: &Sandbox) -> Result<Self, SpawnError> {
+        Self::launch(Role::Template, None, sandbox)
+    }
+
+    fn launch(role: Role, layer: Option<&Layer>, sandbox: &Sandbox) -> Result<Self, SpawnError> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(stage("create_socket"))?;
         nonblocking(&ours).map_err(stage("create_socket"))?;
+        if let Role::Template = role {
+            setsockopt(&ours, PassCred, &true).map_err(stage("create_socket"))?;
+        }
         let (complaint, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(stage("create_pipes"))?;
         let stdout = stderr.try_clone().map_err(stage("create_pipes"))?;
-        let mut command = command(host, rehearsal, sandbox);
+        let mut command = command(&role, layer, sandbox);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         enter_group(&mut command, sandbox.parents.as_ref()).map_err(stage("spawn_jail"))?;
+        if let Role::Restored(file) = &role {
+            keep_open(&mut command, file);
+        }
         let child = command.spawn().map_err(stage("spawn_jail"))?;
-        let settings = settings(host, sandbox);
+        let settings = settings(role.host(), sandbox);
         send(&ours, &settings, &[]).map_err(stage("send_settings"))?;
         let complaint = pipe::Receiver::from_owned_fd(complaint).map_err(stage("create_pipes"))?;
         Ok(Self {
@@ -106,10 +173,11 @@ impl Parent {
             jail: Mutex::new(Some(child)),
             complaint: Mutex::new((complaint, Vec::new())),
             warm: tokio::sync::OnceCell::new(),
-            rehearsal,
+            role,
             born: Instant::now(),
             children: AtomicU32::new(0),
             condemned: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
         })
     }
 
@@ -119,9 +187,13 @@ impl Parent {
             let mut word = [0; 16];
             let hear = || Ok(recv(self.control.as_raw_fd(), &mut word, MsgFlags::empty())?);
             match timeout(WARM_UP, self.control.async_io(Interest::READABLE, hear)).await {
-                Ok(Ok(1..)) => Ok(()),
-                Ok(Err(err)) => Err(err),
-                Ok(Ok(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, self.complaint())),
+                Ok(Ok(1..)) => {
+                    self.note_refusal();
+                    Ok(())
+                }
+                Ok(Err(err)) if err.kind() != io::ErrorKind::ConnectionReset => Err(err),
+                // Its end, whether it had read its settings or not.
+                Ok(_) => Err(io::Error::new(io::ErrorKind::BrokenPipe, self.complaint())),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             }
         });
@@ -145,9 +217,50 @@ impl Parent {
         (self.children.load(Ordering::Relaxed), self.born.elapsed())
     }
 
-    /// Whether it is one that was to hold a rehearsal.
+    /// Whether its children are as cheap as they can be: it was to hold a rehearsal, or to be made of a snapshot.
     pub(crate) fn rehearsal(&self) -> Rehearsal {
-        self.rehearsal
+        match self.role {
+            Role::Python(rehearsal) => rehearsal,
+            Role::Program => Rehearsal::Skip,
+            Role::Restored(_) | Role::Template if !self.is_refused() => Rehearsal::Hold,
+            Role::Restored(_) | Role::Template => Rehearsal::Skip,
+        }
+    }
+
+    /// Whether it was to be made of a snapshot.
+    pub(crate) fn is_restored(&self) -> bool {
+        matches!(self.role, Role::Restored(_))
+    }
+
+    /// Whether it was started anew, as its snapshot is not used.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// A loader that does not use its snapshot says why, and executes Python.
+    fn note_refusal(&self) {
+        if self.is_restored()
+            && let why = self.complaint()
+            && !why.is_empty()
+        {
+            tracing::warn!(why, "python was started anew");
+            self.refused.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until a template waits; gives its id outside the jail, and where it stands.
+    pub(crate) async fn stands(&self) -> Result<(Pid, Stand), SpawnError> {
+        let stands = timeout(
+            TEMPLATE_WARM_UP,
+            self.control.async_io(Interest::READABLE, || hear_stand(&self.control)),
+        );
+        let heard = stands.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let heard = match heard {
+            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            heard => heard,
+        };
+        let heard = heard.and_then(|heard| heard.ok_or_else(|| io::Error::other(self.complaint())));
+        heard.map_err(stage("warm_up"))
     }
 
     /// Gives it no more orders: something about it looks wrong.
@@ -187,17 +300,20 @@ impl Parent {
     }
 }
 
-fn command(host: Host, rehearsal: Rehearsal, sandbox: &Sandbox) -> Command {
+fn command(role: &Role, layer: Option<&Layer>, sandbox: &Sandbox) -> Command {
     let mut command = match &sandbox.jail {
         Some(arguments) => {
             let mut command = Command::from(sandbox.bubblewrap.command());
-            let layer = sandbox.layer();
-            command.args(arguments.with_layer(layer.as_ref()));
-            match (host, sandbox.interpreters.python.as_deref()) {
-                (Host::Python, Some(python)) => {
-                    command.arg(python).args(jail::python_parent(rehearsal, layer.as_ref()))
+            let extra = if let Role::Restored(_) = role { Some(ENVIRONMENT) } else { None };
+            command.args(arguments.with_layer(layer, extra));
+            match (role, sandbox.interpreters.python.as_deref()) {
+                (Role::Program, _) | (_, None) => command.args(jail::program_parent()),
+                (role, Some(python)) => {
+                    if let Role::Restored(file) = role {
+                        command.args(jail::loader(file.as_raw_fd()));
+                    }
+                    command.arg(python).args(jail::python_parent(role.word(), layer))
                 }
-                _ => command.args(jail::program_parent()),
             };
             command
         }
@@ -247,7 +363,6 @@ fn send(to: &impl AsRawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
 }
 
 fn nonblocking(fd: &OwnedFd) -> nix::Result<()> {
-    use nix::fcntl::{FcntlArg, fcntl};
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
 }
 
@@ -263,6 +378,32 @@ fn enter_group(command: &mut Command, group: Option<&Group>) -> io::Result<()> {
     // opened before; it does not allocate, lock or unwind.
     unsafe { command.pre_exec(enter) };
     Ok(())
+}
+
+/// Leaves the file open in the jail, which is started with the same number for it.
+#[expect(unsafe_code, reason = "code between fork and exec")]
+fn keep_open(command: &mut Command, file: &File) {
+    let number = file.as_raw_fd();
+    let keep = move || {
+        // SAFETY: the child has what its parent has open, which keeps it until the jail has ended.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        Ok(fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)?)
+    };
+    // SAFETY: between fork and exec the closure makes one system call; it does not allocate, lock or unwind.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// Receives what a template says, and from whom that is; `None` if it says something else, or nothing any more.
+fn hear_stand(control: &UnixStream) -> io::Result<Option<(Pid, Stand)>> {
+    let (mut bytes, mut space) = ([0; Stand::BYTES + 1], cmsg_space!(UnixCredentials));
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let heard = recvmsg::<UnixAddr>(control.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty())?;
+    let sender = heard.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmCredentials(sender) => Some(Pid::from_raw(sender.pid())),
+        _ => None,
+    });
+    let count = heard.bytes;
+    Ok(sender.zip(Stand::decode(&bytes[..count])))
 }
 
 pub(super) fn stage<E: Into<io::Error>>(stage: &'static str) -> impl Fn(E) -> SpawnError {

@@ -321,6 +321,8 @@ def become_child():
     gc.freeze()
     if HOLDS_REHEARSAL:
         plan_rehearsal(ctypes, library)
+    if IS_TEMPLATE:
+        library.sandmesh_be_template()
     del ctypes
     role = serve(*hooks, *sequences)
     if role == 2:
@@ -535,7 +537,8 @@ leave = os._exit
 KEPT = []  # what the library has pointers to
 MODULES = {name: new_module(name) for name in (HANDLER, "__main__")}
 GAPS = []
-HOLDS_REHEARSAL = sys.argv[1:2] == ["rehearsed-parent"]
+IS_TEMPLATE = sys.argv[1:2] == ["template"]  # of a snapshot, see `snapshot.rs`
+HOLDS_REHEARSAL = IS_TEMPLATE or sys.argv[1:2] == ["rehearsed-parent"]
 IS_PARENT = HOLDS_REHEARSAL or sys.argv[1:2] == ["parent"]
 PACKAGES = "".join(sys.argv[2:3])
 HAS_PTH = bool(PACKAGES) and any(name.endswith(".pth") for name in os.listdir(PACKAGES))

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::{isolation::cgroup::Limits, runner::Kind};
+
 /// For how long a peak is remembered.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -60,6 +62,21 @@ impl Rest {
     /// Whether the last one was shorter than `limit`. Not where something ran without a pause.
     pub(super) fn was_below(&self, limit: Duration) -> bool {
         self.last.is_some_and(|last| last < limit)
+    }
+}
+
+/// How many spares there are at most. One costs about 1 MiB and two processes, but a Node.js tens of them and
+/// a dozen threads: a small sandbox has better use for these.
+pub(super) fn most(kind: Kind, limits: Limits) -> usize {
+    const MANY_THREADS: u32 = 64;
+    const MUCH_MEMORY: u64 = 256 << 20;
+    let is_large = (limits.max_processes == 0 || limits.max_processes >= MANY_THREADS)
+        && (limits.memory_bytes == 0 || limits.memory_bytes >= MUCH_MEMORY);
+    match kind {
+        Kind::Python if is_large => 4,
+        Kind::Python => 2,
+        Kind::Program => 2,
+        Kind::Node => usize::from(is_large),
     }
 }
 

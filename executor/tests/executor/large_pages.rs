@@ -5,7 +5,6 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,8 +15,7 @@ const FORMER: &str = "python3.1-of-long-ago";
 
 /// Has a copy made; `None` where there are no large pages, or for another interpreter.
 fn copy_in(copies: &Path) -> Option<PathBuf> {
-    let output = Command::new(EXECUTOR).arg("copy").arg("--into").arg(copies).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    copy_to(copies, &[]);
     let found = fs::read_dir(copies).unwrap().map(|entry| entry.unwrap().path());
     let mut made: Vec<PathBuf> = found.filter(|path| !path.ends_with(FORMER)).collect();
     assert!(made.len() <= 1, "{made:?}");
@@ -38,7 +36,7 @@ def handler(event):
 
 fn settings(copies: &Path, interpreters: &str) -> Settings {
     let flags = ["--copies", copies.to_str().unwrap(), "--interpreters", interpreters];
-    Settings { more: flags.map(str::to_owned).into(), ..Settings::default() }
+    Settings { more: flags.map(str::to_owned).into(), snapshots: false, ..Settings::default() }
 }
 
 async fn look(copies: &Path, interpreters: &str) -> (u64, u64) {
@@ -116,10 +114,10 @@ async fn copy_that_may_not_be_executed_is_not_shown() {
 }
 
 /// A mount over a directory that shows it, and lets nothing be executed.
-struct NotExecutable(PathBuf);
+pub(crate) struct NotExecutable(PathBuf);
 
 impl NotExecutable {
-    fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let bound = Self(dir.to_owned());
         for flags in [MsFlags::MS_BIND, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOEXEC] {
             mount(Some(dir), dir, None::<&str>, flags, None::<&str>).unwrap();

@@ -124,6 +124,15 @@ async fn packages_of_node_are_found_by_require_and_by_import() {
 }
 
 #[tokio::test]
+async fn programs_of_packages_are_in_the_path_of_every_language() {
+    let layers = Layers::new();
+    layers.write(FIRST, "node_modules/.bin/pkg", "#!/bin/sh\necho program\n");
+    let daemon = Daemon::start(layers.settings(&["--layer", &format!("javascript:{FIRST}")])).await;
+    let text = "import subprocess\ndef handler(e): return subprocess.run(['pkg'], capture_output=True, text=True).stdout";
+    assert_eq!(run(&mut daemon.client().await, python(text)).await.value(), "program\n");
+}
+
+#[tokio::test]
 async fn nobody_changes_a_layer() {
     let layers = Layers::new();
     layers.python(FIRST, "1.0");

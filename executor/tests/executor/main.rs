@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod python;
 mod shell;
+mod snapshot;
 mod streams;
 mod support;
 mod warm;

@@ -36,6 +36,10 @@ pub(crate) struct Settings {
     pub(crate) disk_bytes: u64,
     /// Who runs the executor; root if `None`.
     pub(crate) user: Option<u32>,
+    /// The executor, where that user can reach it; a copy if `None`.
+    pub(crate) program: Option<PathBuf>,
+    /// Whether its Pythons come of the snapshot that all tests share, as they do on a node; only root's do.
+    pub(crate) snapshots: bool,
     pub(crate) more: Vec<String>,
 }
 
@@ -50,6 +54,8 @@ impl Default for Settings {
             max_output_bytes: 1 << 20,
             disk_bytes: 256 << 20,
             user: None,
+            program: None,
+            snapshots: true,
             more: Vec::new(),
         }
     }
@@ -79,8 +85,11 @@ impl Daemon {
         let mut command = Command::new(EXECUTOR);
         if let Some(user) = settings.user {
             // Where that user can reach it, wherever the tests are built.
-            let program = temp.path().join("executor");
-            std::fs::copy(EXECUTOR, &program).unwrap();
+            let program = settings.program.take().unwrap_or_else(|| {
+                let program = temp.path().join("executor");
+                std::fs::copy(EXECUTOR, &program).unwrap();
+                program
+            });
             std::os::unix::fs::chown(temp.path(), Some(user), Some(user)).unwrap();
             command = Command::new(program);
             command.uid(user).gid(user);
@@ -89,6 +98,10 @@ impl Daemon {
             // Whatever becomes of the test, its daemon does not stay.
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
             settings.more.extend(["--expires-at".to_owned(), (now + 300).to_string()]);
+        }
+        if settings.snapshots && settings.user.is_none() {
+            let copies = shared_copies().to_str().unwrap().to_owned();
+            settings.more.extend(["--copies".to_owned(), copies, "--snapshots".to_owned()]);
         }
         let child = command
             .arg("serve")
@@ -421,6 +434,38 @@ pub(crate) fn cgroups_named(name: &str) -> Vec<PathBuf> {
     let points =
         mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
     points.map(|point| Path::new(point).join(name)).filter(|path| path.exists()).collect()
+}
+
+/// A directory with a copy and a snapshot of Python, as a node has one: made by the first test that needs it, of the
+/// executor that was built last.
+fn shared_copies() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interpreters");
+    let lock = std::fs::File::create(dir.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let changed = |path: &Path| path.metadata().unwrap().modified().unwrap();
+    if !snapshots(&dir).iter().any(|snapshot| changed(snapshot) > changed(EXECUTOR.as_ref())) {
+        copy_to(&dir, &["--snapshots"]);
+    }
+    dir
+}
+
+/// Has copies of Python made.
+pub(crate) fn copy_to(dir: &Path, flags: &[&str]) {
+    let output = copy_command(dir, flags).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What makes copies of Python.
+pub(crate) fn copy_command(dir: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(EXECUTOR);
+    command.arg("copy").arg("--into").arg(dir).args(["--uid", &uid().to_string()]).args(flags);
+    command
+}
+
+/// The snapshots of a directory.
+pub(crate) fn snapshots(copies: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(copies).into_iter().flatten().map(|entry| entry.unwrap().path());
+    all.filter(|path| path.extension().is_some_and(|ending| ending == "snapshot")).collect()
 }
 
 /// The processes of warm parents, by the group that they are in.

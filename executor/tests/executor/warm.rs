@@ -19,6 +19,11 @@ fn fresh() -> Settings {
     Settings { more: vec!["--interpreters".to_owned(), "fresh".to_owned()], ..Settings::default() }
 }
 
+/// With a Python of its own.
+fn plain() -> Settings {
+    Settings { snapshots: false, ..Settings::default() }
+}
+
 fn is_python(pid: &u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("python"))
 }
@@ -271,7 +276,7 @@ async fn spares_are_bounded_and_end_with_the_executor() {
 #[tokio::test]
 async fn a_rehearsal_is_held_when_it_pays() {
     const LOOKS: Duration = Duration::from_secs(6);
-    let daemon = Daemon::start(Settings::default()).await;
+    let daemon = Daemon::start(plain()).await;
     let mut client = daemon.client().await;
     let before = parents(&daemon);
     for number in 0..50 {
@@ -289,7 +294,7 @@ async fn a_rehearsal_is_held_when_it_pays() {
 
 #[tokio::test]
 async fn python_that_is_used_much_keeps_its_memory_where_no_execution_can_change_it() {
-    let daemon = Daemon::start(Settings::default()).await;
+    let daemon = Daemon::start(plain()).await;
     let mut client = daemon.client().await;
     wear_out(&mut client).await;
     let file = memory_file(&daemon);
@@ -337,7 +342,7 @@ fn memory_file(daemon: &Daemon) -> std::fs::File {
 /// What children of such a parent share is no more than what those of another do.
 #[tokio::test]
 async fn children_of_a_python_that_held_a_rehearsal_are_as_others() {
-    let daemon = Daemon::start(Settings::default()).await;
+    let daemon = Daemon::start(plain()).await;
     let mut client = daemon.client().await;
     wear_out(&mut client).await;
     let text = "

@@ -218,6 +218,9 @@ pub struct IsolationPolicy {
     pub cgroups: Cgroups,
     /// Whether executions are forked from warm interpreters.
     pub interpreters: Interpreters,
+    /// Whether the warm Pythons of all sandboxes of this node that are processes start from one snapshot. They are warm
+    /// sooner and take less memory then, and have the layout of their memory and the hash seed in common.
+    pub snapshots: bool,
 }
 
 impl Default for IsolationPolicy {
@@ -227,6 +230,7 @@ impl Default for IsolationPolicy {
             seccomp: Layer::Required,
             cgroups: Cgroups::Required,
             interpreters: Interpreters::Warm,
+            snapshots: true,
         }
     }
 }

@@ -20,7 +20,7 @@ use self::answer::{Answer, Interpreter, describe, explain, versions};
 use super::process::proxy_socket;
 use crate::{
     Config,
-    config::IsolationPolicy,
+    config::{Interpreters, IsolationPolicy},
     layers,
     packages::Layer,
     runtime::{Ability, Contents, Order, Problems},
@@ -43,7 +43,7 @@ pub(in crate::runtime) struct Program {
     interpreters: Arc<OnceLock<Vec<Interpreter>>>,
     /// Where the layers of packages are.
     layers: PathBuf,
-    /// Where the copy of Python in large pages is, for sandboxes that are processes.
+    /// Where the copy of Python in large pages and its snapshot are, for sandboxes that are processes.
     copies: PathBuf,
 }
 
@@ -97,7 +97,7 @@ impl Program {
     pub(in crate::runtime) async fn check(&self, uid: Option<u32>) -> Result<Ability, Problems> {
         let mut command = self.command("check");
         self.add_isolation(&mut command, uid);
-        let (output, ()) = tokio::join!(self.answer(command), self.copy_python());
+        let (output, ()) = tokio::join!(self.answer(command), self.copy_python(uid));
         let output = output.map_err(|why| Problems(vec![why]))?;
         self.read_check(
             &output.stdout,
@@ -105,19 +105,20 @@ impl Program {
         )
     }
 
-    /// Has the copy of Python made, once: without it all works as well.
-    async fn copy_python(&self) {
+    /// Has the copy and the snapshot of Python made, once: without them all works as well.
+    async fn copy_python(&self, uid: Option<u32>) {
         if self.interpreters.get().is_some() {
             return;
         }
         let mut command = self.command("copy");
-        command.arg("--into").arg(&self.copies).args(self.policy_args());
+        command.arg("--into").arg(&self.copies).args(self.snapshot_arg());
+        self.add_isolation(&mut command, uid);
         let why = match self.answer(command).await {
             Ok(output) if output.status.success() => return,
             Ok(output) => tail(&output.stderr),
             Err(why) => why,
         };
-        tracing::info!(why, "there is no copy of Python in large pages");
+        tracing::info!(why, "there is no copy of Python in large pages, or no snapshot of it");
     }
 
     /// Reads what a check printed; `otherwise` is what is told when it printed nothing of that kind.
@@ -154,7 +155,7 @@ impl Program {
         let serve = Serve { id: &order.id, dir, uid, resources: &order.spec.resources, at_once };
         let mut command = self.serve_command(&serve);
         command.args(order_args(order, &self.layers));
-        command.arg("--copies").arg(&self.copies);
+        command.arg("--copies").arg(&self.copies).args(self.snapshot_arg());
         // What is made for a pool is to be warm when it is claimed, and few are made at once.
         if !order.spec.session_id.is_empty() {
             command.arg("--warm-turns").arg(turns);
@@ -325,7 +326,7 @@ impl Program {
 
     /// The isolation that is configured, and the interpreters.
     pub(in crate::runtime) fn policy_args(&self) -> Vec<OsString> {
-        let IsolationPolicy { jail, seccomp, cgroups, interpreters } = self.config.isolation;
+        let IsolationPolicy { jail, seccomp, cgroups, interpreters, .. } = self.config.isolation;
         let policy = [
             ("--jail", jail.as_str()),
             ("--seccomp", seccomp.as_str()),
@@ -345,6 +346,12 @@ impl Program {
             }
         }
         args
+    }
+
+    /// Whether sandboxes that are processes share a snapshot.
+    fn snapshot_arg(&self) -> Option<&'static str> {
+        let IsolationPolicy { interpreters, snapshots, .. } = self.config.isolation;
+        (snapshots && interpreters == Interpreters::Warm).then_some("--snapshots")
     }
 
     async fn answer(&self, command: Command) -> Result<Output, String> {

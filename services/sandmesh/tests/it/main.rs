@@ -104,6 +104,7 @@ mod pulls;
 mod recovery;
 mod replicas;
 mod slow_readers;
+mod snapshots;
 mod streams;
 mod streams_input;
 mod streams_interact;

@@ -1,4 +1,4 @@
-//! The shared object that a warm interpreter loads: four calls over [`native`], made by its one thread.
+//! The shared object that a warm interpreter loads: five calls over [`native`], made by its one thread.
 
 #![no_std]
 #![no_builtins]
@@ -46,6 +46,9 @@ static STATE: OfOneThread = OfOneThread(UnsafeCell::new(State {
 /// What [`sandmesh_serve`] returns in the child of a rehearsal.
 const REHEARSAL: i32 = 2;
 
+/// What [`sandmesh_serve`] returns in a process that was made of a snapshot and has a [`sandmesh_message`].
+const RESTORED: i32 = 3;
+
 /// Serves orders. Returns in the user's process of each new nest: 1 if there is time to warm up, 0 if a
 /// request is there already; ends that process if a step fails. The parent never returns. The
 /// arguments are what the interpreter does before a fork, the C library's fork, what the interpreter does
@@ -75,6 +78,9 @@ pub extern "C" fn sandmesh_serve(
     if core::mem::take(is_template) {
         // SAFETY: the interpreter has one thread, and a static stays where it is.
         unsafe { template.wait(CONTROL, fork.sequences) };
+        if !template.message().is_empty() {
+            return RESTORED;
+        }
     }
     // SAFETY: the interpreter has one thread.
     let nest = unsafe { parent.next(&fork) };
@@ -102,8 +108,15 @@ pub unsafe extern "C" fn sandmesh_rehearse(
     unsafe { (*STATE.0.get()).play = Some((Memory { page, areas }, request)) };
 }
 
-/// Has [`sandmesh_serve`] first be a template of a [`snapshot`](native::snapshot): it returns in processes that are made
-/// of it, as if they had been started.
+/// What a loader wants this process to know, as a string of C.
+#[unsafe(no_mangle)]
+pub extern "C" fn sandmesh_message() -> *const u8 {
+    // SAFETY: the interpreter has one thread, and nobody has a reference.
+    unsafe { (*STATE.0.get()).template.message().as_ptr() }
+}
+
+/// Has [`sandmesh_serve`] first be a template of a [`snapshot`](native::snapshot): it goes on in processes that are made
+/// of it, as if they had been started. Where there is a [`sandmesh_message`] it returns 3 first, to be called again.
 #[unsafe(no_mangle)]
 pub extern "C" fn sandmesh_be_template() {
     // SAFETY: the interpreter has one thread, and nobody has a reference.

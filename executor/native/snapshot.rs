@@ -49,6 +49,9 @@ pub(crate) const MOST_AREAS: usize = 128;
 /// More words than the kernel tells any program when it starts.
 pub(crate) const AUXILIARY_WORDS: usize = 64;
 
+/// The longest message, with its NUL.
+pub(crate) const MESSAGE_BYTES: usize = 512;
+
 /// What a loader leaves to whoever goes on in its process.
 #[repr(C)]
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub(crate) struct Handover {
     pub(crate) layout: [u64; 13],
     /// What the kernel told the program when it started, which the layout points to.
     pub(crate) auxiliary: [u64; AUXILIARY_WORDS],
+    /// What the interpreter is to be told, with a NUL at the end; empty for nothing.
+    pub(crate) message: [u8; MESSAGE_BYTES],
 }
 
 /// What of a process is not in its memory.
@@ -71,8 +76,12 @@ pub(crate) struct Template {
 
 impl Template {
     pub(crate) const fn new() -> Self {
-        let handover =
-            Handover { areas: [[0; 2]; MOST_AREAS], layout: [0; 13], auxiliary: [0; AUXILIARY_WORDS] };
+        let handover = Handover {
+            areas: [[0; 2]; MOST_AREAS],
+            layout: [0; 13],
+            auxiliary: [0; AUXILIARY_WORDS],
+            message: [0; MESSAGE_BYTES],
+        };
         Self { handover, actions: [[0; 4]; 64], name: [0; 16] }
     }
 
@@ -98,6 +107,13 @@ impl Template {
         if unsafe { self.take_over() }.is_err() {
             sys::exit(1);
         }
+    }
+
+    /// What the loader wants the interpreter to be told.
+    pub(crate) fn message(&self) -> &[u8] {
+        // See `wait`.
+        let message = core::hint::black_box(&self.handover.message);
+        message.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
     /// Makes the process what the template was.

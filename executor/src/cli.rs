@@ -169,6 +169,12 @@ pub(crate) struct RestoreOptions {
     /// The descriptor of the snapshot.
     #[arg(long)]
     pub(crate) snapshot: i32,
+    /// The variable PATH, where it is not that of the template, as there are packages.
+    #[arg(long)]
+    pub(crate) path: Option<String>,
+    /// Where packages for Python are.
+    #[arg(long, requires = "path")]
+    pub(crate) packages: Option<String>,
     /// What to execute if it cannot be used.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<std::ffi::OsString>,

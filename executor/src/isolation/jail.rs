@@ -85,10 +85,22 @@ pub(crate) fn python_parent(role: &str, layer: Option<&Layer>) -> Vec<OsString> 
     ["-B".into(), "-s".into(), runner.into(), role.into()].into_iter().chain(packages).collect()
 }
 
-/// What a jail runs before that to have it made of a snapshot.
-pub(crate) fn loader(snapshot: RawFd) -> [OsString; 4] {
-    let snapshot = format!("--snapshot={snapshot}");
-    [Path::new(TOOLS).join(EXECUTOR).into(), "restore".into(), snapshot.into(), "--".into()]
+/// What a jail runs before that to have it made of a snapshot, whose template has no packages.
+pub(crate) fn loader(snapshot: RawFd, layer: Option<&Layer>) -> Vec<OsString> {
+    let mut words = vec![
+        Path::new(TOOLS).join(EXECUTOR).into(),
+        "restore".into(),
+        format!("--snapshot={snapshot}").into(),
+    ];
+    if let Some(layer) = layer {
+        let [(_, path), ..] = crate::runner::base_environment(&Scene::inside(Some(layer.clone())));
+        words.push(format!("--path={path}").into());
+        if layer.is_for(Language::Python) {
+            words.push(format!("--packages={PACKAGES}").into());
+        }
+    }
+    words.push("--".into());
+    words
 }
 
 /// What a jail runs for the warm parent that executes programs.

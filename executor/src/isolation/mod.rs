@@ -264,7 +264,7 @@ impl Sandbox {
         }
     }
 
-    /// The snapshot of the Python, if there is one. Its environment and its path lead to no packages.
+    /// The snapshot of the Python, if there is one.
     fn snapshot(&self) -> Option<File> {
         if !self.shares_snapshots.load(Ordering::Relaxed) {
             return None;

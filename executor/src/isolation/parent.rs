@@ -130,7 +130,7 @@ impl Parent {
         let layer = sandbox.layer();
         let role = match host {
             Host::Program => Role::Program,
-            Host::Python => match sandbox.snapshot().filter(|_| layer.is_none()) {
+            Host::Python => match sandbox.snapshot() {
                 Some(snapshot) => Role::Restored(snapshot),
                 None => Role::Python(rehearsal),
             },
@@ -310,7 +310,7 @@ fn command(role: &Role, layer: Option<&Layer>, sandbox: &Sandbox) -> Command {
                 (Role::Program, _) | (_, None) => command.args(jail::program_parent()),
                 (role, Some(python)) => {
                     if let Role::Restored(file) = role {
-                        command.args(jail::loader(file.as_raw_fd()));
+                        command.args(jail::loader(file.as_raw_fd(), layer));
                     }
                     command.arg(python).args(jail::python_parent(role.word(), layer))
                 }

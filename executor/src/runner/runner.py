@@ -322,9 +322,14 @@ def become_child():
     if HOLDS_REHEARSAL:
         plan_rehearsal(ctypes, library)
     if IS_TEMPLATE:
+        library.sandmesh_message.restype = ctypes.c_char_p
         library.sandmesh_be_template()
     del ctypes
     role = serve(*hooks, *sequences)
+    if role == 3:
+        os.environ["PATH"], packages = library.sandmesh_message().decode().split("\n")
+        show_packages(packages)
+        role = serve(*hooks, *sequences)
     if role == 2:
         begin_rehearsal(library)
     elif role == 1:
@@ -485,12 +490,19 @@ def become_main():
     """What the user's code is to find."""
     sys.path[0] = os.getcwd()
     sys.argv[:] = ["main.py"]
-    if PACKAGES:
+    show_packages(GIVEN_PACKAGES)
+
+
+def show_packages(place):
+    """Where the packages of the session are; nothing if it has none."""
+    global PACKAGES, HAS_PTH
+    if place:
         # After the standard library, which no package is to replace, and before what the host has.
         hosts = (i for i, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages")))
-        sys.path.insert(next(hosts, len(sys.path)), PACKAGES)
+        sys.path.insert(next(hosts, len(sys.path)), place)
         # For the interpreters that it starts.
-        os.environ.setdefault("PYTHONPATH", PACKAGES)
+        os.environ.setdefault("PYTHONPATH", place)
+        PACKAGES, HAS_PTH = place, any(name.endswith(".pth") for name in os.listdir(place))
 
 
 def add_packages():
@@ -540,8 +552,8 @@ GAPS = []
 IS_TEMPLATE = sys.argv[1:2] == ["template"]  # of a snapshot, see `snapshot.rs`
 HOLDS_REHEARSAL = IS_TEMPLATE or sys.argv[1:2] == ["rehearsed-parent"]
 IS_PARENT = HOLDS_REHEARSAL or sys.argv[1:2] == ["parent"]
-PACKAGES = "".join(sys.argv[2:3])
-HAS_PTH = bool(PACKAGES) and any(name.endswith(".pth") for name in os.listdir(PACKAGES))
+GIVEN_PACKAGES = "".join(sys.argv[2:3])
+PACKAGES, HAS_PTH = "", False
 if IS_PARENT:
     become_child()
 main(IS_PARENT)

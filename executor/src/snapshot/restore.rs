@@ -19,7 +19,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use super::{Area, Content, Snapshot, Stamp, maps};
 use crate::{
     cli::RestoreOptions,
-    native::snapshot::{AUXILIARY_WORDS, Handover, MOST_AREAS, go_on},
+    native::snapshot::{AUXILIARY_WORDS, Handover, MESSAGE_BYTES, MOST_AREAS, go_on},
 };
 
 /// What a loader has to be started with, and nobody else: its C library is not to have the kernel write to memory of
@@ -34,7 +34,7 @@ const LARGE: usize = 2 << 20;
 pub(crate) fn run(options: &RestoreOptions) -> ExitCode {
     // SAFETY: whoever started this opened it for this alone.
     let file = unsafe { File::from_raw_fd(options.snapshot) };
-    let Err(why) = restore(&file);
+    let Err(why) = restore(&file, options);
     drop(file);
     eprintln!("the snapshot is not used: {why:#}");
     let (program, args) =
@@ -44,7 +44,7 @@ pub(crate) fn run(options: &RestoreOptions) -> ExitCode {
     ExitCode::from(127)
 }
 
-fn restore(file: &File) -> anyhow::Result<Infallible> {
+fn restore(file: &File, options: &RestoreOptions) -> anyhow::Result<Infallible> {
     // The template had this id, and its C library knows that.
     ensure!(std::process::id() == 1, "this is not the first process of a jail");
     let (snapshot, memory) = Snapshot::read(file).context("cannot read it")?;
@@ -62,7 +62,7 @@ fn restore(file: &File) -> anyhow::Result<Infallible> {
     }
     move_kernel_pages(&snapshot).context("cannot move what the kernel shows")?;
     // From here on there is nothing that tells the time.
-    hand_over(&snapshot, program)?;
+    hand_over(&snapshot, program, &message(options)?)?;
     forget_handlers()?;
     leave(snapshot.stack_pointer, snapshot.thread)
 }
@@ -202,13 +202,22 @@ fn move_to(from: usize, to: usize, bytes: usize) -> io::Result<()> {
     }
 }
 
+/// What the runner is to be told: two lines, or nothing.
+fn message(options: &RestoreOptions) -> anyhow::Result<Vec<u8>> {
+    let packages = options.packages.as_deref().unwrap_or_default();
+    let message = options.path.as_ref().map(|path| format!("{path}\n{packages}\0")).unwrap_or_default();
+    ensure!(message.len() <= MESSAGE_BYTES, "there is too much to tell");
+    Ok(message.into_bytes())
+}
+
 /// Leaves what is to be known of this process to whoever goes on in it.
 #[expect(unsafe_code, reason = "memory of a template")]
-fn hand_over(snapshot: &Snapshot, program: File) -> anyhow::Result<()> {
+fn hand_over(snapshot: &Snapshot, program: File, message: &[u8]) -> anyhow::Result<()> {
     let place = ptr::with_exposed_provenance_mut::<Handover>(snapshot.handover);
     // SAFETY: it is mapped, is what the template has there, and nobody else uses it yet.
     let handover = unsafe { &mut *place };
     handover.layout[..snapshot.layout.len()].copy_from_slice(&snapshot.layout);
+    handover.message[..message.len()].copy_from_slice(message);
     handover.auxiliary = [0; AUXILIARY_WORDS];
     handover.auxiliary[..snapshot.auxiliary.len()].copy_from_slice(&snapshot.auxiliary);
     let auxiliary_bytes = (snapshot.auxiliary.len() * size_of::<u64>()) as u64;

@@ -171,23 +171,30 @@ async fn code_of_packages_does_not_run_in_the_parent() {
     // What the runner imports itself is never theirs.
     layers.write(FIRST, "json.py", "raise SystemExit('shadowed')\n");
     layers.write(FIRST, "traceback.py", "raise SystemExit('shadowed')\n");
-    let daemon = Daemon::start(layers.settings(&["--layer", &format!("python:{FIRST}")])).await;
-    let mut client = daemon.client().await;
+    layers.python(SECOND, "2.0");
     let look = "import json, os\ndef handler(e): return [json.__file__.startswith('/usr'), os.path.exists('/workspace/started'), os.path.exists('/workspace/customized')]";
-    for _ in 0..2 {
-        let said = run(&mut client, python(look)).await;
-        assert_eq!(said.value(), serde_json::json!([true, true, false]), "{said:?}");
+    for snapshots in [true, false] {
+        let settings = layers.settings(&["--layer", &format!("python:{FIRST}")]);
+        let daemon = Daemon::start(Settings { snapshots, ..settings }).await;
+        let mut client = daemon.client().await;
+        for _ in 0..2 {
+            let said = run(&mut client, python(look)).await;
+            assert_eq!(said.value(), serde_json::json!([true, true, false]), "{said:?}");
+        }
+        // Nor does code of the workspace, that has the names of what a runner may import late.
+        for name in ["asyncio", "inspect", "threading", "sitecustomize", "json", "ctypes"] {
+            let code = "open('/workspace/shadowed', 'w')";
+            fs::write(daemon.dir.join("workspace").join(name).with_extension("py"), code).unwrap();
+        }
+        // And not in a rehearsal, which nothing restrains.
+        let executions = 2 + if snapshots { 0 } else { wear_out(&mut client).await };
+        let started = fs::read_to_string(daemon.dir.join("workspace/started")).unwrap();
+        assert_eq!(started.lines().count(), executions, "once in each execution and nowhere else");
+        client.mount_layer(mount(SECOND, pb::Language::Python)).await.unwrap();
+        let text = "import pkg\ndef handler(e): return pkg.version";
+        assert_eq!(run(&mut client, python(text)).await.value(), "2.0");
+        assert!(!daemon.dir.join("workspace/shadowed").exists());
     }
-    // Nor in a rehearsal, which nothing restrains; nor does code of the workspace, that has the names of what a
-    // runner may import late.
-    for name in ["asyncio", "inspect", "threading", "sitecustomize"] {
-        let code = "open('/workspace/shadowed', 'w')";
-        fs::write(daemon.dir.join("workspace").join(name).with_extension("py"), code).unwrap();
-    }
-    let executions = 2 + wear_out(&mut client).await;
-    let started = fs::read_to_string(daemon.dir.join("workspace/started")).unwrap();
-    assert_eq!(started.lines().count(), executions, "once in each execution and nowhere else");
-    assert!(!daemon.dir.join("workspace/shadowed").exists());
 }
 
 #[tokio::test]
@@ -195,7 +202,8 @@ async fn a_layer_that_is_mounted_while_a_parent_is_replaced_stays() {
     let layers = Layers::new();
     layers.python(FIRST, "1.0");
     layers.python(SECOND, "2.0");
-    let daemon = Daemon::start(layers.settings(&["--layer", &format!("python:{FIRST}")])).await;
+    let settings = layers.settings(&["--layer", &format!("python:{FIRST}")]);
+    let daemon = Daemon::start(Settings { snapshots: false, ..settings }).await;
     let mut client = daemon.client().await;
     for number in 0..100 {
         assert_eq!(

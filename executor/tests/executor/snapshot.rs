@@ -115,6 +115,30 @@ async fn python_of_a_snapshot_is_what_a_started_one_is() {
 }
 
 #[tokio::test]
+async fn python_of_a_snapshot_finds_packages_as_a_started_one_does() {
+    for language in ["python", "javascript"] {
+        let described = async |snapshots| {
+            let key = "1".repeat(64);
+            let layers = tempfile::tempdir().unwrap();
+            fs::set_permissions(layers.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            let files = layers.path().join(&key).join("files");
+            fs::create_dir_all(files.join("node_modules")).unwrap();
+            fs::write(files.join("path.pth"), "/usr/share\n").unwrap();
+            let layers = layers.path().to_str().unwrap().to_owned();
+            let more = vec!["--layers".to_owned(), layers, "--layer".to_owned(), format!("{language}:{key}")];
+            describe(Settings { snapshots, more, ..Settings::default() }).await
+        };
+        let (started, restored) = (described(false).await, described(true).await);
+        assert!(started["environment"][0]["PATH"].as_str().unwrap().starts_with("/packages/"), "{started:#}");
+        // What the kernel says of its environment is what the template was started with.
+        assert_eq!(started["environment"][0], restored["environment"][0], "{language}");
+        for name in ["path", "modules", "status"] {
+            assert_eq!(started[name], restored[name], "{name} of {language}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn nothing_of_the_loader_is_left() {
     let (copies, snapshot) = copies();
     let daemon = Daemon::start(with(copies.path())).await;

@@ -198,13 +198,13 @@ unsafe extern "C" fn spawn(
     )
 }
 
-/// Returns zero from the [`spawn`] whose stack pointer this is.
+/// Returns zero from the [`spawn`] whose stack pointer this is, or from another call that left the same on its stack.
 ///
 /// # Safety
 /// That call has not returned in this process.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
-unsafe extern "C" fn resume(context: usize) -> ! {
+pub(super) unsafe extern "C" fn resume(context: usize) -> ! {
     naked_asm!(
         "mov rsp, rdi",
         "xor eax, eax",

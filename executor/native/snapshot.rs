@@ -9,6 +9,8 @@
 //!
 //! Where the registers are is known of one kind of processor so far. Elsewhere a template does not wait, and there is no snapshot.
 
+#[cfg(target_arch = "x86_64")]
+use super::birth;
 use super::sys::{self, Actions, Errno, Fd};
 
 /// Where a template waits: its stack, its thread's memory, the end of its data, and where a loader is to put its
@@ -149,7 +151,7 @@ extern "C" fn tell(stand: *const Stand, control: Fd) -> ! {
     sys::exit(0)
 }
 
-/// Notes in the stand where the stack is, and tells. What has to survive is on the stack.
+/// Notes in the stand where the stack is, and tells. What has to survive is on the stack, as [`birth::resume`] takes it.
 ///
 /// # Safety
 /// The stand is there.
@@ -179,15 +181,9 @@ pub(crate) unsafe extern "C" fn go_on(stack: usize, thread: usize) -> ! {
         "mov edi, 0x1002",
         "mov eax, 158",
         "syscall",
-        "mov rsp, rbx",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+        "mov rdi, rbx",
+        "jmp {resume}",
+        resume = sym birth::resume,
     )
 }
 

@@ -90,6 +90,7 @@ def handler(event):
 ";
 
 async fn describe(settings: Settings) -> Value {
+    let snapshots = settings.snapshots;
     let daemon = Daemon::start(settings).await;
     let mut client = daemon.client().await;
     let mut described: Vec<Value> = Vec::new();
@@ -99,6 +100,7 @@ async fn describe(settings: Settings) -> Value {
         described.push(said.value());
     }
     assert!(described.windows(2).all(|pair| pair[0] == pair[1]), "{described:#?}");
+    assert_eq!(restored(&daemon) > 0, snapshots, "{}", daemon.log());
     described.swap_remove(0)
 }
 

@@ -439,7 +439,9 @@ pub(crate) fn cgroups_named(name: &str) -> Vec<PathBuf> {
 /// A directory with a copy and a snapshot of Python, as a node has one: made by the first test that needs it, of the
 /// executor that was built last.
 fn shared_copies() -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interpreters");
+    // A snapshot is of one start of the machine.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("interpreters-{}", boot.trim()));
     let lock = std::fs::File::create(dir.with_extension("lock")).unwrap();
     lock.lock().unwrap();
     let changed = |path: &Path| path.metadata().unwrap().modified().unwrap();

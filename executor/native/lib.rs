@@ -115,8 +115,9 @@ pub extern "C" fn sandmesh_message() -> *const u8 {
     unsafe { (*STATE.0.get()).template.message().as_ptr() }
 }
 
-/// Has [`sandmesh_serve`] first be a template of a [`snapshot`](native::snapshot): it goes on in processes that are made
-/// of it, as if they had been started. Where there is a [`sandmesh_message`] it returns 3 first, to be called again.
+/// Has [`sandmesh_serve`] first be a template of a [`snapshot`](native::snapshot): it goes on in processes that are
+/// made of it, as if they had been started. Where there is a [`sandmesh_message`] it returns 3 first, to be called
+/// again.
 #[unsafe(no_mangle)]
 pub extern "C" fn sandmesh_be_template() {
     // SAFETY: the interpreter has one thread, and nobody has a reference.

@@ -1,13 +1,14 @@
 //! Has a warm interpreter go on in other processes, which are made of a snapshot of its memory.
 //!
-//! The *template*, of which a snapshot is taken, does all that an interpreter does before its first order. Then it tells
-//! where it [stands](Stand) and waits, and the executor writes its memory to a file (`src/snapshot/take.rs`). A
+//! The *template*, of which a snapshot is taken, does all that an interpreter does before its first order. Then it
+//! tells where it [stands](Stand) and waits, and the executor writes its memory to a file (`src/snapshot/take.rs`). A
 //! *loader*, which is this program too, maps that file in a process of its own (`src/snapshot/restore.rs`), and
 //! [goes on](go_on) where the template waits. What the kernel knows of a process besides its memory is set right there:
 //! the descriptors are those that the loader was started with, signals do what they did in the template, and nothing
 //! of the loader is left.
 //!
-//! Where the registers are is known of one kind of processor so far. Elsewhere a template does not wait, and there is no snapshot.
+//! Where the registers are is known of one kind of processor so far. Elsewhere a template does not wait, and there is
+//! no snapshot.
 
 #[cfg(target_arch = "x86_64")]
 use super::birth;
@@ -91,7 +92,8 @@ impl Template {
     /// that it does not know.
     ///
     /// # Safety
-    /// The process has one thread and no descriptor above the standard ones; this stays where it is. The sequences are those of its C library.
+    /// The process has one thread and no descriptor above the standard ones; this stays where it is. The sequences are
+    /// those of its C library.
     pub(crate) unsafe fn wait(&mut self, control: Fd, sequences: (isize, u32)) {
         if !cfg!(target_arch = "x86_64") {
             return;
@@ -151,7 +153,8 @@ extern "C" fn tell(stand: *const Stand, control: Fd) -> ! {
     sys::exit(0)
 }
 
-/// Notes in the stand where the stack is, and tells. What has to survive is on the stack, as [`birth::resume`] takes it.
+/// Notes in the stand where the stack is, and tells. What has to survive is on the stack, as [`birth::resume`] takes
+/// it.
 ///
 /// # Safety
 /// The stand is there.

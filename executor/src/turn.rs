@@ -1,6 +1,6 @@
-//! Turns at warming up. To start an interpreter takes several times what it takes to make a sandbox, so of the
-//! sandboxes that a node makes at once only a few warm up, once the machine has time for it, and the others are there
-//! the sooner. Who is asked to run something does not wait for its turn.
+//! Turns at warming up. To start an interpreter takes several times what it takes to make a sandbox (less where it is
+//! made of a snapshot), so of the sandboxes that a node makes at once only a few warm up, once the machine has time for
+//! it, and the others are there the sooner. Who is asked to run something does not wait for its turn.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -58,7 +58,7 @@ const HOUSE: &str = "/run/sandmesh";
 const LONGEST_SOCKET_PATH: usize = 107;
 
 /// What a warm Python and a warm Node.js load; see `native/lib.rs` and `native/node.rs`.
-pub(crate) const NATIVE: [(&str, &[u8]); 2] = [
+const NATIVE: [(&str, &[u8]); 2] = [
     ("libsandmesh.so", include_bytes!(concat!(env!("OUT_DIR"), "/libsandmesh.so"))),
     ("sandmesh.node", include_bytes!(concat!(env!("OUT_DIR"), "/sandmesh.node"))),
 ];

@@ -1,7 +1,6 @@
-//! Snapshots of a warm Python: what makes that of a new sandbox warm in a millisecond.
+//! Snapshots of a warm Python: a new sandbox has one without starting it and without warming it up.
 //!
-//! To start an interpreter and to warm it up takes longer than all else that a sandbox needs, and each has the same in
-//! memory then. So a node does it once, in a jail like those of sandboxes, in which no user ever is, and has the memory
+//! To do both takes longer than all else that a sandbox needs, and each interpreter has the same in memory then. So a node does it once, in a jail like those of sandboxes, in which no user ever is, and has the memory
 //! of that [template](crate::native::snapshot) written to a file ([`take`]). In the jail of a sandbox a loader maps this
 //! file privately and goes on where the template waits ([`restore`]): what a sandbox does not write to, all of them
 //! have in common.

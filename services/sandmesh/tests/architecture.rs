@@ -43,10 +43,11 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 ];
 
 /// Who may use a library that decides something: a database, a container engine, a web framework.
-const USED_BY: [(&str, &[&str]); 15] = [
+const USED_BY: [(&str, &[&str]); 16] = [
     ("sea-orm", &["session", "template", "scheduler", "mesh"]),
     ("sea-orm-migration", &["session", "template", "scheduler", "mesh"]),
     ("sqlx", &[]),
+    ("rusqlite", &["session"]),
     ("object_store", &["session"]),
     ("figment", &["mesh"]),
     ("opentelemetry", &["mesh"]),

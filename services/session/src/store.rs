@@ -6,6 +6,7 @@
 //! it leaves.
 
 mod column;
+mod direct;
 pub(crate) mod execution;
 mod install;
 mod leases;
@@ -34,7 +35,7 @@ use sea_orm::{ConnectionTrait, EntityTrait, Select};
 pub(crate) use self::{
     column::Instant, leases::Lease, replicas::Owner, sqlite::close_to_others, tally::Tally,
 };
-use self::{pen::Pen, write::Lock, writer::Writer};
+use self::{direct::Direct, pen::Pen, write::Lock, writer::Writer};
 use crate::{error::Error, migration::Migrator};
 
 /// The database of the session role. Cheap to clone.
@@ -90,7 +91,7 @@ impl Store {
         let writer = Database::unlimited(sqlite::connect(url, 1).await.with_context(open)?);
         writer.migrate::<Migrator>().await.with_context(migrate)?;
         let readers = Database::unlimited(sqlite::connect(url, sqlite::READERS).await.with_context(open)?);
-        let writer = Writer::new(writer);
+        let writer = Writer::new(writer, Direct::open(url).with_context(open)?);
         let pen = Arc::new(Pen::new(tasks, writer.clone()));
         Ok(Self { alone: Some(Alone { writer, pen }), ..Self::of(readers) })
     }
@@ -117,8 +118,9 @@ impl Store {
     /// Moves what was written from SQLite's log of writes into the database, without holding up who reads or
     /// writes. Left to itself, SQLite does that in the middle of somebody's write.
     pub(crate) async fn checkpoint(&self) -> Result<(), Error> {
-        if self.alone.is_some() {
+        if let Some(Alone { writer, .. }) = &self.alone {
             self.readers.execute_unprepared("PRAGMA wal_checkpoint(PASSIVE)").await?;
+            writer.with_pen(Direct::log_is_moved).await;
         }
         Ok(())
     }

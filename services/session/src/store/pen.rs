@@ -11,20 +11,13 @@ use std::{
 };
 
 use sandmesh_mesh::Tasks;
-use sea_orm::{
-    DbBackend, DbErr, RuntimeErr, Statement, StatementBuilder, Values,
-    sqlx::{self, AssertSqlSafe, Connection as _, SqliteConnection},
-};
-use sea_query_sqlx::SqlxValues;
+use sea_orm::{DbBackend, DbErr, RuntimeErr, Statement, StatementBuilder};
 use tokio::sync::oneshot;
 
-use super::{session::is_taken, writer::Writer};
+use super::{direct::Outcome, writer::Writer};
 
 /// The most statements in one transaction: a long one makes those wait that come after it.
 const TOGETHER: usize = 64;
-
-/// How a statement went: how many rows it changed.
-type Outcome = Result<u64, DbErr>;
 
 /// The pen.
 pub(super) struct Pen {
@@ -132,7 +125,7 @@ fn lost() -> DbErr {
 /// Writes jobs, and tells each how it went once that is durable.
 async fn write(writer: &Writer, jobs: Vec<Job>) {
     let (statements, told): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
-    let outcomes = written(writer, statements).await.unwrap_or_else(|error| {
+    let outcomes = writer.with_pen(|direct| direct.write(&statements)).await.unwrap_or_else(|error| {
         // Of the same kind for all: one that is a reason to try again is for each.
         told.iter().map(|_| Err(error.clone())).collect()
     });
@@ -140,62 +133,6 @@ async fn write(writer: &Writer, jobs: Vec<Job>) {
         // Nobody may be listening any more.
         let _ = done.send(outcome);
     }
-}
-
-async fn written(writer: &Writer, mut statements: Vec<Statement>) -> Result<Vec<Outcome>, DbErr> {
-    let (turn, mut connection) = writer.take().await?;
-    let outcomes = match (statements.pop(), statements.is_empty()) {
-        (Some(statement), true) => Ok(vec![execute(&mut connection, statement).await]),
-        (last, _) => together(&mut connection, statements.into_iter().chain(last)).await,
-    };
-    // Nobody else looks whether it still works; and the driver counts transactions by itself: see `renew`.
-    if outcomes.as_ref().is_ok_and(|outcomes| !outcomes.iter().any(is_of_connection)) {
-        turn.put_back(connection);
-    } else {
-        // Where closing fails, it is not used again either.
-        drop(connection.close().await);
-    }
-    outcomes
-}
-
-/// Executes statements in one transaction, or none of them. One whose key is taken leaves the others as
-/// they are.
-async fn together(
-    connection: &mut SqliteConnection,
-    statements: impl Iterator<Item = Statement>,
-) -> Result<Vec<Outcome>, DbErr> {
-    let mut transaction = connection.begin().await.map_err(failed)?;
-    let mut outcomes = Vec::new();
-    for statement in statements {
-        match execute(&mut transaction, statement).await {
-            // SQLite may have ended the transaction: what came after this would be written for good,
-            // whatever its writer is told.
-            Err(error) if !is_taken(&error) => return Err(error),
-            outcome => outcomes.push(outcome),
-        }
-    }
-    transaction.commit().await.map_err(failed)?;
-    Ok(outcomes)
-}
-
-/// An error that the database did not answer with.
-fn is_of_connection(outcome: &Outcome) -> bool {
-    match outcome {
-        Err(DbErr::Exec(RuntimeErr::SqlxError(error))) => !matches!(**error, sqlx::Error::Database(_)),
-        Err(_) => true,
-        Ok(_) => false,
-    }
-}
-
-async fn execute(connection: &mut SqliteConnection, statement: Statement) -> Outcome {
-    let values = SqlxValues(statement.values.unwrap_or_else(|| Values(Vec::new())));
-    // Its text has no value in it: they are bound.
-    let query = sqlx::query_with(AssertSqlSafe(statement.sql), values);
-    query.execute(connection).await.map(|done| done.rows_affected()).map_err(failed)
-}
-
-fn failed(error: sqlx::Error) -> DbErr {
-    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
 }
 
 #[cfg(test)]

@@ -448,7 +448,9 @@ fn of_session(select: &mut SelectStatement) -> SelectStatement {
 
 /// A unique index has such a row already.
 pub(super) fn is_taken(error: &DbErr) -> bool {
+    // The latter of the pen.
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
+        || matches!(error, DbErr::RecordNotInserted)
 }
 
 /// The row of this session, as long as it takes executions.

@@ -14,7 +14,11 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, sqlx::sqlite::Sqlite
 pub(super) const READERS: u32 = 4;
 
 /// How long a statement waits for another process that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pages of SQLite's log of writes after which a writer does the work of `Store::checkpoint`, should that not keep up:
+/// 32 MiB.
+pub(super) const LOG_PAGES: i32 = 8192;
 
 /// Closes the connection, so that the next is a new one. The driver counts transactions by itself, and where
 /// SQLite ended one it counts one too many: what it takes for a part of a transaction from then on is one
@@ -80,9 +84,7 @@ pub(super) async fn connect(url: &str, connections: u32) -> Result<DatabaseConne
                 .pragma("journal_mode", "WAL")
                 // In WAL mode a crash of the program loses nothing, a loss of power at most the last commits.
                 .pragma("synchronous", "NORMAL")
-                // Pages of its log after which a writer does the work of `Store::checkpoint`, should that not
-                // keep up: 32 MiB.
-                .pragma("wal_autocheckpoint", "8192")
+                .pragma("wal_autocheckpoint", LOG_PAGES.to_string())
         });
     Database::connect(options).await
 }

@@ -1,31 +1,34 @@
-//! The one connection that writes, and whose turn it is.
+//! Whose turn it is to write.
 //!
-//! A pool looks at each connection that comes back to it, which is another way to the database and back. The
-//! pen, which writes most, therefore keeps the connection; when others write, it goes back to the pool.
+//! There are two connections that do: one for the pen, which writes most, and one for everybody else, who write through
+//! the same driver as to other databases. SQLite has those who write wait for each other by sleeping and looking
+//! again, so they take turns before they come to it.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, PoisonError},
+};
 
 use sandmesh_mesh::Database;
-use sea_orm::{
-    ConnAcquireErr, DbErr, RuntimeErr,
-    sqlx::{self, Sqlite, pool::PoolConnection},
-};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-/// The connection that writes. Cheap to clone.
+use super::direct::Direct;
+
+/// The right to write, and with what. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
-    /// Of one connection.
+    turns: Arc<Mutex<()>>,
+    /// Of one connection, for all but the pen.
     pool: Database,
-    /// The connection, as long as nobody but the pen has written since.
-    kept: Arc<Mutex<Option<PoolConnection<Sqlite>>>>,
+    /// The pen's. Whoever locks it has the turn, so that nobody waits for it who must not.
+    direct: Arc<std::sync::Mutex<Direct>>,
 }
 
 /// The right to write, for anybody but the pen.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     pool: &'a Database,
-    _turn: Option<OwnedMutexGuard<Option<PoolConnection<Sqlite>>>>,
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl<'a> Turn<'a> {
@@ -35,39 +38,25 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// The right to write, for the pen. The connection is kept only when it is put back.
-pub(super) struct PenTurn(OwnedMutexGuard<Option<PoolConnection<Sqlite>>>);
-
 impl Writer {
-    /// With the one connection of this pool.
-    pub(super) fn new(pool: Database) -> Self {
-        Self { pool, kept: Arc::default() }
+    /// With the one connection of this pool, and that of the pen.
+    pub(super) fn new(pool: Database, direct: Direct) -> Self {
+        Self { turns: Arc::default(), pool, direct: Arc::new(direct.into()) }
     }
 
     /// Waits for its turn to write.
     pub(crate) async fn lock(&self) -> Turn<'_> {
-        let mut turn = Arc::clone(&self.kept).lock_owned().await;
-        *turn = None;
-        Turn { pool: &self.pool, _turn: Some(turn) }
+        Turn { pool: &self.pool, _turn: Some(self.turn().await) }
     }
 
-    /// Waits for the pen's turn to write, and for the connection.
-    pub(super) async fn take(&self) -> Result<(PenTurn, PoolConnection<Sqlite>), DbErr> {
-        let mut turn = Arc::clone(&self.kept).lock_owned().await;
-        let connection = match turn.take() {
-            Some(connection) => connection,
-            None => {
-                self.pool.connection().get_sqlite_connection_pool().acquire().await.map_err(no_connection)?
-            }
-        };
-        Ok((PenTurn(turn), connection))
+    /// Waits for the pen's turn, and writes with its connection.
+    pub(super) async fn with_pen<T>(&self, write: impl FnOnce(&mut Direct) -> T) -> T {
+        let _turn = self.turn().await;
+        write(&mut self.direct.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
 
-impl PenTurn {
-    /// Keeps the connection for the next time.
-    pub(super) fn put_back(mut self, connection: PoolConnection<Sqlite>) {
-        *self.0 = Some(connection);
+    async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turns).lock_owned().await
     }
 }
 
@@ -76,13 +65,5 @@ impl Deref for Turn<'_> {
 
     fn deref(&self) -> &Self::Target {
         self.pool
-    }
-}
-
-fn no_connection(error: sqlx::Error) -> DbErr {
-    match error {
-        sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
-        sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
-        error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
     }
 }

@@ -57,7 +57,7 @@ pub(crate) struct Store {
 #[derive(Debug, Clone)]
 struct Alone {
     writer: Writer,
-    /// For the writes of executions.
+    /// For what is one statement.
     pen: Arc<Pen>,
 }
 

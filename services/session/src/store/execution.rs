@@ -9,7 +9,7 @@ use sea_orm::{
 };
 
 use super::{
-    Instant, Page, Position, Store, is_no_text, only, session,
+    Instant, Lock, Page, Position, Store, is_no_text, only, session,
     text::{Kind, OfKind},
 };
 use crate::{
@@ -218,15 +218,16 @@ impl Store {
         session: &session::Model,
         limit: u32,
     ) -> Result<Inserted, Error> {
-        let refused = match self.write_in(&session.id, &insert(execution, session, limit)).await {
-            Ok(1) => {
-                self.used(&session.id, execution.created_at.utc());
-                return Ok(Inserted::New);
-            }
-            Ok(_) => None,
-            Err(error) if session::is_taken(&error) => Some(Inserted::IdTaken),
-            Err(error) => return Err(error.into()),
-        };
+        let refused =
+            match self.write_in(Lock::Session(&session.id), &insert(execution, session, limit)).await {
+                Ok(1) => {
+                    self.used(&session.id, execution.created_at.utc());
+                    return Ok(Inserted::New);
+                }
+                Ok(_) => None,
+                Err(error) if session::is_taken(&error) => Some(Inserted::IdTaken),
+                Err(error) => return Err(error.into()),
+            };
         match (self.execution_before(execution).await?, refused) {
             (Some(first), _) if first.session_id == execution.session_id => {
                 Ok(Inserted::Repeat(Box::new(first)))

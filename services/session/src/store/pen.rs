@@ -58,7 +58,7 @@ impl Pen {
         let statement = DbBackend::Sqlite.build(statement);
         let (done, outcome) = oneshot::channel();
         if let Some(hand) = self.desk.put((statement, done)) {
-            self.tasks.spawn_detached("write executions", hand.write_all(self.writer.clone()));
+            self.tasks.spawn_detached("write", hand.write_all(self.writer.clone()));
         }
         let outcome = outcome.await.unwrap_or_else(|_| Err(lost()));
         tracing::trace!(waited_us = began.elapsed().as_micros(), "written");

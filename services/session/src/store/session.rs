@@ -9,9 +9,9 @@ use chrono::{DateTime, Utc};
 use sandmesh_mesh::database::{Transaction, retried};
 use sea_orm::{
     ActiveValue::Set,
-    ConnectionTrait, DbBackend, Order, QueryOrder, QuerySelect, SqlErr,
+    DbBackend, Iterable, Order, QueryOrder, QuerySelect, QueryTrait, SqlErr, UpdateMany,
     entity::prelude::*,
-    sea_query::{Condition, ExprTrait, Query, SelectStatement},
+    sea_query::{Condition, ExprTrait, InsertStatement, Query, SelectStatement},
 };
 
 use super::{Instant, Lock, Page, Position, Store, execution, is_no_text, only};
@@ -194,14 +194,13 @@ impl Store {
 
     /// Adds a session, unless its request or its id was there before or `quota` sessions are live.
     pub(crate) async fn insert_session(&self, session: Model, quota: u32) -> Result<Inserted, Error> {
-        // What others read and write must not wait for what is only needed when it is refused.
-        let row = &session;
-        let insert = async |transaction: Arc<Transaction>| insert(&transaction, row.clone(), quota).await;
-        let inserted = self.transaction(Lock::Sessions, insert).await?;
-        match inserted {
-            Inserted::New => Ok(Inserted::New),
-            refused => Ok(self.session_before(&session).await?.unwrap_or(refused)),
-        }
+        let refused = match self.write_in(Lock::Sessions, &insert(&session, quota)).await {
+            Ok(1) => return Ok(Inserted::New),
+            Ok(_) => Inserted::QuotaExceeded,
+            Err(error) if is_taken(&error) => Inserted::IdTaken,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(self.session_before(&session).await?.unwrap_or(refused))
     }
 
     /// What stands in the way of a new session: that of the same request, or of the same id.
@@ -265,11 +264,8 @@ impl Store {
             SessionEvent::IdleReached => Lock::Session(&session.id),
             _ => Lock::Nothing,
         };
-        let change = &change;
-        let step = async |transaction: Arc<Transaction>| {
-            move_session(&*transaction, session, event, change.clone(), now).await
-        };
-        Ok(self.transaction(lock, step).await?)
+        let Some(update) = moved(session, event, change, now) else { return Ok(false) };
+        Ok(self.write_in(lock, &update.into_query()).await? == 1)
     }
 
     /// Forgets a session that never had a sandbox, as if it had not been asked for. False when it moved on,
@@ -280,10 +276,7 @@ impl Store {
             .filter(Column::Id.eq(id))
             .filter(Column::State.eq(SessionState::Creating))
             .filter(Expr::exists(waiting).not());
-        let discard = async |transaction: Arc<Transaction>| {
-            Ok(delete.clone().exec(&*transaction).await?.rows_affected == 1)
-        };
-        Ok(self.transaction(Lock::Session(id), discard).await?)
+        Ok(self.write_in(Lock::Session(id), &delete.into_query()).await? == 1)
     }
 
     /// Hides a session from now on, and ends it if it has not ended, both at once: nothing hidden is left
@@ -304,8 +297,9 @@ impl Store {
             Entity::update_many().set(change).filter(this(session)).filter(Column::DeletedAt.is_null());
         let hide = async |transaction: Arc<Transaction>| {
             let deleted = update.clone().exec(&*transaction).await?.rows_affected == 1;
-            if deleted {
-                move_session(&*transaction, session, SessionEvent::Ended, end(reason, now), now).await?;
+            let ended = moved(session, SessionEvent::Ended, end(reason, now), now);
+            if let Some(update) = ended.filter(|_| deleted) {
+                update.exec(&*transaction).await?;
             }
             Ok(deleted)
         };
@@ -404,17 +398,16 @@ fn has_label(backend: DbBackend, key: &str, value: &str) -> Expr {
     }
 }
 
-/// The one place where the state of a session changes: guarded by the state it is to leave.
-pub(super) async fn move_session(
-    connection: &impl ConnectionTrait,
+/// The one place where the state of a session changes: guarded by the state it is to leave. `None` where the event
+/// leads nowhere.
+pub(super) fn moved(
     session: &Model,
     event: SessionEvent,
     mut change: ActiveModel,
     now: DateTime<Utc>,
-) -> Result<bool, DbErr> {
+) -> Option<UpdateMany<Entity>> {
     let (from, to) = session_sources(event);
-    let Some(to) = to else { return Ok(false) };
-    change.state = Set(to);
+    change.state = Set(to?);
     change.updated_at = Set(now.into());
     let mut update =
         Entity::update_many().set(change).filter(this(session)).filter(Column::State.is_in(from));
@@ -424,19 +417,27 @@ pub(super) async fn move_session(
         active.and_where(execution::is_in(&ExecutionState::ACTIVE));
         update = update.filter(Expr::exists(active).not());
     }
-    Ok(update.exec(connection).await?.rows_affected == 1)
+    Some(update)
 }
 
-/// Adds a session; the indexes say whether its id or its request was there before.
-async fn insert(transaction: &Transaction, session: Model, quota: u32) -> Result<Inserted, DbErr> {
-    if Entity::find().filter(live()).count(transaction).await? >= quota.into() {
-        return Ok(Inserted::QuotaExceeded);
+/// Adds a session if fewer than `quota` are live; the indexes say whether its id or its request was there before.
+fn insert(session: &Model, quota: u32) -> InsertStatement {
+    let live_ones = Entity::find().select_only().column_as(Column::Id.count(), "live").filter(live());
+    let mut row = Query::select();
+    for column in Column::iter() {
+        row.expr(Expr::val(session.get(column)));
     }
-    match Entity::insert(ActiveModel::from(session)).exec_without_returning(transaction).await {
-        Ok(_) => Ok(Inserted::New),
-        Err(error) if is_taken(&error) => Ok(Inserted::IdTaken),
-        Err(error) => Err(error),
-    }
+    // A table of one row that is meant, as MySQL has no condition without one.
+    row.from("session_turns").and_where(Expr::col(("session_turns", "name")).eq("create"));
+    row.and_where(ExprTrait::lt(
+        Expr::SubQuery(None, Box::new(live_ones.into_query().into())),
+        i64::from(quota),
+    ));
+    let mut insert = Query::insert();
+    insert.into_table(Entity).columns(Column::iter());
+    // It fails only where the columns are not as many as the values.
+    let _ = insert.select_from(row);
+    insert
 }
 
 /// The executions of the session of the statement around it.

@@ -7,7 +7,7 @@ use sandmesh_mesh::{
     database::{Transaction, retried},
 };
 use sea_orm::{
-    ConnectionTrait, DbErr, EntityTrait, QuerySelect, StatementBuilder, UpdateMany,
+    ConnectionTrait, DbErr, EntityTrait, QuerySelect, QueryTrait, StatementBuilder, UpdateMany,
     sea_query::{Expr, ExprTrait, Query},
 };
 
@@ -55,7 +55,7 @@ impl Store {
         }
     }
 
-    /// Writes a statement about executions. Returns how many rows it changed.
+    /// Writes a statement that changes few rows. Returns how many rows it changed.
     pub(super) async fn write(&self, statement: &impl StatementBuilder) -> Result<u64, DbErr> {
         match &self.alone {
             Some(alone) => alone.pen.write(statement).await,
@@ -69,19 +69,22 @@ impl Store {
 
     /// Makes one change of the row of a session. False when none is as it is to be for that.
     pub(super) async fn change(&self, update: UpdateMany<session::Entity>) -> Result<bool, Error> {
-        let turn = self.turn().await;
-        Ok(retried(|| update.clone().exec(&*turn)).await?.rows_affected == 1)
+        Ok(self.write(&update.into_query()).await? == 1)
     }
 
-    /// As [`Store::write`], for a statement that depends on a session and its executions.
-    pub(super) async fn write_in(&self, id: &str, statement: &impl StatementBuilder) -> Result<u64, DbErr> {
+    /// As [`Store::write`], for a statement that depends on more than the row that it changes.
+    pub(super) async fn write_in(
+        &self,
+        lock: Lock<'_>,
+        statement: &impl StatementBuilder,
+    ) -> Result<u64, DbErr> {
         match &self.alone {
             Some(alone) => alone.pen.write(statement).await,
             None => {
                 let write = async |transaction: Arc<Transaction>| {
                     Ok(transaction.execute(statement).await?.rows_affected())
                 };
-                self.transaction(Lock::Session(id), write).await
+                self.transaction(lock, write).await
             }
         }
     }

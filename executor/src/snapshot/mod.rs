@@ -1,9 +1,10 @@
 //! Snapshots of a warm Python: a new sandbox has one without starting it and without warming it up.
 //!
-//! To do both takes longer than all else that a sandbox needs, and each interpreter has the same in memory then. So a node does it once, in a jail like those of sandboxes, in which no user ever is, and has the memory
-//! of that [template](crate::native::snapshot) written to a file ([`take`]). In the jail of a sandbox a loader maps this
-//! file privately and goes on where the template waits ([`restore`]): what a sandbox does not write to, all of them
-//! have in common.
+//! To do both takes longer than all else that a sandbox needs, and each interpreter has the same in memory then. So a
+//! node does it once, in a jail like those of sandboxes, in which no user ever is, and has the memory of that
+//! [template](crate::native::snapshot) written to a file ([`take`]). In the jail of a sandbox a loader maps this file
+//! privately and goes on where the template waits ([`restore`]): what a sandbox does not write to, all of them have in
+//! common.
 //!
 //! A snapshot is of one start of the machine, one build of this program and one Python, which are in its name, and was
 //! tried before it got that name. What else it needs, the libraries, the loader compares with what it was; where

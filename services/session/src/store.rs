@@ -1,6 +1,6 @@
 //! The database of the session role, which nobody else writes.
 //!
-//! SQLite takes one writer at a time, so writes queue for one connection instead of failing as busy, and
+//! SQLite takes one writer at a time, so writes queue for their turn instead of failing as busy, and
 //! reads have connections of their own. A database server is written by several processes at once: what
 //! reads before it writes holds the row that it depends on. Every change of a state is guarded by the state
 //! it leaves.

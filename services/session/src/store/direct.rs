@@ -85,6 +85,7 @@ impl Direct {
     /// Writes statements in one transaction, or none of them. One whose key is taken leaves the others as they are.
     /// It takes a few microseconds, or holds up this task alone.
     pub(super) fn write(&mut self, statements: &[Statement]) -> Result<Vec<Outcome>, DbErr> {
+        // A runtime of one thread, as that of a test, has no other for its tasks.
         let may_wait = Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread;
         if !may_wait && !self.pace.is_slow(statements.len(), Instant::now()) {
             match self.attempt(statements, Duration::ZERO) {

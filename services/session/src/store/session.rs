@@ -449,7 +449,7 @@ fn of_session(select: &mut SelectStatement) -> SelectStatement {
 
 /// A unique index has such a row already.
 pub(super) fn is_taken(error: &DbErr) -> bool {
-    // The latter of the pen.
+    // So says the driver of sea-orm, and so the pen.
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
         || matches!(error, DbErr::RecordNotInserted)
 }

@@ -20,6 +20,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// For how long nothing is made for pools while much is made for sessions.
 const STANDS_BACK: Duration = Duration::from_secs(3);
 
+/// What sessions asked for this long ago is no part of a burst any more.
+pub(crate) const BURST: Duration = Duration::from_millis(50);
+
 /// How soon it is looked again for room where there was none.
 const NO_ROOM: Duration = Duration::from_secs(5);
 
@@ -219,21 +222,37 @@ impl Backoff {
 }
 
 /// Whether pools stand back, as nodes have enough to do with what sessions wait for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct StandBack {
     since: Option<DateTime<Utc>>,
+    /// When sessions asked for a sandbox: not longer ago than a burst.
+    asked: Vec<DateTime<Utc>>,
 }
 
 impl StandBack {
-    /// With so many sandboxes being made for sessions on so many nodes. Not for long: it may be for want of warm
+    /// A session asks for a sandbox, warm or not.
+    pub(crate) fn asked(&mut self, now: DateTime<Utc>) {
+        self.forget(now);
+        self.asked.push(now);
+    }
+
+    /// With so many sandboxes being made for sessions on so many nodes, which have enough to do with that if it is
+    /// more than one for each, or if more sessions than that asked just now. Not for long: it may be for want of warm
     /// ones that so many are made.
     pub(crate) fn looks(&mut self, being_made: usize, nodes: usize, now: DateTime<Utc>) -> bool {
-        if being_made <= nodes {
+        self.forget(now);
+        if being_made.max(self.asked.len()) <= nodes {
             self.since = None;
             return false;
         }
-        let since = *self.since.get_or_insert(now);
+        // A clock that was set back begins anew.
+        let since = self.since.filter(|since| *since <= now).unwrap_or(now);
+        self.since = Some(since);
         (now - since).to_std().unwrap_or_default() < STANDS_BACK
+    }
+
+    fn forget(&mut self, now: DateTime<Utc>) {
+        self.asked.retain(|asked| (now - *asked).to_std().is_ok_and(|past| past < BURST));
     }
 }
 

@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     Error, config,
-    pool::{Condition, Profile, Settings, StandBack},
+    pool::{BURST, Condition, Profile, Settings, StandBack},
     registry::{Place, Used},
     service::Service,
     view,
@@ -134,7 +134,10 @@ impl Pools {
         let Some(pool) = pools.get_mut(&view::profile(spec)) else { return };
         match (spec.session_id.is_empty(), sandbox.state()) {
             // With a reason it is how far it is, of one that was counted.
-            (false, State::Creating) if sandbox.reason.is_empty() => pool.demand.note(self.clock.now()),
+            (false, State::Creating) if sandbox.reason.is_empty() => {
+                pool.demand.note(self.clock.now());
+                self.stand_back().asked(self.clock.now());
+            }
             (true, State::Deleted | State::Dead) => {}
             _ => return,
         }
@@ -152,11 +155,10 @@ impl Pools {
                     tracing::debug!(why = why.message(), "what is to be warm cannot be read");
                 }
             }
-            if self.lease.is_held() {
-                self.act();
-            }
+            let stands_back = self.lease.is_held() && self.act();
+            let look_in = if stands_back { BURST } else { LOOK_EVERY };
             let again = async {
-                let _ = tokio::time::timeout(LOOK_EVERY, self.changed.notified()).await;
+                let _ = tokio::time::timeout(look_in, self.changed.notified()).await;
                 tokio::time::sleep(GATHER).await;
             };
             stopped.run_until_cancelled(again).await;
@@ -237,8 +239,9 @@ impl Pools {
         }
     }
 
-    /// One look at every pool, and the beginning of what is to be done.
-    fn act(self: &Arc<Self>) {
+    /// One look at every pool, and the beginning of what is to be done. True when nothing is made for now, whatever
+    /// is missing.
+    fn act(self: &Arc<Self>) -> bool {
         let (now, registry) = (self.clock.now(), self.service.registry());
         let stands_back = self.stands_back(now);
         let mut pools = self.pools();
@@ -260,12 +263,16 @@ impl Pools {
                 self.begin_start(profile.clone(), id, spec.clone(), permit);
             }
         }
+        stands_back
+    }
+
+    fn stand_back(&self) -> MutexGuard<'_, StandBack> {
+        self.stand_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stands_back(&self, now: DateTime<Utc>) -> bool {
         let nodes = self.service.registry().count_reporting();
-        let mut stand_back = self.stand_back.lock().unwrap_or_else(PoisonError::into_inner);
-        stand_back.looks(self.service.being_made(), nodes, now)
+        self.stand_back().looks(self.service.being_made(), nodes, now)
     }
 
     fn begin_start(

@@ -22,21 +22,28 @@ use tokio::time::{Instant, sleep};
 use self::size::Size;
 use crate::{cli::MeasureOptions, execution::Stop, isolation::Sandbox, service::Service};
 
-/// The shortest time between two looks.
+/// The shortest time between two looks, and before the first one after nothing ran.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// After a look that took its time there is a pause of so many times that.
 const SHARE: u32 = 4;
 
 /// Ends the executions that have begun whenever more is used than the limit and than before. What is too
-/// large already can be cleaned up. Never returns.
+/// large already can be cleaned up. Returns at once where there is no limit, and otherwise never.
 pub(crate) async fn watch(service: Arc<Service>) {
     let limit = service.sandbox().disk_bytes();
+    if limit == 0 {
+        return;
+    }
     let (mut pause, mut before, mut settled, mut stopped) = (INTERVAL, 0, true, false);
     loop {
+        // A sandbox that nobody uses is to cost nothing, however many there are.
+        if settled && service.running() == 0 {
+            service.arrival().await;
+        }
         sleep(pause).await;
         let running = service.running() > 0;
-        if limit == 0 || !running && settled {
+        if !running && settled {
             continue;
         }
         let began = Instant::now();

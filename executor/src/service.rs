@@ -9,7 +9,7 @@ use std::{
 };
 
 use sandmesh_proto::executor as pb;
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 
 use crate::{
     cli::Language,
@@ -53,6 +53,8 @@ pub(crate) struct Service {
     registry: Mutex<Registry>,
     /// How many executions arrived so far, which gives each its place in their order.
     arrivals: AtomicU64,
+    /// Told of each of them.
+    arrived: Notify,
     languages: OnceCell<Vec<pb::LanguageRuntime>>,
     /// Held by whoever changes the layer of packages.
     mounting: tokio::sync::Mutex<()>,
@@ -84,6 +86,7 @@ impl Service {
             slots,
             registry: Mutex::default(),
             arrivals: AtomicU64::new(0),
+            arrived: Notify::new(),
             languages: OnceCell::new(),
             mounting: tokio::sync::Mutex::default(),
             claimant: OnceLock::new(),
@@ -149,6 +152,7 @@ impl Service {
             registry.executions.insert(start.id.clone(), Arc::clone(&execution));
             place
         };
+        self.arrived.notify_one();
         let run = Run {
             execution: Arc::clone(&execution),
             start,
@@ -246,6 +250,11 @@ impl Service {
         // Where that fails too, the next execution tries again.
         let _ = self.warm.renew().await;
         Err(Error::NotMounted(format!("{} ({})", err.source, err.stage)))
+    }
+
+    /// Waits until an execution arrives; at once if one did since the last time. For one waiter.
+    pub(crate) async fn arrival(&self) {
+        self.arrived.notified().await;
     }
 
     /// How many executions run.

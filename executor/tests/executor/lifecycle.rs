@@ -93,6 +93,25 @@ async fn executor_ends_by_itself_when_it_expires() {
 }
 
 #[tokio::test]
+async fn executor_sleeps_while_nobody_needs_it() {
+    const SECONDS: u64 = 4;
+    let daemon = Daemon::start(Settings { disk_bytes: 64 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    assert_eq!(run(&mut client, script("pass")).await.code(), Some(0));
+    // It looks at the disk once more, and makes ready for the next.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let woken = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = woken();
+    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let times = woken() - before;
+    assert!(times <= 2 * SECONDS, "it was woken {times} times in {SECONDS} s");
+}
+
+#[tokio::test]
 async fn death_of_the_executor_takes_its_jails_with_it() {
     let mut daemon = Daemon::start(Settings::default()).await;
     let mut client = daemon.client().await;

@@ -78,6 +78,9 @@ const CONTROLLERS: [(Controller, &str); 4] = [
     (Controller::Cpuacct, "cpuacct"),
 ];
 
+/// The time of which a group gets its share of the processors.
+const CPU_PERIOD_US: &str = "100000";
+
 /// The controllers that a group hands down to its children, in v2's words.
 const HAND_DOWN: &str = "+memory +pids +cpu";
 
@@ -215,11 +218,17 @@ impl Group {
             let quota = u64::from(limits.cpu_millis) * 100;
             match self.version {
                 Version::V1 if self.has(Controller::Cpu) => {
-                    write(&self.file(Controller::Cpu, "cpu.cfs_period_us"), "100000")?;
+                    let period = self.file(Controller::Cpu, "cpu.cfs_period_us");
+                    // As a rule it is that of a new group. To set it takes a look at every group of the machine.
+                    if read(&period).trim() != CPU_PERIOD_US {
+                        write(&period, CPU_PERIOD_US)?;
+                    }
                     write(&self.file(Controller::Cpu, "cpu.cfs_quota_us"), &quota.to_string())?;
                 }
                 Version::V1 => {}
-                Version::V2 => write(&self.file(Controller::Cpu, "cpu.max"), &format!("{quota} 100000"))?,
+                Version::V2 => {
+                    write(&self.file(Controller::Cpu, "cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
+                }
             }
         }
         Ok(())

@@ -12,7 +12,10 @@ use std::{
 
 use sandmesh_mesh::timestamp;
 use sandmesh_proto::{agent, executor, scheduler, session as pb, template};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tonic::Code;
 
 use super::{
@@ -26,7 +29,7 @@ use crate::{
     error::Error,
     id,
     lifecycle::{SessionEvent, SessionState},
-    notify::Lock,
+    notify::{Lock, Subscription},
     peers::call,
     store::{
         placement::Placement,
@@ -89,7 +92,7 @@ impl Service {
             // From before there is a row, so that no sweep takes it for a session that nobody creates.
             let lock = self.sandboxes.try_lock(&row.1.id);
             match self.store.insert_session(row.1.clone(), self.config.max_sessions).await? {
-                Inserted::New => return self.create_sandbox_for(&row.1.id, lock).await,
+                Inserted::New => return self.create_sandbox_for(row.1, lock).await,
                 Inserted::Repeat(first) => {
                     // Whoever creates it may wait for just this.
                     drop(lock);
@@ -137,12 +140,24 @@ impl Service {
     }
 
     /// Has the sandbox of a new session made, and waits a little for it.
-    async fn create_sandbox_for(self: &Arc<Self>, id: &str, lock: Option<Lock>) -> Result<Model, Error> {
+    async fn create_sandbox_for(
+        self: &Arc<Self>,
+        session: Model,
+        lock: Option<Lock>,
+    ) -> Result<Model, Error> {
         let waiting = Arc::new(AtomicBool::new(true));
         let (refused, mut refusal) = oneshot::channel();
-        self.spawn_creation(id.to_owned(), lock, Some(Waiter { waiting: Arc::clone(&waiting), refused }));
+        let (id, deadline) = (session.id.clone(), Instant::now() + self.config.create_wait.0);
+        let mut changes = self.session_changes.subscribe(&id);
+        let waiter = Waiter { waiting: Arc::clone(&waiting), refused };
+        self.spawn_creation(id.clone(), lock, Some((session, waiter)));
+        let settles = async {
+            // There is nothing to see before.
+            let _ = timeout_at(deadline, changes.changed()).await;
+            self.settles(&id, &mut changes, deadline).await
+        };
         let settled = tokio::select! {
-            settled = self.settled(id) => settled,
+            settled = settles => settled,
             Ok(error) = &mut refusal => return Err(error),
         };
         // Whoever clears it first says how it ends: as an error here, or as a session that failed.
@@ -154,12 +169,15 @@ impl Service {
 
     /// The session as it is once it is not being created any more, or after a short while.
     pub(super) async fn settled(&self, id: &str) -> Result<Model, Error> {
-        let deadline = tokio::time::Instant::now() + self.config.create_wait.0;
-        let mut changes = self.session_changes.subscribe(id);
+        let deadline = Instant::now() + self.config.create_wait.0;
+        self.settles(id, &mut self.session_changes.subscribe(id), deadline).await
+    }
+
+    async fn settles(&self, id: &str, changes: &mut Subscription, deadline: Instant) -> Result<Model, Error> {
         loop {
             let session = self.session(id).await?;
             if session.state != SessionState::Creating
-                || tokio::time::timeout_at(deadline, changes.changed()).await.is_err()
+                || timeout_at(deadline, changes.changed()).await.is_err()
             {
                 return Ok(session);
             }
@@ -174,25 +192,36 @@ impl Service {
         }
     }
 
-    fn spawn_creation(self: &Arc<Self>, id: String, lock: Option<Lock>, waiter: Option<Waiter>) {
+    /// Creates the sandbox of a session: of a new one, whose row was just written, for who waits for it; or else of
+    /// one that may have moved on.
+    fn spawn_creation(self: &Arc<Self>, id: String, lock: Option<Lock>, new: Option<(Model, Waiter)>) {
         let service = Arc::clone(self);
         self.spawn("create sandbox", async move {
             let _lock = match lock {
                 Some(lock) => lock,
                 None => service.sandboxes.lock(&id).await,
             };
-            if let Err(error) = service.create_sandbox(&id, waiter).await {
+            let created = match new {
+                Some((session, waiter)) => service.create_sandbox(session, Some(waiter)).await,
+                None => service.create_sandbox_again(&id).await,
+            };
+            if let Err(error) = created {
                 // The sweep tries again.
                 tracing::error!(session.id = id, error = format!("{error:#?}"), "sandbox not created");
             }
         });
     }
 
-    async fn create_sandbox(self: &Arc<Self>, id: &str, waiter: Option<Waiter>) -> Result<(), Error> {
-        let Some(session) = self.store.session(id).await?.filter(|s| s.state == SessionState::Creating)
-        else {
-            return Ok(());
-        };
+    async fn create_sandbox_again(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        match self.store.session(id).await? {
+            Some(session) if session.state == SessionState::Creating => {
+                self.create_sandbox(session, None).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn create_sandbox(self: &Arc<Self>, session: Model, waiter: Option<Waiter>) -> Result<(), Error> {
         match self.ask_for_sandbox(&session, waiter.is_none()).await? {
             Ok(sandbox) if is_weaker(&session, &sandbox) => {
                 let reason = "its sandbox was lost, and another one would have another isolation";
@@ -224,7 +253,9 @@ impl Service {
             Furnished::Moot => return Ok(()),
         };
         // One that takes the place of another goes on with its files.
-        self.restore_workspace(&session, &sandbox.endpoint).await?;
+        if session.recovered() > 0 {
+            self.restore_workspace(&session, &sandbox.endpoint).await?;
+        }
         let made = Placement { packages, ..placement(sandbox) };
         // When the session ended meanwhile, its end waits for the lock and removes the sandbox.
         if self.store.session_ready(&session, made, self.clock.now()).await? {

@@ -110,6 +110,8 @@ impl Service {
         name: &'static str,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
+        // It is large, and would be moved into each of what wraps it.
+        let work = Box::pin(work);
         let (done, result) = oneshot::channel();
         self.tasks.spawn(name, async move {
             // Nobody may be listening any more.
@@ -123,7 +125,7 @@ impl Service {
     /// Spawns work that the next process takes up where this one stopped: it is dropped when the service
     /// stops.
     fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        let token = self.tasks.token();
+        let (token, work) = (self.tasks.token(), Box::pin(work));
         self.tasks.spawn(name, async move {
             // Dropped or ended, both are well.
             let _ = token.run_until_cancelled(work).await;

@@ -17,12 +17,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use self::size::Size;
 use crate::{cli::MeasureOptions, execution::Stop, isolation::Sandbox, service::Service};
 
-/// The shortest time between two looks, and before the first one after nothing ran.
+/// The time between two looks.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// After a look that took its time there is a pause of so many times that.
@@ -35,13 +35,14 @@ pub(crate) async fn watch(service: Arc<Service>) {
     if limit == 0 {
         return;
     }
-    let (mut pause, mut before, mut settled, mut stopped) = (INTERVAL, 0, true, false);
+    let (start, mut rested) = (Instant::now(), Instant::now());
+    let (mut before, mut settled, mut stopped) = (0, true, false);
     loop {
         // A sandbox that nobody uses is to cost nothing, however many there are.
-        if settled && service.running() == 0 {
+        if settled && service.is_empty() {
             service.arrival().await;
         }
-        sleep(pause).await;
+        sleep_until(next_look(start, Instant::now().max(rested))).await;
         let running = service.running() > 0;
         if !running && settled {
             continue;
@@ -52,7 +53,6 @@ pub(crate) async fn watch(service: Arc<Service>) {
         let looking = Arc::clone(&service);
         let look = tokio::task::spawn_blocking(move || Look::at(looking.sandbox(), enough));
         let Ok(look) = look.await else { continue };
-        pause = INTERVAL.max(began.elapsed() * SHARE);
         stopped = look.used > enough || running && look.endangers;
         if stopped {
             tracing::warn!(
@@ -62,12 +62,20 @@ pub(crate) async fn watch(service: Arc<Service>) {
                 "more disk is used than the limit"
             );
             service.stop_started(Stop::DiskLimit);
-            pause = INTERVAL;
+        } else {
+            rested = Instant::now() + began.elapsed() * SHARE;
         }
         // What is too deep to be measured is no measure: it may grow unseen, and so must go.
         before = if look.used == u64::MAX { 0 } else { look.used };
         settled = !running;
     }
+}
+
+/// When it is looked next: at the same times whoever comes when, so that nobody who is quick is sure to be gone
+/// before.
+fn next_look(start: Instant, now: Instant) -> Instant {
+    let past = (now - start).as_millis() / INTERVAL.as_millis();
+    start + INTERVAL * u32::try_from(past + 1).unwrap_or(u32::MAX)
 }
 
 /// What was found at one time.

@@ -216,9 +216,7 @@ impl Service {
     pub(crate) async fn describe(&self) -> pb::GetExecutorResponse {
         let languages =
             self.languages.get_or_init(|| self.sandbox.interpreters().describe(&self.known_versions)).await;
-        let Capacity { max_executions, max_queued, .. } = self.capacity;
         let running = self.running();
-        let inside = max_executions + max_queued - self.places.available_permits();
         pb::GetExecutorResponse {
             sandbox_id: self.sandbox_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -226,7 +224,7 @@ impl Service {
             languages: languages.clone(),
             isolation: Some(self.sandbox.isolation()),
             running: count(running),
-            queued: count(inside.saturating_sub(running)),
+            queued: count(self.inside().saturating_sub(running)),
             usage: Some(self.sandbox.usage()),
         }
     }
@@ -255,6 +253,17 @@ impl Service {
     /// Waits until an execution arrives; at once if one did since the last time. For one waiter.
     pub(crate) async fn arrival(&self) {
         self.arrived.notified().await;
+    }
+
+    /// Whether no execution runs, or waits to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inside() == 0
+    }
+
+    /// How many executions run, or wait to.
+    fn inside(&self) -> usize {
+        let Capacity { max_executions, max_queued, .. } = self.capacity;
+        max_executions + max_queued - self.places.available_permits()
     }
 
     /// How many executions run.

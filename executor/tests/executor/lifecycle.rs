@@ -94,21 +94,23 @@ async fn executor_ends_by_itself_when_it_expires() {
 
 #[tokio::test]
 async fn executor_sleeps_while_nobody_needs_it() {
-    const SECONDS: u64 = 4;
+    const SECONDS: u64 = 2;
     let daemon = Daemon::start(Settings { disk_bytes: 64 << 20, ..Settings::default() }).await;
     let mut client = daemon.client().await;
     assert_eq!(run(&mut client, script("pass")).await.code(), Some(0));
-    // It looks at the disk once more, and makes ready for the next.
-    tokio::time::sleep(Duration::from_secs(2)).await;
     let woken = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         count.unwrap().trim().parse::<u64>().unwrap()
     };
-    let before = woken();
-    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
-    let times = woken() - before;
-    assert!(times <= 2 * SECONDS, "it was woken {times} times in {SECONDS} s");
+    let mut fewest = u64::MAX;
+    // At first it looks at the disk once more, and every few seconds at what it has ready.
+    for _ in 0..4 {
+        let before = woken();
+        tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+        fewest = fewest.min(woken() - before);
+    }
+    assert!(fewest <= SECONDS, "it was woken {fewest} times in {SECONDS} s");
 }
 
 #[tokio::test]

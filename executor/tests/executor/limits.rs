@@ -239,6 +239,25 @@ async fn disk_limit_ends_with_its_cause() {
 }
 
 #[tokio::test]
+async fn those_who_come_and_go_do_not_pass_the_disk_limit_unseen() {
+    let daemon = Daemon::start(Settings { disk_bytes: 16 << 20, ..Settings::default() }).await;
+    let mut client = daemon.client().await;
+    let text = "
+import os, time
+with open(os.urandom(8).hex(), 'wb') as file: file.write(bytes(8 << 20))
+time.sleep(0.3)
+";
+    // One in two is there when it is looked.
+    for n in 0..30 {
+        if run(&mut client, script(text)).await.cause() == pb::Cause::DiskLimit {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200 + 37 * (n % 8))).await;
+    }
+    panic!("nobody was stopped");
+}
+
+#[tokio::test]
 async fn the_disk_limit_does_not_end_what_has_not_begun() {
     let settings = Settings { disk_bytes: 16 << 20, max_executions: 1, ..Settings::default() };
     let daemon = Daemon::start(settings).await;

@@ -91,8 +91,9 @@ impl Service {
         for _ in 0..ID_ATTEMPTS {
             // From before there is a row, so that no sweep takes it for a session that nobody creates.
             let lock = self.sandboxes.try_lock(&row.1.id);
+            let changes = self.session_changes.subscribe(&row.1.id);
             match self.store.insert_session(row.1.clone(), self.config.max_sessions).await? {
-                Inserted::New => return self.create_sandbox_for(row.1, lock).await,
+                Inserted::New => return self.create_sandbox_for(row.1, lock, changes).await,
                 Inserted::Repeat(first) => {
                     // Whoever creates it may wait for just this.
                     drop(lock);
@@ -144,13 +145,15 @@ impl Service {
         self: &Arc<Self>,
         session: Model,
         lock: Option<Lock>,
+        mut changes: Subscription,
     ) -> Result<Model, Error> {
         let waiting = Arc::new(AtomicBool::new(true));
         let (refused, mut refusal) = oneshot::channel();
         let (id, deadline) = (session.id.clone(), Instant::now() + self.config.create_wait.0);
-        let mut changes = self.session_changes.subscribe(&id);
-        let waiter = Waiter { waiting: Arc::clone(&waiting), refused };
-        self.spawn_creation(id.clone(), lock, Some((session, waiter)));
+        let waiter = Some(Waiter { waiting: Arc::clone(&waiting), refused });
+        // Without the lock, another may change it meanwhile.
+        let written = lock.is_some().then_some(session);
+        self.spawn_creation(id.clone(), lock, (written, waiter));
         let settles = async {
             // There is nothing to see before.
             let _ = timeout_at(deadline, changes.changed()).await;
@@ -161,7 +164,7 @@ impl Service {
             Ok(error) = &mut refusal => return Err(error),
         };
         // Whoever clears it first says how it ends: as an error here, or as a session that failed.
-        if waiting.swap(false, Ordering::AcqRel) {
+        if waiting.swap(false, Ordering::AcqRel) || refusal.is_terminated() {
             return settled;
         }
         refusal.await.map_or(settled, Err)
@@ -188,41 +191,45 @@ impl Service {
     pub(super) fn resume_creation(self: &Arc<Self>, id: String) {
         // Held by whoever creates it now.
         if let Some(lock) = self.sandboxes.try_lock(&id) {
-            self.spawn_creation(id, Some(lock), None);
+            self.spawn_creation(id, Some(lock), (None, None));
         }
     }
 
-    /// Creates the sandbox of a session: of a new one, whose row was just written, for who waits for it; or else of
-    /// one that may have moved on.
-    fn spawn_creation(self: &Arc<Self>, id: String, lock: Option<Lock>, new: Option<(Model, Waiter)>) {
+    /// Creates the sandbox of a session, whose row may be known as it is, for who may wait for it.
+    fn spawn_creation(
+        self: &Arc<Self>,
+        id: String,
+        lock: Option<Lock>,
+        (row, waiter): (Option<Model>, Option<Waiter>),
+    ) {
         let service = Arc::clone(self);
         self.spawn("create sandbox", async move {
             let _lock = match lock {
                 Some(lock) => lock,
                 None => service.sandboxes.lock(&id).await,
             };
-            let created = match new {
-                Some((session, waiter)) => service.create_sandbox(session, Some(waiter)).await,
-                None => service.create_sandbox_again(&id).await,
-            };
-            if let Err(error) = created {
+            if let Err(error) = service.create_sandbox(&id, row, waiter).await {
                 // The sweep tries again.
                 tracing::error!(session.id = id, error = format!("{error:#?}"), "sandbox not created");
             }
         });
     }
 
-    async fn create_sandbox_again(self: &Arc<Self>, id: &str) -> Result<(), Error> {
-        match self.store.session(id).await? {
-            Some(session) if session.state == SessionState::Creating => {
-                self.create_sandbox(session, None).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn create_sandbox(self: &Arc<Self>, session: Model, waiter: Option<Waiter>) -> Result<(), Error> {
-        match self.ask_for_sandbox(&session, waiter.is_none()).await? {
+    async fn create_sandbox(
+        self: &Arc<Self>,
+        id: &str,
+        row: Option<Model>,
+        waiter: Option<Waiter>,
+    ) -> Result<(), Error> {
+        // Of what was read, nobody knows who asked for a sandbox before.
+        let (session, may_exist) = match row {
+            Some(row) => (Some(row), false),
+            None => (self.store.session(id).await?, true),
+        };
+        let Some(session) = session.filter(|session| session.state == SessionState::Creating) else {
+            return Ok(());
+        };
+        match self.ask_for_sandbox(&session, may_exist).await? {
             Ok(sandbox) if is_weaker(&session, &sandbox) => {
                 let reason = "its sandbox was lost, and another one would have another isolation";
                 self.end(&session, SessionEvent::CreationFailed, reason).await?;

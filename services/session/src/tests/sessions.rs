@@ -21,6 +21,7 @@ on_every_database!(
     there_are_no_more_sessions_than_the_quota,
     a_scheduler_that_is_away_for_a_moment_is_asked_again,
     without_room_there_is_an_error_and_no_session,
+    without_room_a_session_that_is_used_already_fails,
     a_sweep_does_not_create_what_is_being_created,
     the_same_request_twice_at_once_is_one_session_and_waits_for_nothing,
     a_slow_creation_is_answered_and_may_fail_later,
@@ -140,6 +141,26 @@ async fn without_room_there_is_an_error_and_no_session() {
         State::Running,
         "the same request may try again"
     );
+}
+
+async fn without_room_a_session_that_is_used_already_fails() {
+    let create_wait = HumanDuration(Duration::from_secs(60));
+    let mut bench = Bench::with(Config { create_wait, ..config() }).await;
+    bench.world.lock().create_errors = [Status::resource_exhausted("full")].into();
+    bench.world.lock().create_delay = Duration::from_millis(300);
+    let (mut creator, mut user) = (bench.client.clone(), bench.client.clone());
+    let request = pb::CreateSessionRequest { session_id: "used".into(), ..new_session() };
+    let create = creator.create_session(request);
+    let use_it = async {
+        while user.start_execution(start("used", "1")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (created, ()) = tokio::join!(create, use_it);
+    let session = created.unwrap().into_inner().session.unwrap();
+    assert_eq!(session.state(), State::Failed);
+    assert!(session.status_reason.contains("full"), "{session:?}");
+    assert_eq!(bench.get("used").await.unwrap().state(), State::Failed);
 }
 
 /// A sweep finds the row of a session whose creation has just begun.

@@ -20,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// For how long nothing is made for pools while much is made for sessions.
 const STANDS_BACK: Duration = Duration::from_secs(3);
 
-/// What sessions asked for this long ago is no part of a burst any more.
+/// What sessions were given this long ago is no part of a burst any more.
 pub(crate) const BURST: Duration = Duration::from_millis(50);
 
 /// How soon it is looked again for room where there was none.
@@ -225,23 +225,23 @@ impl Backoff {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct StandBack {
     since: Option<DateTime<Utc>>,
-    /// When sessions asked for a sandbox: not longer ago than a burst.
-    asked: Vec<DateTime<Utc>>,
+    /// When sandboxes were given to sessions, or begun for them: not longer ago than a burst.
+    given: Vec<DateTime<Utc>>,
 }
 
 impl StandBack {
-    /// A session asks for a sandbox, warm or not.
-    pub(crate) fn asked(&mut self, now: DateTime<Utc>) {
+    /// A session is given a sandbox of a pool, or one is begun for it as that is empty.
+    pub(crate) fn given(&mut self, now: DateTime<Utc>) {
         self.forget(now);
-        self.asked.push(now);
+        self.given.push(now);
     }
 
     /// With so many sandboxes being made for sessions on so many nodes, which have enough to do with that if it is
-    /// more than one for each, or if more sessions than that asked just now. Not for long: it may be for want of warm
+    /// more than one for each, or if more than that were given just now. Not for long: it may be for want of warm
     /// ones that so many are made.
     pub(crate) fn looks(&mut self, being_made: usize, nodes: usize, now: DateTime<Utc>) -> bool {
         self.forget(now);
-        if being_made.max(self.asked.len()) <= nodes {
+        if being_made.max(self.given.len()) <= nodes {
             self.since = None;
             return false;
         }
@@ -252,7 +252,7 @@ impl StandBack {
     }
 
     fn forget(&mut self, now: DateTime<Utc>) {
-        self.asked.retain(|asked| (now - *asked).to_std().is_ok_and(|past| past < BURST));
+        self.given.retain(|given| (now - *given).to_std().is_ok_and(|past| past < BURST));
     }
 }
 

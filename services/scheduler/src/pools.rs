@@ -136,7 +136,7 @@ impl Pools {
             // With a reason it is how far it is, of one that was counted.
             (false, State::Creating) if sandbox.reason.is_empty() => {
                 pool.demand.note(self.clock.now());
-                self.stand_back().asked(self.clock.now());
+                self.stand_back().given(self.clock.now());
             }
             (true, State::Deleted | State::Dead) => {}
             _ => return,

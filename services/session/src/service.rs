@@ -110,7 +110,7 @@ impl Service {
         name: &'static str,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        // It is large, and would be moved into each of what wraps it.
+        // Pinned first, here and below: it is large, and each of what wraps it would move it and hold it twice.
         let work = Box::pin(work);
         let (done, result) = oneshot::channel();
         self.tasks.spawn(name, async move {
